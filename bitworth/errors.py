@@ -1,0 +1,25 @@
+"""The one exception a user may see: a sentence that says what was wrong, where, and what to do."""
+
+from __future__ import annotations
+
+
+class BitworthError(Exception):
+    """Bad input or a step that cannot go on; its message is one sentence fit for a terminal.
+
+    Raise it with what was wrong, where it was found and what would have been right.
+    `exit_code` is 2 for input that must change, 1 for work that failed.
+    """
+
+    exit_code = 2
+
+
+class WorkFailed(BitworthError):
+    """Valid input, but the work could not be finished (a server died, the disk is full)."""
+
+    exit_code = 1
+
+
+class Unsupported(BitworthError):
+    """An engine cannot run a format on this hardware; the message is the reason shown to the user."""
+
+    exit_code = 1

@@ -1,0 +1,111 @@
+"""Cells one after another in a worker process, so that a crash (out of memory, a signal) costs a cell and not the study.
+
+One worker serves many cells, because importing torch and lm-eval costs more than many cells do. It dies with its driver:
+a watchdog leaves as soon as the parent changes, so that a killed study leaves nothing running.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterable
+from multiprocessing.connection import Connection
+from multiprocessing.context import SpawnProcess
+from typing import Any
+
+from bitworth.errors import BitworthError
+from bitworth.execute import Done, Work
+from bitworth.types import Cell
+
+
+class LocalExecutor:
+    """Runs cells in one worker process at a time."""
+
+    def __init__(self) -> None:
+        self._process: SpawnProcess | None = None
+        self._pipe: Connection | None = None
+
+    def run(self, cells: Iterable[Cell], work: Work, root: str, done: Done) -> None:
+        """Run each cell and report it; the worker is gone when this returns or raises."""
+        try:
+            for cell in cells:
+                result, cause = self._one(cell, work, root)
+                done(cell, result, cause)
+        finally:
+            self._stop()
+
+    def _one(self, cell: Cell, work: Work, root: str) -> tuple[dict[str, Any] | None, str | None]:
+        pipe = self._worker()
+        try:
+            pipe.send((cell, work, root))
+            result, cause = pipe.recv()
+        except (EOFError, BrokenPipeError, ConnectionResetError):
+            return None, self._death()
+        return result, cause
+
+    def _worker(self) -> Connection:
+        if self._pipe is None:
+            context = multiprocessing.get_context("spawn")
+            self._pipe, theirs = context.Pipe()
+            self._process = context.Process(target=_serve, args=(theirs, os.getpid()), name="bitworth-worker")
+            self._process.start()
+            theirs.close()
+        return self._pipe
+
+    def _death(self) -> str:
+        """Why the worker went, as a sentence; the next cell gets a new one."""
+        assert self._process is not None
+        self._process.join()
+        code = self._process.exitcode or 0
+        self._pipe, self._process = None, None
+        if code == -signal.SIGKILL:
+            return "The worker was killed (signal 9), as happens when the machine runs out of memory."
+        if code < 0:
+            return f"The worker died of {signal.Signals(-code).name}."
+        return f"The worker left with exit code {code}."
+
+    def _stop(self) -> None:
+        if self._pipe is not None:
+            self._pipe.close()
+        if self._process is not None:
+            self._process.terminate()
+            self._process.join(5)
+            if self._process.is_alive():
+                self._process.kill()
+                self._process.join()
+        self._pipe, self._process = None, None
+
+
+def _serve(pipe: Connection, parent: int) -> None:
+    """The worker's loop: take a cell, run it, send back its result or the sentence that says why not."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_leave_with, args=(parent,), daemon=True).start()
+    while True:
+        try:
+            cell, work, root = pipe.recv()
+        except EOFError:
+            return
+        pipe.send(_attempt(cell, work, root))
+
+
+def _attempt(cell: Cell, work: Work, root: str) -> tuple[dict[str, Any] | None, str | None]:
+    try:
+        return work(cell, root), None
+    except BitworthError as error:
+        return None, str(error)
+    except MemoryError:
+        return None, "The cell needs more memory than this machine has."
+    except Exception as error:  # a cell's fault must not take the study down; it is kept as the cell's cause
+        import traceback
+
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        return None, f"{type(error).__name__}: {error} ({os.path.basename(place.filename)}:{place.lineno})."
+
+
+def _leave_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(0.2)
+    os._exit(1)

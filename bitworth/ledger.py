@@ -1,0 +1,160 @@
+"""Cells on disk: one file a finished cell, written to a temporary name and renamed, so that no kill leaves half of one.
+
+    OUT/
+      study.json            the study as it was run
+      cells/KIND/KEY.json   {"schema", "cell", "result", "sha256"}; the key hashes everything that could change the result
+      failures/KEY.json     why a cell could not be finished; removed when it is
+      checkpoints/FORMAT/   what the quantize cells made
+      lock                  held by the one driver that may write
+
+A file whose checksum does not match is treated as absent (the cell is run again) and reported by `damaged`.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from bitworth.errors import BitworthError, WorkFailed
+from bitworth.types import Cell
+
+SCHEMA = 1
+
+
+def canonical(value: Any) -> str:
+    """JSON with sorted keys and no spaces: equal values give equal text."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=True)
+
+
+def key_of(cell: Cell) -> str:
+    """Twenty hex digits of the SHA-256 of the cell's kind and inputs; its title and needs do not count."""
+    return hashlib.sha256(canonical({"kind": cell.kind, "inputs": cell.inputs}).encode()).hexdigest()[:20]
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Write to a temporary name in the same folder, flush to disk, rename.
+
+    Raises:
+        WorkFailed: the disk is full or cannot be written; `path` is then as it was.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise WorkFailed(f"{path} could not be written: {disk_reason(error)}.") from error
+
+
+def disk_reason(error: OSError) -> str:
+    """What to tell a user about a failed write."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "the disk is full; free some space and run the same command again, finished work is kept"
+    return error.strerror or str(error)
+
+
+class Ledger:
+    """The results under one folder."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def path(self, cell: Cell) -> Path:
+        """Where the cell's result lives."""
+        return self.root / "cells" / cell.kind / f"{key_of(cell)}.json"
+
+    def get(self, cell: Cell) -> dict[str, Any] | None:
+        """The cell's result, or None when it is not finished or its file does not match its checksum."""
+        return _read(self.path(cell))
+
+    def put(self, cell: Cell, result: Mapping[str, Any]) -> None:
+        """Keep a finished cell's result and forget its earlier failure."""
+        record = {
+            "schema": SCHEMA,
+            "cell": asdict(cell),
+            "result": dict(result),
+            "sha256": _digest(result),
+        }
+        write_atomic(self.path(cell), json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+        self._failure_path(cell).unlink(missing_ok=True)
+
+    def fail(self, cell: Cell, cause: str) -> None:
+        """Keep why a cell could not be finished."""
+        write_atomic(self._failure_path(cell), json.dumps({"title": cell.title, "cause": cause}) + "\n")
+
+    def failure(self, cell: Cell) -> str | None:
+        """Why the cell failed last time, if it did."""
+        path = self._failure_path(cell)
+        return str(json.loads(path.read_text())["cause"]) if path.is_file() else None
+
+    def damaged(self) -> list[Path]:
+        """Result files that do not match their checksum; their cells will be run again."""
+        return [path for path in sorted(self.root.glob("cells/*/*.json")) if _read(path) is None]
+
+    def write_study(self, study: Mapping[str, Any]) -> None:
+        """Keep the study beside its results so that later verbs need the folder alone."""
+        write_atomic(self.root / "study.json", json.dumps(study, indent=1, ensure_ascii=False) + "\n")
+
+    def read_study(self) -> dict[str, Any]:
+        """The study whose results these are.
+
+        Raises:
+            BitworthError: the folder holds no study.
+        """
+        path = self.root / "study.json"
+        try:
+            study: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise BitworthError(
+                f"{self.root} holds no readable study.json; name a folder that `bitworth run STUDY --out FOLDER` wrote."
+            ) from error
+        return study
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the folder for one driver; the lock goes with the process, however it ends.
+
+        Raises:
+            BitworthError: another driver holds it.
+        """
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            handle = (self.root / "lock").open("a")
+        except OSError as error:
+            raise BitworthError(f"The folder {self.root} cannot be used for results: {disk_reason(error)}.") from error
+        with handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise BitworthError(
+                    f"Another bitworth is already running on {self.root}; wait for it, or choose another --out."
+                ) from error
+            yield
+
+    def _failure_path(self, cell: Cell) -> Path:
+        return self.root / "failures" / f"{key_of(cell)}.json"
+
+
+def _digest(result: Mapping[str, Any]) -> str:
+    return hashlib.sha256(canonical(result).encode()).hexdigest()
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        result: dict[str, Any] = record["result"]
+        return result if record["sha256"] == _digest(result) else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

@@ -1,0 +1,142 @@
+"""Scale, round and pack: the arithmetic of the number formats, in pure torch.
+
+A quantized weight is `codes * scale`, codes on a `Grid`, one scale a channel or group. Scales are rounded to the dtype they
+are stored in before anything is rounded with them, so that what was optimized is what the loaders compute.
+
+>>> grid = Grid(bits=4, granularity="group", group_size=2)
+>>> weight = torch.tensor([[7.0, -3.4, 0.5, 0.1]])
+>>> scale = scale_of(weight, grid)
+>>> round_to_grid(weight, scale, grid).tolist()
+[[7.0, -3.0, 7.0, 1.0]]
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from bitworth.types import Clip, Grid
+
+FLOAT8 = torch.float8_e4m3fn
+_CLIP_ROWS = 1 << 22  # elements searched at once: keeps the search's temporaries near 64 MiB
+
+
+def group_size_of(grid: Grid, columns: int) -> int:
+    """How many input columns share a scale."""
+    return grid.group_size if grid.granularity == "group" and grid.group_size else columns
+
+
+def half_range(grid: Grid) -> float:
+    """What the largest magnitude maps to: half the code range, as compressed-tensors defines symmetric scales."""
+    low, high = grid.levels
+    return (high - low) / 2
+
+
+def scale_of(
+    weight_OI: Tensor, grid: Grid, *, shrink: Tensor | float = 1.0, dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """Symmetric absmax scales, shape (out, groups), rounded to `dtype` and returned in float32; dead groups get 1."""
+    size = group_size_of(grid, weight_OI.shape[1])
+    peak = weight_OI.float().unflatten(1, (-1, size)).abs().amax(-1)
+    return as_stored(peak * shrink / half_range(grid), dtype)
+
+
+def as_stored(scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """A scale as it reads back from a checkpoint of `dtype`; zeros become 1 so that dead groups stay exactly zero."""
+    stored = scale.to(dtype).float()
+    return torch.where(stored > 0, stored, torch.ones_like(stored))
+
+
+def to_codes(scaled: Tensor, grid: Grid) -> Tensor:
+    """Nearest code of a tensor already divided by its scale, as float32: ties to even, saturating."""
+    low, high = grid.levels
+    if grid.kind == "float":
+        return scaled.clamp(low, high).to(FLOAT8).float()
+    return scaled.round().clamp(low, high)
+
+
+def round_to_grid(weight_OI: Tensor, scale_OG: Tensor, grid: Grid) -> Tensor:
+    """Codes of a weight under its scales, shape (out, in), float32."""
+    size = group_size_of(grid, weight_OI.shape[1])
+    grouped = weight_OI.float().unflatten(1, (-1, size)) / scale_OG.unsqueeze(-1)
+    return to_codes(grouped, grid).flatten(1)
+
+
+def from_codes(codes_OI: Tensor, scale_OG: Tensor) -> Tensor:
+    """The weight that codes and scales stand for, float32."""
+    size = codes_OI.shape[1] // scale_OG.shape[1]
+    return (codes_OI.float().unflatten(1, (-1, size)) * scale_OG.float().unsqueeze(-1)).flatten(1)
+
+
+def clipped_scale(
+    weight_OI: Tensor,
+    grid: Grid,
+    clip: Clip,
+    *,
+    dtype: torch.dtype = torch.float32,
+    importance_I: Tensor | None = None,
+) -> Tensor:
+    """Scales by grid search over the shrink factor (published recipe: p = 1 - i/100, i < 80, sum |q - w|**2.4).
+
+    Args:
+        weight_OI: (out, in).
+        grid: symmetric grid of the weight.
+        clip: the search.
+        dtype: what scales are stored in.
+        importance_I: (in,) weights of the error of each input column, the Hessian's diagonal; None counts all alike.
+
+    Returns:
+        (out, groups) float32 scales; the first (largest) shrink factor wins a tie.
+    """
+    rows = max(1, _CLIP_ROWS // weight_OI.shape[1])
+    parts = [_clip_rows(part, grid, clip, dtype, importance_I) for part in weight_OI.float().split(rows)]
+    return torch.cat(parts)
+
+
+def _clip_rows(weight_OI: Tensor, grid: Grid, clip: Clip, dtype: torch.dtype, importance_I: Tensor | None) -> Tensor:
+    size = group_size_of(grid, weight_OI.shape[1])
+    grouped = weight_OI.unflatten(1, (-1, size))
+    weigh = None if importance_I is None else importance_I.float().view(-1, size)
+    full = scale_of(weight_OI, grid)
+    best = as_stored(full, dtype)
+    least = torch.full_like(best, torch.inf)
+    for step in range(int(clip.shrink * clip.steps)):
+        scale = as_stored(full * (1 - step / clip.steps), dtype)
+        error = to_codes(grouped / scale.unsqueeze(-1), grid).mul_(scale.unsqueeze(-1)).sub_(grouped).abs_()
+        error = error.square_() if clip.norm == 2 else error.pow_(clip.norm)
+        loss = error.sum(-1) if weigh is None else (error * weigh).sum(-1)
+        better = loss < least
+        least = torch.where(better, loss, least)
+        best = torch.where(better, scale, best)
+    return best
+
+
+def quantize_token(hidden: Tensor, grid: Grid) -> Tensor:
+    """Dynamic per-token activations: quantized and back, in the input's dtype.
+
+    The scale is absmax over the last axis divided by half the code range (integers) or the largest finite value
+    (floats), as compressed-tensors computes it.
+    """
+    values = hidden.float()
+    # eps as compressed-tensors: a token of zeros must not divide by zero
+    scale = (values.abs().amax(-1, keepdim=True) / half_range(grid)).clamp(min=torch.finfo(torch.float32).eps)
+    return (to_codes(values / scale, grid) * scale).to(hidden.dtype)
+
+
+def pack_int4(codes_OI: Tensor) -> Tensor:
+    """Eight 4-bit codes a 32-bit word, first column in the low bits, each stored as code + 8; columns padded to a word.
+
+    Bit for bit what compressed-tensors' `pack_to_int32` writes.
+    """
+    nibbles = (codes_OI + 8).to(torch.int32)
+    pad = -nibbles.shape[1] % 8
+    nibbles = torch.nn.functional.pad(nibbles, (0, pad)).unflatten(1, (-1, 8))
+    shifts = torch.arange(0, 32, 4, dtype=torch.int32, device=codes_OI.device)
+    return (nibbles << shifts).sum(-1, dtype=torch.int64).to(torch.int32)
+
+
+def unpack_int4(packed_OW: Tensor, columns: int) -> Tensor:
+    """The codes that `pack_int4` packed, int8, shape (out, columns)."""
+    shifts = torch.arange(0, 32, 4, dtype=torch.int32, device=packed_OW.device)
+    nibbles = (packed_OW.unsqueeze(-1) >> shifts) & 0xF
+    return (nibbles.flatten(1)[:, :columns] - 8).to(torch.int8)

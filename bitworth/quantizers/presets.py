@@ -1,0 +1,34 @@
+"""The recipes by name. To add one, add a row."""
+
+from __future__ import annotations
+
+from bitworth import schemes
+from bitworth.errors import BitworthError
+from bitworth.types import Awq, Clip, Gptq, Recipe, Rtn, SmoothQuant
+
+_ROWS: dict[str, tuple[str, Rtn | Gptq, tuple[SmoothQuant | Awq, ...]]] = {
+    "w8a8-fp": ("w8a8-fp", Rtn(), ()),
+    "w8a8-int-rtn": ("w8a8-int", Rtn(), ()),
+    "w8a8-int-gptq": ("w8a8-int", Gptq(clip=Clip(hessian_weighted=True), ordering="weight"), ()),
+    "w8a8-int-smoothquant-gptq": ("w8a8-int", Gptq(), (SmoothQuant(strength=0.5),)),
+    "w4a16-int-rtn": ("w4a16-int", Rtn(), ()),
+    "w4a16-int-gptq": ("w4a16-int", Gptq(clip=Clip(hessian_weighted=True), ordering="weight"), ()),
+    # the published method: MSE clipping at norm 2.4 on the weights updated so far, columns as they lie
+    "w4a16-int-gptq-published": ("w4a16-int", Gptq(clip=Clip()), ()),
+    "w4a16-int-awq": ("w4a16-int", Rtn(clip=Clip(hessian_weighted=True)), (Awq(),)),
+}
+RECIPE_NAMES = tuple(_ROWS)
+
+
+def recipe(name: str, *, group_size: int | None = None) -> Recipe:
+    """The recipe of that name; `group_size` counts where weights are grouped (128 unless given).
+
+    Raises:
+        BitworthError: no such recipe.
+    """
+    if name not in _ROWS:
+        raise BitworthError(f"Unknown recipe '{name}'; known: {', '.join(RECIPE_NAMES)}.")
+    scheme, rounding, transforms = _ROWS[name]
+    return Recipe(
+        name=name, scheme=schemes.get(scheme, group_size=group_size), rounding=rounding, transforms=transforms
+    )

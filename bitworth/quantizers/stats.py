@@ -1,0 +1,72 @@
+"""What calibration keeps of a layer's inputs, and what a rounding gives back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from bitworth.numerics import from_codes
+
+
+class InputStats:
+    """Second moments and magnitudes of a layer's inputs, gathered chunk by chunk.
+
+    `hessian_II` is the mean of x xᵀ over tokens (GPTQ's H up to the factor 2, which cancels).
+    """
+
+    def __init__(self, columns: int, device: torch.device | str = "cpu") -> None:
+        self._sum_II = torch.zeros(columns, columns, device=device)
+        self._abs_I = torch.zeros(columns, device=device)
+        self.max_abs_I = torch.zeros(columns, device=device)
+        self.tokens = 0
+
+    def add(self, inputs: Tensor) -> None:
+        """Take in activations of shape (..., columns)."""
+        rows_TI = inputs.detach().reshape(-1, inputs.shape[-1]).float()
+        self._sum_II.addmm_(rows_TI.T, rows_TI)
+        magnitude = rows_TI.abs()
+        self._abs_I += magnitude.sum(0)
+        torch.maximum(self.max_abs_I, magnitude.amax(0), out=self.max_abs_I)
+        self.tokens += rows_TI.shape[0]
+
+    @property
+    def hessian_II(self) -> Tensor:
+        """Mean of x xᵀ."""
+        return self._sum_II / max(1, self.tokens)
+
+    @property
+    def mean_abs_I(self) -> Tensor:
+        """Mean magnitude a column."""
+        return self._abs_I / max(1, self.tokens)
+
+    def divided_by(self, scale_I: Tensor) -> InputStats:
+        """The statistics of x / scale, without seeing x again."""
+        other = InputStats(0)
+        other._sum_II = self._sum_II / scale_I.unsqueeze(0) / scale_I.unsqueeze(1)
+        other._abs_I = self._abs_I / scale_I
+        other.max_abs_I = self.max_abs_I / scale_I
+        other.tokens = self.tokens
+        return other
+
+
+@dataclass(slots=True)
+class Rounded:
+    """Codes (out, in) and scales (out, groups), both float32; `group_of_I` says each column's group where it is not in order."""
+
+    codes_OI: Tensor
+    scale_OG: Tensor
+    group_of_I: Tensor | None = None
+    notes: list[str] = field(default_factory=list)
+
+    def weight(self) -> Tensor:
+        """The weight that the loaders will compute with, float32."""
+        if self.group_of_I is None:
+            return from_codes(self.codes_OI, self.scale_OG)
+        return self.codes_OI * self.scale_OG[:, self.group_of_I.long()]
+
+    def split(self, rows: list[int]) -> list[Rounded]:
+        """The parts of a stack that was rounded together."""
+        codes, scales = self.codes_OI.split(rows), self.scale_OG.split(rows)
+        return [Rounded(c, s, self.group_of_I, list(self.notes)) for c, s in zip(codes, scales, strict=True)]

@@ -1,0 +1,45 @@
+"""The number formats, one a file: what grid the tensors live on, and how a checkpoint stores them.
+
+To add one, write a file with `scheme` and `LAYOUT` and list it in `_MODULES`.
+
+>>> get("w4a16-int", group_size=64).weight.group_size
+64
+"""
+
+from __future__ import annotations
+
+from bitworth.errors import BitworthError
+from bitworth.schemes import w4a16_int, w8a8_fp, w8a8_int
+from bitworth.schemes.base import Layout
+from bitworth.types import Scheme
+
+_MODULES = {"w8a8-fp": w8a8_fp, "w8a8-int": w8a8_int, "w4a16-int": w4a16_int}
+NAMES = tuple(_MODULES)
+
+
+def get(name: str, *, group_size: int | None = None) -> Scheme:
+    """The scheme of that name; `group_size` counts only where weights are grouped.
+
+    Raises:
+        BitworthError: no such scheme.
+    """
+    if name not in _MODULES:
+        raise BitworthError(f"Unknown number format '{name}'; known: {', '.join(NAMES)}.")
+    return _MODULES[name].scheme(group_size)
+
+
+def layout_of(scheme: Scheme) -> Layout:
+    """How a checkpoint stores the scheme's weights."""
+    return _MODULES[scheme.name].LAYOUT
+
+
+def layout_named(name: str) -> Layout:
+    """The layout that a checkpoint's `format` key names.
+
+    Raises:
+        BitworthError: a layout that is not read here.
+    """
+    layouts = {module.LAYOUT.name: module.LAYOUT for module in _MODULES.values()}
+    if name not in layouts:
+        raise BitworthError(f"The checkpoint's layout '{name}' is not one of {', '.join(layouts)}; re-quantize it.")
+    return layouts[name]

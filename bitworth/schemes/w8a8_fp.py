@@ -1,0 +1,19 @@
+"""W8A8-FP: E4M3 weights, one scale an output channel; E4M3 activations scaled by token as they come (paper, section 3.2)."""
+
+from __future__ import annotations
+
+import torch
+
+from bitworth.schemes.base import plain
+from bitworth.types import Grid, Scheme
+
+LAYOUT = plain("float-quantized", torch.float8_e4m3fn)
+
+
+def scheme(group_size: int | None = None) -> Scheme:
+    """The scheme; it has no groups."""
+    return Scheme(
+        name="w8a8-fp",
+        weight=Grid(bits=8, kind="float", granularity="channel"),
+        activation=Grid(bits=8, kind="float", granularity="token", dynamic=True),
+    )

@@ -1,0 +1,19 @@
+"""W8A8-INT: INT8 weights, one scale an output channel; INT8 activations scaled by token as they come (paper, section 3.2)."""
+
+from __future__ import annotations
+
+import torch
+
+from bitworth.schemes.base import plain
+from bitworth.types import Grid, Scheme
+
+LAYOUT = plain("int-quantized", torch.int8)
+
+
+def scheme(group_size: int | None = None) -> Scheme:
+    """The scheme; it has no groups."""
+    return Scheme(
+        name="w8a8-int",
+        weight=Grid(bits=8, granularity="channel"),
+        activation=Grid(bits=8, granularity="token", dynamic=True),
+    )

@@ -1,0 +1,314 @@
+"""A study file: names become objects here, once; below this module only objects travel.
+
+    model: demo:smollm2            # hub id, folder, or the demo's model
+    formats: [baseline, w8a8-fp, w8a8-int-gptq, w4a16-int-gptq]
+    group_size: 64
+    calibration: {source: demo:calibration, samples: 32, length: 512}
+    tasks: [{name: arc_challenge, limit: 100}]
+    use_cases: [{name: rag, scale: 0.1}]
+    loads: [synchronous, {kind: throughput, streams: 8}]
+    hardware: [{name: local, usd_per_hour: 0.10}]
+    constraints: {min_recovery_pct: 99}
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from bitworth import hardware as catalogue
+from bitworth import tasks as task_registry
+from bitworth import workloads
+from bitworth.errors import BitworthError
+from bitworth.quantizers import presets
+from bitworth.types import (
+    Calibration,
+    Clip,
+    Constraint,
+    Gptq,
+    Hardware,
+    Load,
+    Ordering,
+    Recipe,
+    Rtn,
+    TaskSpec,
+    UseCase,
+)
+
+BASELINE = "baseline"
+
+
+def _named(value: Any) -> Any:
+    """Let a bare name stand for the mapping that holds only it."""
+    return {"name": value} if isinstance(value, str) else value
+
+
+def _kind(value: Any) -> Any:
+    return {"kind": value} if isinstance(value, str) else value
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class FormatEntry(_Part):
+    """A number format: a preset's name, or a preset (`base`) with some of its steps changed under a name of its own."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=80)
+    base: str | None = None
+    group_size: int | None = Field(None, gt=0)
+    clip: Literal["none", "mse", "mse-hessian"] | None = None
+    damping: float | None = Field(None, gt=0, lt=1)
+    ordering: Ordering | None = None
+
+    def recipe(self, group_size: int | None) -> Recipe | None:
+        """The recipe, or None for the baseline."""
+        if self.name == BASELINE and self.base is None:
+            return None
+        recipe = presets.recipe(self.base or self.name, group_size=self.group_size or group_size)
+        return replace(recipe, name=self.name, rounding=self._rounding(recipe.rounding))
+
+    def _rounding(self, rounding: Rtn | Gptq) -> Rtn | Gptq:
+        if self.clip is not None:
+            clip = None if self.clip == "none" else Clip(hessian_weighted=self.clip == "mse-hessian")
+            rounding = replace(rounding, clip=clip)
+        if isinstance(rounding, Gptq):
+            return replace(
+                rounding, damping=self.damping or rounding.damping, ordering=self.ordering or rounding.ordering
+            )
+        return rounding
+
+    @model_validator(mode="after")
+    def _known(self) -> FormatEntry:
+        known = [BASELINE, *presets.RECIPE_NAMES]
+        wanted = self.base or self.name
+        if wanted not in known:
+            raise ValueError(unknown("format", wanted, known))
+        return self
+
+
+class CalibrationEntry(_Part):
+    """What data-driven recipes see."""
+
+    source: str = "demo:calibration"
+    samples: int = Field(128, gt=0)
+    length: int = Field(512, gt=1)
+    seed: int = 0
+
+
+class TaskEntry(_Part):
+    """A task, how many of its questions, and the seed that picks them."""
+
+    name: str
+    limit: int | None = Field(None, gt=0)
+    seed: int = 0
+    shots: int | None = Field(None, ge=0)
+
+    @model_validator(mode="after")
+    def _known(self) -> TaskEntry:
+        if self.name not in task_registry.NAMES:
+            raise ValueError(unknown("task", self.name, task_registry.NAMES))
+        return self
+
+
+class DivergenceEntry(_Part):
+    """Text on which perplexity, KL and flips are measured."""
+
+    text: str = "demo:heldout"
+    window: int = Field(512, gt=1)
+    windows: int | None = Field(None, gt=0)
+
+
+class UseCaseEntry(_Part):
+    """A use case of the paper, or `PROMPT/OUTPUT` tokens, scaled down where the machine is small."""
+
+    name: str
+    scale: float = Field(1.0, gt=0, le=1)
+
+    @model_validator(mode="after")
+    def _known(self) -> UseCaseEntry:
+        try:
+            workloads.use_case(self.name)
+        except BitworthError as error:
+            raise ValueError(str(error)) from error
+        return self
+
+
+class LoadEntry(_Part):
+    """How requests arrive."""
+
+    kind: Literal["synchronous", "throughput", "constant", "poisson"]
+    rate: float | None = Field(None, gt=0)
+    streams: int | None = Field(None, gt=0)
+
+    @model_validator(mode="after")
+    def _rated(self) -> LoadEntry:
+        if (self.kind in ("constant", "poisson")) != (self.rate is not None):
+            raise ValueError(f"load `{self.kind}` {'takes no' if self.rate else 'needs a'} rate (requests a second)")
+        return self
+
+
+class HardwareEntry(_Part):
+    """A row of the catalogue by name, with the count and price to use."""
+
+    name: str
+    count: int = Field(1, gt=0)
+    usd_per_hour: float | None = Field(None, gt=0)
+
+    @model_validator(mode="after")
+    def _known(self) -> HardwareEntry:
+        try:
+            catalogue.hardware(self.name, self.count)
+        except BitworthError as error:
+            raise ValueError(str(error)) from error
+        return self
+
+
+class ConstraintEntry(_Part):
+    """What a deployment must meet."""
+
+    min_recovery_pct: float = Field(99.0, gt=0)
+    max_latency_s: float | None = Field(None, gt=0)
+    max_first_token_s: float | None = Field(None, gt=0)
+    max_usd_per_1k_queries: float | None = Field(None, gt=0)
+
+
+class Study(_Part):
+    """Everything a study asks for."""
+
+    name: str = "study"
+    model: str
+    formats: list[Annotated[FormatEntry, BeforeValidator(_named)]] = Field(min_length=1)
+    group_size: int | None = Field(None, gt=0)
+    allow_group_fallback: bool = False
+    calibration: CalibrationEntry = CalibrationEntry()
+    data: str | None = None
+    tasks: list[Annotated[TaskEntry, BeforeValidator(_named)]] = []
+    divergence: DivergenceEntry | None = None
+    use_cases: list[Annotated[UseCaseEntry, BeforeValidator(_named)]] = []
+    loads: list[Annotated[LoadEntry, BeforeValidator(_kind)]] = [LoadEntry(kind="synchronous")]
+    hardware: list[Annotated[HardwareEntry, BeforeValidator(_named)]] = [HardwareEntry(name="local")]
+    engine: str = "torch"
+    requests: int = Field(8, gt=0)
+    constraints: ConstraintEntry = ConstraintEntry()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Study:
+        for what, names in (
+            ("format", [f.name for f in self.formats]),
+            ("task", [t.name for t in self.tasks]),
+            ("use case", [u.name for u in self.use_cases]),
+        ):
+            twice = sorted({name for name in names if names.count(name) > 1})
+            if twice:
+                raise ValueError(f"{what} `{twice[0]}` is listed twice; give each its own name")
+        if BASELINE not in [f.name for f in self.formats]:
+            raise ValueError(f"formats must include `{BASELINE}`: every recovery and saving is against it")
+        return self
+
+    def recipes(self) -> dict[str, Recipe | None]:
+        """Format name to recipe, None for the baseline."""
+        return {entry.name: entry.recipe(self.group_size) for entry in self.formats}
+
+    def calibration_spec(self) -> Calibration:
+        """The calibration as a value."""
+        return Calibration(**self.calibration.model_dump())
+
+    def task_specs(self) -> list[TaskSpec]:
+        """The tasks as values."""
+        return [TaskSpec(**entry.model_dump()) for entry in self.tasks]
+
+    def use_case_values(self) -> list[UseCase]:
+        """The use cases, scaled."""
+        return [workloads.use_case(entry.name).scaled(entry.scale) for entry in self.use_cases]
+
+    def load_values(self) -> list[Load]:
+        """The loads as values."""
+        return [Load(**entry.model_dump()) for entry in self.loads]
+
+    def hardware_values(self) -> list[Hardware]:
+        """The hardware rows with the study's own prices."""
+        rows = []
+        for entry in self.hardware:
+            row = catalogue.hardware(entry.name, entry.count)
+            if entry.usd_per_hour is not None:
+                row = replace(row, usd_per_hour=entry.usd_per_hour, price_source="the study file")
+            rows.append(row)
+        return rows
+
+    def constraint(self) -> Constraint:
+        """The constraint as a value."""
+        return Constraint(**self.constraints.model_dump())
+
+
+def load_study(path: Path) -> Study:
+    """Read and check a study file.
+
+    Raises:
+        BitworthError: missing, not YAML, or something in it is unknown or of the wrong type; one sentence that
+            names the place and what would have been right.
+    """
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+        raise BitworthError(f"The study {path} cannot be read: {reason}.") from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise BitworthError(f"The study {path} is not valid YAML{where}: {getattr(error, 'problem', error)}.") from error
+    return parse_study(raw, where=str(path))
+
+
+def parse_study(raw: Any, *, where: str = "the study") -> Study:
+    """Check a study given as a mapping; see `load_study` for what it raises."""
+    if not isinstance(raw, dict):
+        raise BitworthError(f"{where} must be a mapping with keys such as {', '.join(list(Study.model_fields)[:5])}.")
+    try:
+        return Study.model_validate(raw)
+    except ValidationError as error:
+        raise BitworthError(f"{where}: {_sentence(error)}") from error
+
+
+def unknown(what: str, name: str, known: Any) -> str:
+    """`unknown format 'x'; did you mean 'y'? known: ...`."""
+    close = difflib.get_close_matches(name, list(known), n=1)
+    hint = f"did you mean '{close[0]}'? " if close else ""
+    return f"unknown {what} '{name}'; {hint}known: {', '.join(sorted(known))}"
+
+
+def _sentence(error: ValidationError) -> str:
+    """The first thing wrong, where it is, and how many more there are."""
+    first, *rest = error.errors()
+    place = ".".join(str(part) for part in first["loc"]) or "the study"
+    kind, message = first["type"], first["msg"].removeprefix("Value error, ")
+    if kind == "extra_forbidden":
+        message = unknown("key", str(first["loc"][-1]), _keys_at(first["loc"][:-1]))
+    elif kind == "missing":
+        message = "this key is required"
+    elif kind != "value_error":
+        message = f"{message[0].lower()}{message[1:]}, got {json.dumps(first['input'], default=str)[:60]}"
+    more = f" ({len(rest)} more after this one)" if rest else ""
+    return f"{place}: {message}{more}."
+
+
+def _keys_at(loc: tuple[int | str, ...]) -> list[str]:
+    """The keys that the part of the study at `loc` may have."""
+    parts: dict[str, type[_Part]] = {
+        "formats": FormatEntry,
+        "calibration": CalibrationEntry,
+        "tasks": TaskEntry,
+        "divergence": DivergenceEntry,
+        "use_cases": UseCaseEntry,
+        "loads": LoadEntry,
+        "hardware": HardwareEntry,
+        "constraints": ConstraintEntry,
+    }
+    part = parts.get(str(loc[0]), Study) if loc else Study
+    return list(part.model_fields)

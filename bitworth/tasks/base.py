@@ -1,0 +1,74 @@
+"""What a task is (a row) and what a question is (prompts to score, and how to grade the scores)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from bitworth.types import Answer
+
+
+class Score(NamedTuple):
+    """A continuation's natural-log probability given its context, and whether greedy decoding would write it."""
+
+    logprob: float
+    greedy: bool
+
+
+Request = tuple[str, str]
+"""(context, continuation), as lm-eval passes them to a model."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskDef:
+    """A benchmark as lm-eval defines it, and where its rows may lie.
+
+    Attributes:
+        yaml: lm-eval's definition, relative to its tasks folder; `{subset}` stands for one of `subsets`.
+        metric: the figure of lm-eval's `process_results` that is the score of a question.
+        shots: few-shot examples when a study names none.
+        dataset: the hub's id, for messages; `folders` are the ids under which local folders hold it.
+        config: the hub's configuration name, None where the dataset has one only.
+        flat, prefixes: folder and file name prefixes of the JSON Lines layout.
+        subsets: configurations that make up the task (MMLU's subjects), each a dataset config of its own.
+        item_key: the row's own id, where it has one; otherwise its index in the split is used.
+    """
+
+    name: str
+    yaml: str
+    metric: str
+    dataset: str
+    folders: tuple[str, ...]
+    flat: str
+    shots: int = 0
+    config: str | None = None
+    prefixes: tuple[str, ...] = ("",)
+    subsets: tuple[str, ...] = ()
+    subset_key: str | None = None
+    item_key: str | None = None
+    splits: tuple[str, ...] = ("test", "validation")
+    pool: str = "train"
+
+    def configs(self) -> tuple[str | None, ...]:
+        """The dataset configurations to read: the subsets, or the only one."""
+        return self.subsets or (self.config,)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """One question: the continuations to score and the grader that turns their scores into an Answer."""
+
+    task: str
+    item: str
+    requests: tuple[Request, ...]
+    grade: Callable[[Sequence[Score]], Answer] = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loaded:
+    """A task's chosen questions, and what they were read from (split, rows in it, source, shots, metric)."""
+
+    task: str
+    questions: tuple[Question, ...]
+    facts: Mapping[str, str | int]

@@ -1,0 +1,84 @@
+"""The multiple-choice tasks of the Open LLM Leaderboard (paper, appendix A), one row each.
+
+The score is the leaderboard's: `acc_norm` (log-probability divided by the choice's length) for ARC and HellaSwag,
+`acc` for Winogrande and MMLU. lm-eval's definitions give no shot count, so zero is the default here too, except MMLU,
+which is a 5-shot benchmark: upstream's file would silently run it with none.
+"""
+
+from __future__ import annotations
+
+from bitworth.tasks.base import TaskDef
+
+MMLU_SUBJECTS = tuple(
+    """
+    abstract_algebra anatomy astronomy business_ethics clinical_knowledge college_biology college_chemistry
+    college_computer_science college_mathematics college_medicine college_physics computer_security
+    conceptual_physics econometrics electrical_engineering elementary_mathematics formal_logic global_facts
+    high_school_biology high_school_chemistry high_school_computer_science high_school_european_history
+    high_school_geography high_school_government_and_politics high_school_macroeconomics high_school_mathematics
+    high_school_microeconomics high_school_physics high_school_psychology high_school_statistics
+    high_school_us_history high_school_world_history human_aging human_sexuality international_law jurisprudence
+    logical_fallacies machine_learning management marketing medical_genetics miscellaneous moral_disputes
+    moral_scenarios nutrition philosophy prehistory professional_accounting professional_law
+    professional_medicine professional_psychology public_relations security_studies sociology us_foreign_policy
+    virology world_religions
+    """.split()
+)
+
+TASKS = (
+    TaskDef(
+        name="arc_challenge",
+        yaml="arc/arc_challenge.yaml",
+        metric="acc_norm",
+        dataset="allenai/ai2_arc",
+        folders=("allenai/ai2_arc", "ai2_arc"),
+        config="ARC-Challenge",
+        flat="arc",
+        prefixes=("challenge_",),
+        item_key="id",
+    ),
+    TaskDef(
+        name="arc_easy",
+        yaml="arc/arc_easy.yaml",
+        metric="acc_norm",
+        dataset="allenai/ai2_arc",
+        folders=("allenai/ai2_arc", "ai2_arc"),
+        config="ARC-Easy",
+        flat="arc",
+        prefixes=("easy_",),
+        item_key="id",
+    ),
+    TaskDef(
+        name="hellaswag",
+        yaml="hellaswag/hellaswag.yaml",
+        metric="acc_norm",
+        dataset="Rowan/hellaswag",
+        folders=("Rowan/hellaswag", "hellaswag"),
+        flat="hellaswag",
+        splits=("validation",),
+    ),
+    TaskDef(
+        name="winogrande",
+        yaml="winogrande/default.yaml",
+        metric="acc",
+        dataset="allenai/winogrande",
+        folders=("allenai/winogrande", "winogrande"),
+        config="winogrande_xl",
+        flat="winogrande",
+        prefixes=("xl_", ""),
+        splits=("validation",),
+    ),
+    TaskDef(
+        name="mmlu",
+        yaml="mmlu/default/mmlu_{subset}.yaml",
+        metric="acc",
+        dataset="cais/mmlu",
+        folders=("cais/mmlu", "hails/mmlu_no_train"),
+        flat="mmlu",
+        shots=5,
+        subsets=MMLU_SUBJECTS,
+        subset_key="subject",
+        splits=("test",),
+        pool="dev",
+    ),
+)

@@ -1,0 +1,167 @@
+"""A task's rows: a local folder laid out by dataset id, a folder of JSON Lines files, or the hub.
+
+Layouts under DATA (also looked for in DATA/hf_datasets):
+
+    <dataset id>/<config>/<split>/*.arrow       as `datasets.save_to_disk` writes it ("none": the only config)
+    <dataset id>/<config>/<split>*.parquet      as the hub stores it (also .jsonl, .jsonl.gz)
+    <short name>/[prefix]<split>[_suffix].jsonl[.gz]   e.g. arc/challenge_validation.jsonl.gz
+"""
+
+from __future__ import annotations
+
+import functools
+import gzip
+import hashlib
+import json
+import re
+import zlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from bitworth.errors import BitworthError
+from bitworth.tasks.base import TaskDef
+
+_EXTENSIONS = (".parquet", ".jsonl", ".jsonl.gz", ".json.gz", ".json")
+
+
+def read(task: TaskDef, config: str | None, split: str, data: Path | None) -> Any:
+    """One split of one configuration as a `datasets.Dataset` in the hub's schema, or None where it does not exist.
+
+    Raises:
+        BitworthError: a file that cannot be read, or a hub that does not answer.
+    """
+    if data is None:
+        return _from_hub(task, config).get(split)
+    files = find(task, config, split, data)
+    if not files:
+        return None
+    try:
+        return _from_files(task, config, files)
+    except (OSError, ValueError, EOFError, zlib.error) as error:
+        raise BitworthError(f"Task {task.name}: {files[0]} cannot be read ({_first_line(error)}).") from error
+
+
+def find(task: TaskDef, config: str | None, split: str, data: Path) -> list[Path]:
+    """The local files that hold a split, empty where there are none."""
+    for root in (data, data / "hf_datasets"):
+        for folder in (root / name / (config or "none") for name in task.folders):
+            found = sorted((folder / split).glob("data-*.arrow")) or _named(folder, "", split)
+            if found:
+                return found
+        for folder in (root / name for name in task.folders if config is None):
+            found = sorted((folder / split).glob("data-*.arrow")) or _named(folder, "", split)
+            if found:
+                return found
+        for prefix in task.prefixes:
+            found = _named(root / task.flat, prefix, split)
+            if found:
+                return found
+    return []
+
+
+def _named(folder: Path, prefix: str, split: str) -> list[Path]:
+    """Files called `prefix + split` with an optional suffix such as `-00000-of-00001` or `_olmo`."""
+    if not folder.is_dir():
+        return []
+    pattern = re.compile(rf"{re.escape(prefix + split)}([-_].*)?$")
+    for extension in _EXTENSIONS:
+        found = sorted(
+            path
+            for path in folder.iterdir()
+            if path.name.endswith(extension) and pattern.match(path.name.removesuffix(extension))
+        )
+        if found:
+            return found
+    return []
+
+
+def absent(task: TaskDef, split: str, data: Path | None) -> BitworthError:
+    """The sentence for rows that are nowhere."""
+    config = f"/{task.configs()[0] or 'none'}"
+    where = f"is not in {data}" if data is not None else "could not be had from the model hub"
+    return BitworthError(
+        f"Task {task.name}: the {split} split of {task.dataset} {where}; get it by running once where the hub answers, "
+        f"by pointing --data at a folder with {task.folders[0]}{config}/{split}/*.arrow (or .parquet) or "
+        f"{task.flat}/{task.prefixes[0]}{split}.jsonl, or by using the demo's data (demo:data)."
+    )
+
+
+def fingerprint(task: TaskDef, data: Path | None) -> str:
+    """sha256 over every split the task may read."""
+    digest = hashlib.sha256()
+    seen: set[Path] = set()
+    for config in task.configs():
+        for split in (*task.splits, task.pool):
+            if data is None:
+                for row in read(task, config, split, None) or ():
+                    digest.update(json.dumps(row, sort_keys=True, ensure_ascii=False).encode())
+                continue
+            for path in find(task, config, split, data):
+                if path not in seen:
+                    seen.add(path)
+                    digest.update(f"{split}/{path.name}\0".encode() + hashlib.sha256(path.read_bytes()).digest())
+    if data is not None and not seen:
+        raise absent(task, task.splits[0], data)
+    return digest.hexdigest()
+
+
+def _from_files(task: TaskDef, config: str | None, files: list[Path]) -> Any:
+    import datasets
+
+    if files[0].suffix == ".arrow":
+        # In memory: `datasets` would otherwise write the cache of every map beside the rows, into the user's folder.
+        return datasets.concatenate_datasets([datasets.Dataset.from_file(str(path), in_memory=True) for path in files])
+    if files[0].suffix == ".parquet":
+        return datasets.Dataset.from_parquet([str(path) for path in files], keep_in_memory=True)
+    rows = [row for path in files for row in _json_rows(path)]
+    if task.subset_key is not None:
+        rows = [row for row in rows if row.get(task.subset_key, config) == config]
+    return datasets.Dataset.from_list(rows) if rows else None
+
+
+@functools.lru_cache(maxsize=4)
+def _json_rows(path: Path) -> tuple[dict[str, Any], ...]:
+    """All rows of a file; cached because one file holds all of MMLU's 57 subjects."""
+    return tuple(_hub_schema(row) for row in _parse(path))
+
+
+def _parse(path: Path) -> Iterator[dict[str, Any]]:
+    opened = gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8")
+    with opened as lines:
+        if ".jsonl" not in path.name:
+            yield from json.load(lines)
+            return
+        for line in lines:
+            if line.strip():
+                yield json.loads(line)
+
+
+def _hub_schema(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of OLMo's ARC files (query, choices, gold) in the hub's schema; any other row as it is."""
+    if not ("query" in row and "gold" in row and isinstance(row.get("choices"), list)):
+        return dict(row)
+    labels = [chr(ord("A") + index) for index in range(len(row["choices"]))]
+    question = str(row["query"]).removeprefix("Question: ").removesuffix("\nAnswer:")
+    return {
+        "id": row["id"],
+        "question": question,
+        "choices": {"text": row["choices"], "label": labels},
+        "answerKey": labels[row["gold"]],
+    }
+
+
+def _from_hub(task: TaskDef, config: str | None) -> Mapping[str, Any]:
+    import datasets
+
+    try:
+        once = datasets.DownloadConfig(max_retries=1)
+        found: Mapping[str, Any] = datasets.load_dataset(task.dataset, config, download_config=once)
+    except (OSError, ValueError, RuntimeError) as error:
+        # `datasets` reports an unreachable hub as ConnectionError (an OSError) and offline mode as ValueError.
+        raise absent(task, task.splits[0], None) from error
+    return found
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:120]

@@ -1,0 +1,335 @@
+"""Every noun of bitworth, as frozen values that import only the standard library.
+
+A study is planned into cells; a cell quantizes, evaluates or benchmarks; its result is kept in the ledger;
+recoveries and costs are computed from results, and a recommendation from those.
+
+>>> W4 = Grid(bits=4, granularity="group", group_size=128)
+>>> W4.levels
+(-8, 7)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+Kind = Literal["int", "float"]
+Granularity = Literal["tensor", "channel", "group", "token"]
+Ordering = Literal["none", "weight", "group"]
+Verdict = Literal["holds", "loses", "undecided"]
+Source = Literal["measured", "predicted"]
+
+
+# --- number formats -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Grid:
+    """The numbers a tensor may take: an integer or float code times a scale shared by a tensor, channel, group or token."""
+
+    bits: int
+    kind: Kind = "int"
+    granularity: Granularity = "channel"
+    group_size: int | None = None
+    symmetric: bool = True
+    dynamic: bool = False
+
+    @property
+    def levels(self) -> tuple[float, float]:
+        """Least and greatest code: two's complement for integers, the finite range of E4M3 for 8-bit floats."""
+        if self.kind == "float":
+            return (-448.0, 448.0)
+        return (-(2 ** (self.bits - 1)), 2 ** (self.bits - 1) - 1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scheme:
+    """Which grid weights, activations and the key-value cache live on, and which modules stay as they are."""
+
+    name: str
+    weight: Grid | None = None
+    activation: Grid | None = None
+    kv_cache: Grid | None = None
+    ignore: tuple[str, ...] = ("lm_head",)
+
+
+# --- recipes ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Clip:
+    """MSE-optimal clipping: shrink each scale by p = 1 - i/steps, i < shrink*steps, least sum |q - w|**norm wins."""
+
+    norm: float = 2.4
+    shrink: float = 0.80
+    steps: int = 100
+    hessian_weighted: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rtn:
+    """Round to nearest."""
+
+    clip: Clip | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gptq:
+    """GPTQ (arXiv 2210.17323): round column by column, spreading each error over the columns still to come."""
+
+    clip: Clip | None = None
+    damping: float = 0.01
+    block_size: int = 128
+    ordering: Ordering = "none"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SmoothQuant:
+    """SmoothQuant (arXiv 2211.10438): move scale from activations into weights, s = max|x|**a / max|w|**(1-a)."""
+
+    strength: float = 0.5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Awq:
+    """AWQ (arXiv 2306.00978): search the per-channel scale s = mean|x|**r that loses least at the layer's output."""
+
+    steps: int = 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Calibration:
+    """What a data-driven recipe sees: `samples` sequences of `length` tokens cut from `source` in a seeded order."""
+
+    source: str
+    samples: int = 256
+    length: int = 512
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """A scheme, the transforms that prepare the weights, and the rounding that puts them on the grid."""
+
+    name: str
+    scheme: Scheme
+    rounding: Rtn | Gptq = field(default_factory=Rtn)
+    transforms: tuple[SmoothQuant | Awq, ...] = ()
+
+    @property
+    def needs_calibration(self) -> bool:
+        """True when any step reads activations."""
+        return isinstance(self.rounding, Gptq) or bool(self.transforms)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint:
+    """A model folder that the loaders read, and how it came to be; `recipe` is None for an unquantized model."""
+
+    path: Path
+    format: str = "baseline"
+    recipe: Recipe | None = None
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+
+# --- accuracy -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskSpec:
+    """A task as a study asks for it: its name, how many questions (None: all), the seed that picks them, the shots."""
+
+    name: str
+    limit: int | None = None
+    seed: int = 0
+    shots: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """One question answered: the score is in [0, 1]; `logprobs` are natural-log sums, one a choice."""
+
+    task: str
+    item: str
+    prediction: str
+    score: float
+    logprobs: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recovery:
+    """100 x quantized / baseline over the same questions, its 95 % interval, and what that says of the tolerance."""
+
+    task: str
+    format: str
+    baseline: float
+    quantized: float
+    recovery_pct: float
+    ci95_pct: tuple[float, float]
+    questions: int
+    tolerance_pct: float
+    verdict: Verdict
+    questions_needed: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Divergence:
+    """How far a model's next-token distribution is from its baseline's on the same text (means over positions)."""
+
+    perplexity: float
+    baseline_perplexity: float | None
+    kl_nats: float | None
+    top1_flip_pct: float | None
+    tokens: int
+
+
+# --- cost ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UseCase:
+    """A request's shape in tokens. `scale` says how much smaller it is than the paper's; 1 means as published."""
+
+    name: str
+    prompt_tokens: int
+    output_tokens: int
+    scale: float = 1.0
+
+    def scaled(self, factor: float) -> UseCase:
+        """The same shape with both lengths times `factor`, rounded up to a whole token."""
+        return UseCase(
+            name=self.name,
+            prompt_tokens=max(1, math.ceil(self.prompt_tokens * factor)),
+            output_tokens=max(1, math.ceil(self.output_tokens * factor)),
+            scale=self.scale * factor,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Load:
+    """How requests arrive: one at a time, as many as `streams` at once, or at `rate` a second."""
+
+    kind: Literal["synchronous", "throughput", "constant", "poisson"]
+    rate: float | None = None
+    streams: int | None = None
+
+    @property
+    def name(self) -> str:
+        """`synchronous`, `throughput`, `constant@4`, `poisson@4`."""
+        return self.kind if self.rate is None else f"{self.kind}@{self.rate:g}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timing:
+    """One request on the client's monotonic clock, in seconds since the run began."""
+
+    start_s: float
+    first_token_s: float | None
+    end_s: float
+    prompt_tokens: int
+    output_tokens: int
+    error: str | None = None
+
+    @property
+    def latency_s(self) -> float:
+        """From sending to the last token."""
+        return self.end_s - self.start_s
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hardware:
+    """A device and its price; rates are dense operations a second by number format ('bf16', 'fp8', 'int8')."""
+
+    name: str
+    count: int = 1
+    usd_per_hour: float
+    memory_gib: float
+    bandwidth_gb_s: float | None = None
+    tera_ops: Mapping[str, float] = field(default_factory=dict)
+    price_source: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineFacts:
+    """What produced a figure; it travels with the figure to the page the user reads."""
+
+    engine: str
+    kernel: str
+    device: str
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QueryCost:
+    """One format under one use case and load on one hardware row; `unsupported` says why there is no figure."""
+
+    format: str
+    use_case: UseCase
+    load: str
+    hardware: str
+    count: int
+    usd_per_hour: float
+    latency_s: float | None = None
+    latency_p90_s: float | None = None
+    first_token_s: float | None = None
+    queries_per_second: float | None = None
+    queries_per_usd: float | None = None
+    ci95_queries_per_usd: tuple[float, float] | None = None
+    requests: int = 0
+    source: Source = "measured"
+    facts: EngineFacts | None = None
+    unsupported: str | None = None
+
+
+# --- the decision -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Constraint:
+    """What a deployment must meet; None means no limit."""
+
+    min_recovery_pct: float = 99.0
+    max_latency_s: float | None = None
+    max_first_token_s: float | None = None
+    max_usd_per_1k_queries: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Option:
+    """One deployable way (format on hardware) in one scenario, and the reasons it falls out, if it does."""
+
+    format: str
+    hardware: str
+    recovery_pct: float
+    recovery_ci95_pct: tuple[float, float]
+    recovery_verdict: Verdict
+    cost: QueryCost
+    rejected: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recommendation:
+    """The choice for one use case under one load: the cheapest option that meets the constraint, and the rows behind it."""
+
+    use_case: str
+    load: str
+    choice: Option | None
+    runner_up: Option | None
+    options: tuple[Option, ...]
+    why: str
+
+
+# --- work ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cell:
+    """The smallest piece of work worth keeping: `inputs` holds everything that could change its result, JSON values only."""
+
+    kind: Literal["quantize", "evaluate", "diverge", "benchmark"]
+    title: str
+    inputs: Mapping[str, Any]
+    needs: tuple[str, ...] = ()

@@ -1,0 +1,90 @@
+"""Fixtures: a tiny random Llama with a byte-level tokenizer, the real demo model, and the optional data folder."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+SHARED = Path(os.environ.get("BITWORTH_SHARED", Path(__file__).resolve().parents[2] / "shared"))
+
+CHAT_TEMPLATE = (
+    "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}\n{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The developers' data folder; a clone without it skips."""
+    if not SHARED.is_dir():
+        pytest.skip(f"needs the benchmark data folder {SHARED}, which this clone does not have")
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def stories(shared: Path) -> Path:
+    """A real Llama of 260,000 parameters."""
+    return shared / "models" / "stories260K"
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """The demo's model (135M parameters), fetched and dequantized once into the cache."""
+    from bitworth.sources import demo_model
+
+    return demo_model()
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random two-layer Llama with grouped-query attention and a byte-level tokenizer, in bfloat16."""
+    folder: Path = tmp_path_factory.mktemp("tiny") / "llama"
+    save_tiny_llama(folder)
+    return folder
+
+
+def save_tiny_llama(folder: Path, **overrides: object) -> None:
+    """Write a tiny random Llama; overrides go to its config."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    settings: dict[str, object] = {
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "vocab_size": 259,
+        "max_position_embeddings": 512,
+        "bos_token_id": 256,
+        "eos_token_id": 257,
+        "tie_word_embeddings": True,
+        "initializer_range": 0.2,
+    }
+    settings.update(overrides)
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(LlamaConfig(**settings)).to(torch.bfloat16)  # type: ignore[arg-type]
+    model.save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+
+
+def byte_tokenizer():  # type: ignore[no-untyped-def]
+    """One token a byte, then <bos>, <eos>, <pad>."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocab = {token: index for index, token in enumerate([*alphabet, "<bos>", "<eos>", "<pad>"])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<bos>", eos_token="<eos>", pad_token="<pad>", model_max_length=512
+    )
+    fast.chat_template = CHAT_TEMPLATE
+    return fast
