@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+
 
 class BitworthError(Exception):
     """Bad input or a step that cannot go on; its message is one sentence fit for a terminal.
@@ -23,3 +25,10 @@ class Unsupported(BitworthError):
     """An engine cannot run a format on this hardware; the message is the reason shown to the user."""
 
     exit_code = 1
+
+
+def disk_reason(error: OSError) -> str:
+    """What to tell a user about a failed write."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "the disk is full; free some space and run the same command again, finished work is kept"
+    return error.strerror or str(error)

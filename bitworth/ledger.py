@@ -12,7 +12,6 @@ A file whose checksum does not match is treated as absent (the cell is run again
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import hashlib
 import json
@@ -23,7 +22,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from bitworth.errors import BitworthError, WorkFailed
+from bitworth.errors import BitworthError, WorkFailed, disk_reason
 from bitworth.types import Cell
 
 SCHEMA = 1
@@ -56,13 +55,6 @@ def write_atomic(path: Path, text: str) -> None:
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise WorkFailed(f"{path} could not be written: {disk_reason(error)}.") from error
-
-
-def disk_reason(error: OSError) -> str:
-    """What to tell a user about a failed write."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return "the disk is full; free some space and run the same command again, finished work is kept"
-    return error.strerror or str(error)
 
 
 class Ledger:

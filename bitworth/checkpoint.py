@@ -1,0 +1,320 @@
+"""Model folders and named tensors: safetensors read lazily, compressed-tensors checkpoints written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from bitworth import schemes
+from bitworth.errors import BitworthError, WorkFailed, disk_reason
+from bitworth.types import Grid, Scheme
+
+INDEX = "model.safetensors.index.json"
+PROVENANCE = "bitworth.json"
+SHARD_BYTES = 5_000_000_000
+#: Files that make a folder a usable model besides its weights.
+COMPANIONS = (
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+)
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The model's config.json.
+
+    Raises:
+        BitworthError: no such folder, no config in it, not JSON, or not a decoder that generates text.
+    """
+    path = folder / "config.json"
+    if not folder.is_dir():
+        raise BitworthError(f"There is no model folder {folder}; name a folder that holds config.json and safetensors.")
+    try:
+        config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise BitworthError(f"{folder} is no model folder: it holds no config.json.") from error
+    except (OSError, ValueError) as error:
+        raise BitworthError(f"{path} cannot be read as JSON; fetch the model again.") from error
+    if "auto_map" in config:
+        raise BitworthError(
+            f"{folder} needs code of its own (auto_map in config.json), which is not run; convert it to an architecture "
+            "that transformers has."
+        )
+    architectures = [str(name) for name in config.get("architectures") or []]
+    if not any(name.endswith(("ForCausalLM", "ForConditionalGeneration", "LMHeadModel")) for name in architectures):
+        named = ", ".join(architectures) or "none named"
+        raise BitworthError(
+            f"{folder} is not a decoder that generates text (architectures: {named}); bitworth needs a model of the "
+            "...ForCausalLM kind."
+        )
+    return config
+
+
+class Reader:
+    """Named tensors of a model folder, each read when asked for."""
+
+    def __init__(self, folder: Path) -> None:
+        """Open the folder's safetensors.
+
+        Raises:
+            BitworthError: none there, one listed in the index is missing, or one is truncated or damaged.
+        """
+        self.folder = folder
+        self._files = {path.name: self._open(path) for path in self._paths()}
+        self._where = {name: file for file, handle in self._files.items() for name in handle.keys()}  # noqa: SIM118
+
+    def _paths(self) -> list[Path]:
+        index = self.folder / INDEX
+        if not index.is_file():
+            paths = sorted(self.folder.glob("*.safetensors"))
+            if not paths:
+                raise BitworthError(f"{self.folder} holds no *.safetensors; pickled weights are not read, convert them first.")
+            return paths
+        try:
+            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
+            raise BitworthError(f"{index} is not a safetensors index; fetch the model again.") from error
+        for name in names:
+            if Path(name).name != name or not (self.folder / name).is_file():
+                raise BitworthError(f"{self.folder / str(name)} is listed in {INDEX} but is not there; fetch it again.")
+        return [self.folder / name for name in names]
+
+    @staticmethod
+    def _open(path: Path) -> Any:
+        try:
+            return safe_open(path, framework="pt")
+        except (SafetensorError, OSError) as error:
+            raise BitworthError(f"{path} is truncated or damaged ({error}); fetch it again.") from error
+
+    @property
+    def names(self) -> frozenset[str]:
+        """Every tensor's name."""
+        return frozenset(self._where)
+
+    def get(self, name: str) -> Tensor:
+        """One tensor as stored.
+
+        Raises:
+            BitworthError: the folder has no tensor of that name.
+        """
+        if name not in self._where:
+            raise BitworthError(f"{self.folder} has no tensor '{name}'; its weights do not match its config.json.")
+        tensor: Tensor = self._files[self._where[name]].get_tensor(name)
+        return tensor
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """A tensor's shape, without reading it."""
+        return tuple(self._files[self._where[name]].get_slice(name).get_shape())
+
+    def weights(self) -> WeightReader:
+        """The tensors with quantized layers decoded."""
+        return WeightReader(self)
+
+
+class WeightReader:
+    """Like `Reader`, but a quantized layer's `weight` is what its codes and scales stand for, in float32."""
+
+    def __init__(self, reader: Reader) -> None:
+        self._reader = reader
+        quantization = read_config(reader.folder).get("quantization_config")
+        self.scheme = scheme_from_config(quantization) if quantization else None
+        self._layout = schemes.layout_of(self.scheme) if self.scheme else None
+        scaled = [name.removesuffix("_scale") for name in reader.names if name.endswith(".weight_scale")]
+        self.quantized = frozenset(name.removesuffix(".weight") for name in scaled)
+        parts = {f"{layer}.{part}" for layer in self.quantized for part in _PARTS}
+        self.names = (reader.names - parts) | {f"{layer}.weight" for layer in self.quantized}
+
+    def get(self, name: str) -> Tensor:
+        """A tensor; quantized ones in float32."""
+        layer = name.removesuffix(".weight")
+        if self._layout is None or layer not in self.quantized or not name.endswith(".weight"):
+            return self._reader.get(name)
+        codes, scale = self.codes(layer)
+        if f"{layer}.weight_g_idx" in self._reader.names:
+            return codes * scale[:, self._reader.get(f"{layer}.weight_g_idx").long()]
+        size = codes.shape[1] // scale.shape[1]
+        return (codes.unflatten(1, (-1, size)) * scale.unsqueeze(-1)).flatten(1)
+
+    def codes(self, layer: str) -> tuple[Tensor, Tensor]:
+        """A quantized layer's codes (out, in) and scales (out, groups), float32."""
+        assert self._layout is not None
+        names = [part for part in _PARTS if f"{layer}.{part}" in self._reader.names]
+        return self._layout.decode({part: self._reader.get(f"{layer}.{part}") for part in names})
+
+
+_PARTS = ("weight", "weight_packed", "weight_scale", "weight_shape", "weight_g_idx")
+
+
+class Writer:
+    """Writes a checkpoint beside its final name and moves it there when it is whole.
+
+    Use as a context: leaving it by an exception removes what was written.
+    """
+
+    def __init__(self, folder: Path, source: Path, *, shard_bytes: int = SHARD_BYTES) -> None:
+        self.folder, self._source, self._limit = folder, source, shard_bytes
+        self._temporary = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
+        self._shard: dict[str, Tensor] = {}
+        self._shards: list[list[str]] = []
+        self._sizes: list[int] = []
+
+    def __enter__(self) -> Writer:
+        """Make the temporary folder."""
+        try:
+            shutil.rmtree(self._temporary, ignore_errors=True)
+            self._temporary.mkdir(parents=True)
+        except OSError as error:
+            raise WorkFailed(f"{self.folder} cannot be written: {disk_reason(error)}.") from error
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        """Clean up when the checkpoint was not finished."""
+        if kind is not None:
+            shutil.rmtree(self._temporary, ignore_errors=True)
+
+    def add(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take tensors in; a full shard goes to disk."""
+        size = sum(t.numel() * t.element_size() for t in tensors.values())
+        if self._shard and self._held() + size > self._limit:
+            self._flush()
+        self._shard.update({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
+
+    def finish(self, config: Mapping[str, Any], provenance: Mapping[str, Any]) -> int:
+        """Write the rest and rename into place, replacing what was there; returns the bytes of the weights.
+
+        Raises:
+            WorkFailed: the disk is full or cannot be written; nothing is left behind.
+        """
+        try:
+            self._flush()
+            self._name_shards()
+            for name in COMPANIONS:
+                if (self._source / name).is_file():
+                    shutil.copyfile(self._source / name, self._temporary / name)
+            _write_json(self._temporary / "config.json", config)
+            _write_json(self._temporary / PROVENANCE, provenance)
+            if self.folder.exists():
+                shutil.rmtree(self.folder)
+            os.replace(self._temporary, self.folder)
+        except OSError as error:
+            shutil.rmtree(self._temporary, ignore_errors=True)
+            raise WorkFailed(f"{self.folder} could not be written: {disk_reason(error)}.") from error
+        return sum(self._sizes)
+
+    def _held(self) -> int:
+        return sum(t.numel() * t.element_size() for t in self._shard.values())
+
+    def _flush(self) -> None:
+        if not self._shard:
+            return
+        path = self._temporary / f"shard-{len(self._shards)}"
+        try:
+            save_file(self._shard, path, metadata={"format": "pt"})
+        except (SafetensorError, OSError) as error:
+            shutil.rmtree(self._temporary, ignore_errors=True)
+            reason = disk_reason(error) if isinstance(error, OSError) else _safetensors_reason(error)
+            raise WorkFailed(f"{self.folder} could not be written: {reason}.") from error
+        self._shards.append(list(self._shard))
+        self._sizes.append(self._held())
+        self._shard = {}
+
+    def _name_shards(self) -> None:
+        count = len(self._shards)
+        if count == 1:
+            (self._temporary / "shard-0").rename(self._temporary / "model.safetensors")
+            return
+        weight_map = {}
+        for number, names in enumerate(self._shards):
+            file = f"model-{number + 1:05d}-of-{count:05d}.safetensors"
+            (self._temporary / f"shard-{number}").rename(self._temporary / file)
+            weight_map.update(dict.fromkeys(names, file))
+        index = {"metadata": {"total_size": sum(self._sizes)}, "weight_map": weight_map}
+        _write_json(self._temporary / INDEX, index)
+
+
+def _safetensors_reason(error: Exception) -> str:
+    full = "No space left" in str(error)
+    return "the disk is full; free some space and run the same command again" if full else str(error)
+
+
+def _write_json(path: Path, value: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def quantization_config(scheme: Scheme, ignore: list[str], ordering: str | None) -> dict[str, Any]:
+    """The `quantization_config` that compressed-tensors and vLLM read."""
+    layout = schemes.layout_of(scheme).name
+    weights = _grid_args(scheme.weight)
+    if weights is not None and ordering in ("weight", "group"):
+        weights["actorder"] = ordering
+    group = {
+        "targets": ["Linear"],
+        "weights": weights,
+        "input_activations": _grid_args(scheme.activation),
+        "output_activations": None,
+        "format": layout,
+    }
+    return {
+        "quant_method": "compressed-tensors",
+        "format": layout,
+        "quantization_status": "compressed",
+        "config_groups": {"group_0": group},
+        "ignore": ignore,
+        "kv_cache_scheme": None,
+        "global_compression_ratio": None,
+    }
+
+
+def _grid_args(grid: Grid | None) -> dict[str, Any] | None:
+    if grid is None:
+        return None
+    return {
+        "num_bits": grid.bits,
+        "type": grid.kind,
+        "symmetric": grid.symmetric,
+        "strategy": grid.granularity,
+        "group_size": grid.group_size,
+        "dynamic": grid.dynamic,
+        "observer": None if grid.dynamic else "minmax",
+    }
+
+
+def scheme_from_config(config: Mapping[str, Any]) -> Scheme:
+    """The scheme of a compressed-tensors checkpoint.
+
+    Raises:
+        BitworthError: another method's checkpoint, several schemes in one, or a format not known here.
+    """
+    method = config.get("quant_method")
+    if method != "compressed-tensors":
+        raise BitworthError(f"The checkpoint is quantized by '{method}'; bitworth reads compressed-tensors checkpoints.")
+    groups = list((config.get("config_groups") or {}).values())
+    if len(groups) != 1:
+        raise BitworthError(f"The checkpoint mixes {len(groups)} quantization schemes; bitworth reads one a checkpoint.")
+    weights, inputs = groups[0].get("weights") or {}, groups[0].get("input_activations")
+    name = f"w{weights.get('num_bits')}a{inputs['num_bits'] if inputs else 16}-{'fp' if weights.get('type') == 'float' else 'int'}"
+    scheme = schemes.get(name, group_size=weights.get("group_size"))
+    expected = {"weights": scheme.weight, "input activations": scheme.activation}
+    for what, args in (("weights", weights), ("input activations", inputs)):
+        grid = expected[what]
+        if grid is not None and args is not None:
+            found = (args.get("strategy"), args.get("symmetric", True), bool(args.get("dynamic", False)))
+            if found != (grid.granularity, grid.symmetric, grid.dynamic):
+                raise BitworthError(f"The checkpoint's {what} are {found}, which {name} here does not cover; re-quantize it.")
+    return scheme

@@ -1,0 +1,186 @@
+"""Walks a decoder one block at a time: no more than one block's weights are ever in memory.
+
+The model is built without storage; its embeddings are read once to make the first block's inputs, and the keyword arguments
+(masks, rotary tables) that the model itself hands each block are recorded by running its own forward over empty blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bitworth.checkpoint import Reader, read_config
+from bitworth.errors import BitworthError
+
+
+@dataclass(slots=True)
+class Block:
+    """One decoder block: its place in the model and the names of the linear layers in it."""
+
+    index: int
+    prefix: str
+    module: nn.Module
+
+    def linears(self) -> dict[str, nn.Linear]:
+        """Linear layers by their name inside the block."""
+        return {name: module for name, module in self.module.named_modules() if isinstance(module, nn.Linear)}
+
+
+class Decoder:
+    """A decoder's skeleton over the tensors of a model folder."""
+
+    def __init__(self, folder: Path) -> None:
+        """Build the skeleton.
+
+        Raises:
+            BitworthError: not a decoder, an architecture that transformers lacks, or weights that do not match it.
+        """
+        self.folder = folder
+        self.config = read_config(folder)
+        if "quantization_config" in self.config:
+            raise BitworthError(f"{folder} is quantized already; quantize the unquantized model it was made from.")
+        self.reader = Reader(folder)
+        self.model = _skeleton(folder)
+        self.prefix, self._blocks = _find_blocks(self.model)
+        self.dtype = self._dtype()
+
+    def __len__(self) -> int:
+        """Number of decoder blocks."""
+        return len(self._blocks)
+
+    def _dtype(self) -> torch.dtype:
+        name = next(name for name in sorted(self.reader.names) if name.endswith(".weight") and self.prefix in name)
+        return self.reader.get(name).dtype
+
+    def block(self, index: int) -> Block:
+        """The block's module, still without weights."""
+        return Block(index, f"{self.prefix}.{index}", self._blocks[index])
+
+    @contextmanager
+    def loaded(self, index: int) -> Iterator[Block]:
+        """The block with its weights in float32; they are dropped on leaving."""
+        block = self.block(index)
+        _fill(block.module, block.prefix, self.reader)
+        try:
+            yield block
+        finally:
+            _drop_parameters(block.module)
+
+    def others(self) -> list[str]:
+        """Names of the tensors outside the blocks."""
+        return sorted(name for name in self.reader.names if not name.startswith(f"{self.prefix}."))
+
+    def linear_shapes(self) -> dict[str, tuple[int, int]]:
+        """(out, in) of every linear layer in the blocks, by full name."""
+        return {
+            f"{self.prefix}.{index}.{name}": (layer.out_features, layer.in_features)
+            for index in range(len(self))
+            for name, layer in self.block(index).linears().items()
+        }
+
+    def first_inputs(self, chunks: list[Tensor]) -> tuple[list[Tensor], list[dict[str, Any]]]:
+        """What the first block receives for each chunk of tokens (B, T), and the keyword arguments of every block.
+
+        Returns:
+            hidden states (B, T, D) float32 a chunk; keyword arguments a block (alike for all chunks of one shape).
+        """
+        outside = {name.rpartition(".")[0] for name in self.others()}
+        for name, module in self.model.named_modules():
+            if name in outside and not name.startswith(f"{self.prefix}."):
+                _fill(module, name, self.reader)
+        recorded: list[dict[str, Any]] = []
+        hidden: list[Tensor] = []
+
+        def record(index: int) -> Callable[..., Any]:
+            def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+                if index == 0:
+                    hidden.append(hidden_states.clone())
+                recorded.append({"args": args, **kwargs})
+                return hidden_states
+
+            return forward
+
+        originals = [block.forward for block in self._blocks]
+        try:
+            for index, block in enumerate(self._blocks):
+                block.forward = record(index)
+            body = getattr(self.model, self.model.base_model_prefix, self.model)
+            for tokens in chunks:
+                recorded.clear()
+                body(input_ids=tokens, use_cache=False)
+        finally:
+            for block, original in zip(self._blocks, originals, strict=True):
+                block.forward = original
+        return hidden, recorded
+
+
+def call(block: nn.Module, hidden: Tensor, kwargs: dict[str, Any]) -> Tensor:
+    """Run a block on hidden states; blocks of some architectures answer with a tuple."""
+    named = {key: value for key, value in kwargs.items() if key != "args"}
+    out = block(hidden, *kwargs.get("args", ()), **named)
+    return out[0] if isinstance(out, tuple) else out
+
+
+def _skeleton(folder: Path) -> nn.Module:
+    from accelerate import init_empty_weights
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        with init_empty_weights(include_buffers=False):
+            model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="sdpa")
+    except (ValueError, KeyError, OSError, TypeError) as error:
+        first = str(error).strip().split("\n")[0]
+        raise BitworthError(f"transformers cannot build the model in {folder}: {first}") from error
+    result: nn.Module = model.eval().requires_grad_(False)
+    return result
+
+
+def _find_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
+    """The decoder's blocks: the ModuleList that holds the most linear weights and lies in no other."""
+    best: tuple[int, str, nn.ModuleList] | None = None
+    for name, module in model.named_modules():
+        if isinstance(module, nn.ModuleList):
+            size = sum(m.weight.numel() for m in module.modules() if isinstance(m, nn.Linear))
+            if size and (best is None or size > best[0]):
+                best = (size, name, module)
+    if best is None:
+        raise BitworthError(f"{type(model).__name__} has no list of decoder blocks with linear layers to quantize.")
+    return best[1], best[2]
+
+
+def _drop_parameters(module: nn.Module) -> None:
+    """Free a module's weights but keep its buffers, some of which no checkpoint holds."""
+    for part in module.modules():
+        for leaf, parameter in part._parameters.items():
+            if parameter is not None:
+                part._parameters[leaf] = nn.Parameter(parameter.to("meta"), requires_grad=False)
+
+
+def _fill(module: nn.Module, prefix: str, reader: Reader) -> None:
+    """Give a module's empty parameters and persistent buffers the folder's tensors, floating ones in float32."""
+    for name, parameter in [*module.named_parameters(), *module.named_buffers()]:
+        full = f"{prefix}.{name}"
+        if full not in reader.names:
+            if parameter.is_meta:
+                raise BitworthError(f"{reader.folder} has no tensor '{full}'; its weights do not match its config.json.")
+            continue
+        tensor = reader.get(full)
+        if tuple(tensor.shape) != tuple(parameter.shape):
+            raise BitworthError(
+                f"{reader.folder}: tensor '{full}' has shape {tuple(tensor.shape)}, its config asks for "
+                f"{tuple(parameter.shape)}; fetch the model again."
+            )
+        owner, _, leaf = name.rpartition(".")
+        holder = module.get_submodule(owner)
+        value = tensor.float() if tensor.is_floating_point() else tensor
+        if leaf in holder._parameters:
+            holder._parameters[leaf] = nn.Parameter(value, requires_grad=False)
+        else:
+            holder._buffers[leaf] = value

@@ -1,0 +1,269 @@
+"""One recipe over one decoder block, in true sequential order.
+
+Linear layers that read the same tensor (q, k and v; gate and up) form a stage: they share their second moments and are rounded as
+one stack. Each stage sees what the stages before it, already quantized, produce. When all calibration data fits one chunk every
+layer is evaluated once: a stage is rounded in the middle of the block's forward, which then goes on with the rounded weights. With
+several chunks the block is run again up to each stage, so that memory is bounded by a chunk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bitworth.errors import WorkFailed
+from bitworth.model import Block, call
+from bitworth.quantizers import InputStats, Rounded, round_weight
+from bitworth.quantizers.awq import awq_scale
+from bitworth.quantizers.smoothquant import smoothing_scale
+from bitworth.types import Recipe, SmoothQuant
+
+
+class _Reached(Exception):
+    """The stage being measured was reached; the rest of the block is not needed."""
+
+
+@dataclass(slots=True)
+class Stage:
+    """Layers that read the same tensor, what was seen of it, and the module that can take a scale off it."""
+
+    layers: list[str]
+    producer: str | None = None
+    stats: InputStats | None = None
+    scale_I: Tensor | None = None
+    done: bool = False
+
+
+@dataclass(slots=True)
+class BlockResult:
+    """What a block became: rounded layers, other parameters that changed, and notes by layer."""
+
+    rounded: dict[str, Rounded] = field(default_factory=dict)
+    changed: dict[str, Tensor] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+def skipped(name: str) -> bool:
+    """Routers of mixtures of experts stay as they are: a wrong route costs more than their bits save."""
+    return name.rpartition(".")[2] in ("gate", "router")
+
+
+def round_block(block: Block, recipe: Recipe, dtype: torch.dtype) -> BlockResult:
+    """Round every layer of a block without data."""
+    result = BlockResult()
+    for name, layer in block.linears().items():
+        if not skipped(name):
+            _check_finite(block, name, layer.weight)
+            result.rounded[name] = round_weight(layer.weight, recipe, None, dtype=dtype)
+    return result
+
+
+class BlockPass:
+    """Quantizes one block on calibration data and gives the block's outputs with the quantized weights."""
+
+    def __init__(self, block: Block, recipe: Recipe, dtype: torch.dtype) -> None:
+        self._block, self._recipe, self._dtype = block, recipe, dtype
+        self._linears = {name: layer for name, layer in block.linears().items() if not skipped(name)}
+        self._weights: dict[str, Tensor] = {}
+        self._stage_of: dict[str, Stage] = {}
+        self._collecting: Stage | None = None
+        self.result = BlockResult()
+
+    def run(self, hidden: list[Tensor], kwargs: dict[str, Any]) -> list[Tensor]:
+        """Quantize the block on chunks of hidden states (B, T, D); returns their outputs, in float32.
+
+        Raises:
+            WorkFailed: weights or inputs hold NaN or infinity; names the layer.
+        """
+        module = self._block.module
+        stages = trace(module, list(self._linears), hidden[0], kwargs, bool(self._recipe.transforms))
+        self._stage_of = {name: stage for stage in stages for name in stage.layers}
+        originals = {name: layer.forward for name, layer in self._linears.items()}
+        try:
+            for name, layer in self._linears.items():
+                layer.forward = self._forward(name, layer)
+            if len(hidden) > 1:
+                for stage in stages:
+                    self._measure(stage, hidden, kwargs)
+            outputs = [call(module, chunk, kwargs) for chunk in hidden]
+        finally:
+            for name, original in originals.items():
+                self._linears[name].forward = original
+        self._round_unreached()
+        self._fold(stages)
+        return outputs
+
+    def _forward(self, name: str, layer: nn.Linear) -> Callable[[Tensor], Tensor]:
+        def forward(inputs: Tensor) -> Tensor:
+            stage = self._stage_of.get(name)
+            if stage is None:  # not on the traced path: an expert that the traced tokens did not choose
+                stage = self._stage_of[name] = Stage([name])
+            if not stage.done:
+                self._see(stage, inputs)
+                if stage is self._collecting:
+                    raise _Reached
+                self._quantize(stage)
+            scaled = inputs if stage.scale_I is None else inputs / stage.scale_I
+            return nn.functional.linear(scaled, self._weights[name], layer.bias)
+
+        return forward
+
+    def _see(self, stage: Stage, inputs: Tensor) -> None:
+        if stage.stats is None:
+            stage.stats = InputStats(inputs.shape[-1], inputs.device)
+        stage.stats.add(inputs)
+
+    def _measure(self, stage: Stage, hidden: list[Tensor], kwargs: dict[str, Any]) -> None:
+        self._collecting = stage
+        for chunk in hidden:
+            try:
+                call(self._block.module, chunk, kwargs)
+            except _Reached:
+                continue
+        self._collecting = None
+        if stage.stats is not None:
+            self._quantize(stage)
+
+    def _quantize(self, stage: Stage) -> None:
+        layers = [self._linears[name] for name in stage.layers]
+        for name, layer in zip(stage.layers, layers, strict=True):
+            _check_finite(self._block, name, layer.weight)
+        stacked = torch.cat([layer.weight for layer in layers])
+        stats = stage.stats
+        assert stats is not None
+        for transform in self._recipe.transforms:
+            if stage.producer is None:
+                continue
+            assert self._recipe.scheme.weight is not None
+            scale = (
+                smoothing_scale(stacked, stats, transform)
+                if isinstance(transform, SmoothQuant)
+                else awq_scale(stacked, self._recipe.scheme.weight, stats, transform, dtype=self._dtype)
+            )
+            stacked, stats = stacked * scale, stats.divided_by(scale)
+            stage.scale_I = scale if stage.scale_I is None else stage.scale_I * scale
+        try:
+            rounded = round_weight(stacked, self._recipe, stats, dtype=self._dtype)
+        except WorkFailed as error:
+            raise WorkFailed(f"{self._block.prefix}.{stage.layers[0]}: {error}.") from error
+        parts = rounded.split([layer.out_features for layer in layers])
+        for name, part in zip(stage.layers, parts, strict=True):
+            self.result.rounded[name] = part
+            self._weights[name] = part.weight()
+        stage.done = True
+        stage.stats = None
+        self.result.notes.extend(f"{self._block.prefix}.{stage.layers[0]}: {note}" for note in rounded.notes)
+
+    def _round_unreached(self) -> None:
+        """Experts that no calibration token chose: rounded without data, and named."""
+        for name, layer in self._linears.items():
+            if name not in self.result.rounded:
+                rounded = round_weight(layer.weight, self._recipe, None, dtype=self._dtype)
+                self.result.rounded[name] = rounded
+                self.result.notes.extend(f"{self._block.prefix}.{name}: {note}" for note in rounded.notes)
+
+    def _fold(self, stages: list[Stage]) -> None:
+        """Take each stage's scale out of the module that makes its input."""
+        for stage in stages:
+            if stage.scale_I is None or stage.producer is None:
+                continue
+            if stage.producer in self.result.rounded:
+                rounded = self.result.rounded[stage.producer]
+                rounded.scale_OG = (rounded.scale_OG / stage.scale_I.unsqueeze(1)).to(self._dtype).float()
+                bias = self._linears[stage.producer].bias
+                if bias is not None:
+                    self.result.changed[f"{stage.producer}.bias"] = bias / stage.scale_I
+            else:
+                norm = self._block.module.get_submodule(stage.producer)
+                for leaf, value in norm.named_parameters(recurse=False):
+                    self.result.changed[f"{stage.producer}.{leaf}"] = value / stage.scale_I
+
+
+@torch.inference_mode()
+def trace(
+    module: nn.Module, names: list[str], chunk: Tensor, kwargs: dict[str, Any], producers: bool
+) -> list[Stage]:
+    """Stages in the order in which a block runs them, found by running one sequence; with the modules that could scale them."""
+    sample = chunk[:1]
+    one = {key: _first(value, chunk.shape[0]) for key, value in kwargs.items()}
+    inputs: list[tuple[str, Tensor]] = []
+    handles = [
+        module.get_submodule(name).register_forward_pre_hook(lambda _m, args, name=name: inputs.append((name, args[0])))
+        for name in names
+    ]
+    try:
+        call(module, sample, one)
+    finally:
+        for handle in handles:
+            handle.remove()
+    stages: list[Stage] = []
+    seen: list[Tensor] = []
+    for name, tensor in inputs:
+        for stage, known in zip(stages, seen, strict=True):
+            if known is tensor and name not in stage.layers:
+                stage.layers.append(name)
+                break
+        else:
+            stages.append(Stage([name]))
+            seen.append(tensor)
+    if producers:
+        for stage in stages:
+            stage.producer = find_producer(module, stage.layers, sample, one)
+    return stages
+
+
+def find_producer(module: nn.Module, layers: list[str], sample: Tensor, kwargs: dict[str, Any]) -> str | None:
+    """The norm or linear layer whose output can be divided by a scale that the layers' columns take up instead.
+
+    Found by trying: a candidate is right when dividing its parameters and multiplying the layers' columns leaves the block's output
+    as it was, so nothing is listed by architecture. Norms that hold 1 + weight, and tensors that other modules read too, fail the trial.
+    """
+    width = module.get_submodule(layers[0]).weight.shape[1]
+    before = call(module, sample, kwargs)
+    scale = torch.linspace(0.5, 2.0, int(width), device=sample.device)
+    for name, candidate in module.named_modules():
+        weight = getattr(candidate, "weight", None)
+        if name in layers or weight is None or weight.shape[0] != width or weight.ndim > 2:
+            continue
+        if _divides(module, name, layers, scale, before, sample, kwargs):
+            return name
+    return None
+
+
+def _divides(
+    module: nn.Module, name: str, layers: list[str], scale: Tensor, before: Tensor, sample: Tensor, kwargs: dict[str, Any]
+) -> bool:
+    owner = module.get_submodule(name)
+    kept = {leaf: value for leaf, value in owner._parameters.items() if value is not None}
+    columns = {layer: module.get_submodule(layer).weight for layer in layers}
+    try:
+        for leaf, value in kept.items():
+            divisor = scale.unsqueeze(1) if value.ndim == 2 else scale
+            owner._parameters[leaf] = nn.Parameter(value / divisor, requires_grad=False)
+        for layer, weight in columns.items():
+            module.get_submodule(layer)._parameters["weight"] = nn.Parameter(weight * scale, requires_grad=False)
+        after = call(module, sample, kwargs)
+    finally:
+        owner._parameters.update(kept)
+        for layer, weight in columns.items():
+            module.get_submodule(layer)._parameters["weight"] = weight
+    span = (before - sample).abs().max().clamp(min=1e-6)
+    return bool((after - before).abs().max() < 1e-4 * span)
+
+
+def _first(value: Any, batch: int) -> Any:
+    """The first sequence's part of a keyword argument that has a batch axis."""
+    if isinstance(value, Tensor) and value.ndim and value.shape[0] == batch:
+        return value[:1]
+    if isinstance(value, tuple):
+        return tuple(_first(part, batch) for part in value)
+    return value
+
+
+def _check_finite(block: Block, name: str, weight: Tensor) -> None:
+    if not torch.isfinite(weight).all():
+        raise WorkFailed(f"{block.prefix}.{name}: its weights hold NaN or infinity; fetch the model again.")
