@@ -82,7 +82,9 @@ def _render(path: Path, number: int, line: str, tokenizer: Any) -> str:
     try:
         row = json.loads(line)
     except ValueError as error:
-        raise BitworthError(f"{path}, line {number}: not valid JSON; a .jsonl file holds one JSON object a line.") from error
+        raise BitworthError(
+            f"{path}, line {number}: not valid JSON; a .jsonl file holds one JSON object a line."
+        ) from error
     if isinstance(row, dict):
         if isinstance(row.get("messages"), list):
             return str(tokenizer.apply_chat_template(row["messages"], tokenize=False))

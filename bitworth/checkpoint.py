@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -84,7 +83,9 @@ class Reader:
         if not index.is_file():
             paths = sorted(self.folder.glob("*.safetensors"))
             if not paths:
-                raise BitworthError(f"{self.folder} holds no *.safetensors; pickled weights are not read, convert them first.")
+                raise BitworthError(
+                    f"{self.folder} holds no *.safetensors; pickled weights are not read, convert them first."
+                )
             return paths
         try:
             names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
@@ -175,8 +176,17 @@ class Writer:
         self._sizes: list[int] = []
 
     def __enter__(self) -> Writer:
-        """Make the temporary folder."""
+        """Make the temporary folder.
+
+        Raises:
+            BitworthError: the final name is taken by something that is not a checkpoint of bitworth's.
+            WorkFailed: the disk is full or cannot be written.
+        """
+        check_replaceable(self.folder, self._source)
         try:
+            for left in self.folder.parent.glob(f".{self.folder.name}.*.partial"):
+                if not _alive(left.name.split(".")[-2]):  # a killed run left it
+                    shutil.rmtree(left, ignore_errors=True)
             shutil.rmtree(self._temporary, ignore_errors=True)
             self._temporary.mkdir(parents=True)
         except OSError as error:
@@ -209,9 +219,11 @@ class Writer:
                     shutil.copyfile(self._source / name, self._temporary / name)
             _write_json(self._temporary / "config.json", config)
             _write_json(self._temporary / PROVENANCE, provenance)
-            if self.folder.exists():
-                shutil.rmtree(self.folder)
-            os.replace(self._temporary, self.folder)
+            aside = self._temporary.with_suffix(".replaced")
+            if self.folder.exists():  # moved, not removed: a kill here must not cost the old checkpoint
+                self.folder.rename(aside)
+            self._temporary.rename(self.folder)
+            shutil.rmtree(aside, ignore_errors=True)
         except OSError as error:
             shutil.rmtree(self._temporary, ignore_errors=True)
             raise WorkFailed(f"{self.folder} could not be written: {disk_reason(error)}.") from error
@@ -246,6 +258,33 @@ class Writer:
             weight_map.update(dict.fromkeys(names, file))
         index = {"metadata": {"total_size": sum(self._sizes)}, "weight_map": weight_map}
         _write_json(self._temporary / INDEX, index)
+
+
+def check_replaceable(folder: Path, source: Path) -> None:
+    """Refuse to write a checkpoint over anything but an earlier checkpoint of bitworth's.
+
+    Raises:
+        BitworthError: `folder` is the model itself or holds it, is a file, or holds files of another kind.
+    """
+    final, base = folder.resolve(), source.resolve()
+    if final == base or final in base.parents:
+        raise BitworthError(f"{folder} holds the model being quantized; name another output folder.")
+    if not folder.exists():
+        return
+    if not folder.is_dir() or (any(folder.iterdir()) and not (folder / PROVENANCE).is_file()):
+        raise BitworthError(
+            f"{folder} exists and is not a checkpoint that bitworth wrote; name a new or an empty folder."
+        )
+
+
+def _alive(pid: str) -> bool:
+    try:
+        os.kill(int(pid), 0)
+    except (ProcessLookupError, ValueError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def _safetensors_reason(error: Exception) -> str:
@@ -303,10 +342,14 @@ def scheme_from_config(config: Mapping[str, Any]) -> Scheme:
     """
     method = config.get("quant_method")
     if method != "compressed-tensors":
-        raise BitworthError(f"The checkpoint is quantized by '{method}'; bitworth reads compressed-tensors checkpoints.")
+        raise BitworthError(
+            f"The checkpoint is quantized by '{method}'; bitworth reads compressed-tensors checkpoints."
+        )
     groups = list((config.get("config_groups") or {}).values())
     if len(groups) != 1:
-        raise BitworthError(f"The checkpoint mixes {len(groups)} quantization schemes; bitworth reads one a checkpoint.")
+        raise BitworthError(
+            f"The checkpoint mixes {len(groups)} quantization schemes; bitworth reads one a checkpoint."
+        )
     weights, inputs = groups[0].get("weights") or {}, groups[0].get("input_activations")
     name = f"w{weights.get('num_bits')}a{inputs['num_bits'] if inputs else 16}-{'fp' if weights.get('type') == 'float' else 'int'}"
     scheme = schemes.get(name, group_size=weights.get("group_size"))
@@ -316,5 +359,7 @@ def scheme_from_config(config: Mapping[str, Any]) -> Scheme:
         if grid is not None and args is not None:
             found = (args.get("strategy"), args.get("symmetric", True), bool(args.get("dynamic", False)))
             if found != (grid.granularity, grid.symmetric, grid.dynamic):
-                raise BitworthError(f"The checkpoint's {what} are {found}, which {name} here does not cover; re-quantize it.")
+                raise BitworthError(
+                    f"The checkpoint's {what} are {found}, which {name} here does not cover; re-quantize it."
+                )
     return scheme

@@ -18,6 +18,9 @@ from torch import Tensor, nn
 from bitworth.checkpoint import Reader, read_config
 from bitworth.errors import BitworthError
 
+#: Keyword arguments of a block's call by the batch size they were recorded at.
+Arguments = dict[int, dict[str, Any]]
+
 
 @dataclass(slots=True)
 class Block:
@@ -73,8 +76,15 @@ class Decoder:
             _drop_parameters(block.module)
 
     def others(self) -> list[str]:
-        """Names of the tensors outside the blocks."""
-        return sorted(name for name in self.reader.names if not name.startswith(f"{self.prefix}."))
+        """Names of the tensors outside the blocks; a head tied to the embeddings is not one of its own."""
+        tied = "lm_head.weight" if self.model.config.get_text_config().tie_word_embeddings else None
+        return sorted(n for n in self.reader.names if not n.startswith(f"{self.prefix}.") and n != tied)
+
+    def other_linears(self) -> list[str]:
+        """Names of the linear layers outside the blocks (heads, towers), which stay as they are."""
+        inside = f"{self.prefix}."
+        named = self.model.named_modules()
+        return [name for name, part in named if isinstance(part, nn.Linear) and not name.startswith(inside)]
 
     def linear_shapes(self) -> dict[str, tuple[int, int]]:
         """(out, in) of every linear layer in the blocks, by full name."""
@@ -84,24 +94,24 @@ class Decoder:
             for name, layer in self.block(index).linears().items()
         }
 
-    def first_inputs(self, chunks: list[Tensor]) -> tuple[list[Tensor], list[dict[str, Any]]]:
+    def first_inputs(self, chunks: list[Tensor]) -> tuple[list[Tensor], list[Arguments]]:
         """What the first block receives for each chunk of tokens (B, T), and the keyword arguments of every block.
 
         Returns:
-            hidden states (B, T, D) float32 a chunk; keyword arguments a block (alike for all chunks of one shape).
+            hidden states (B, T, D) float32 a chunk; keyword arguments a block and batch size (masks depend on it).
         """
         outside = {name.rpartition(".")[0] for name in self.others()}
         for name, module in self.model.named_modules():
             if name in outside and not name.startswith(f"{self.prefix}."):
                 _fill(module, name, self.reader)
-        recorded: list[dict[str, Any]] = []
+        recorded: list[Arguments] = [{} for _ in self._blocks]
         hidden: list[Tensor] = []
 
         def record(index: int) -> Callable[..., Any]:
             def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
                 if index == 0:
                     hidden.append(hidden_states.clone())
-                recorded.append({"args": args, **kwargs})
+                recorded[index][hidden_states.shape[0]] = {"args": args, **kwargs}
                 return hidden_states
 
             return forward
@@ -112,7 +122,6 @@ class Decoder:
                 block.forward = record(index)
             body = getattr(self.model, self.model.base_model_prefix, self.model)
             for tokens in chunks:
-                recorded.clear()
                 body(input_ids=tokens, use_cache=False)
         finally:
             for block, original in zip(self._blocks, originals, strict=True):
@@ -169,7 +178,9 @@ def _fill(module: nn.Module, prefix: str, reader: Reader) -> None:
         full = f"{prefix}.{name}"
         if full not in reader.names:
             if parameter.is_meta:
-                raise BitworthError(f"{reader.folder} has no tensor '{full}'; its weights do not match its config.json.")
+                raise BitworthError(
+                    f"{reader.folder} has no tensor '{full}'; its weights do not match its config.json."
+                )
             continue
         tensor = reader.get(full)
         if tuple(tensor.shape) != tuple(parameter.shape):

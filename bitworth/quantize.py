@@ -10,7 +10,6 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,7 +19,7 @@ from bitworth import schemes
 from bitworth.calibration import calibration_tokens
 from bitworth.checkpoint import Writer, quantization_config
 from bitworth.errors import BitworthError
-from bitworth.model import Block, Decoder
+from bitworth.model import Arguments, Block, Decoder
 from bitworth.sequential import BlockPass, BlockResult, round_block, skipped
 from bitworth.types import Calibration, Gptq, Recipe
 
@@ -126,13 +125,11 @@ def _tokens(model: Path, recipes: list[Recipe], calibration: Calibration | None,
     return calibration_tokens(model, calibration, note)
 
 
-def _first_inputs(decoder: Decoder, streams: list[_Stream], tokens: Tensor | None) -> list[dict[str, Any]] | None:
+def _first_inputs(decoder: Decoder, streams: list[_Stream], tokens: Tensor | None) -> list[Arguments] | None:
     if tokens is None:
         return None
     count = -(-tokens.numel() // CHUNK_TOKENS)
-    size = -(-tokens.shape[0] // count)
-    # equal chunks, because the recorded masks are made for one shape; the odd rest goes
-    chunks = [chunk for chunk in tokens.split(size) if chunk.shape[0] == size]
+    chunks = list(tokens.split(-(-tokens.shape[0] // count)))
     hidden, kwargs = decoder.first_inputs(chunks)
     for stream in streams:
         if stream.recipe.needs_calibration:
@@ -140,7 +137,7 @@ def _first_inputs(decoder: Decoder, streams: list[_Stream], tokens: Tensor | Non
     return kwargs
 
 
-def _one_block(decoder: Decoder, block: Block, stream: _Stream, kwargs: dict[str, Any] | None) -> None:
+def _one_block(decoder: Decoder, block: Block, stream: _Stream, kwargs: Arguments | None) -> None:
     began = time.monotonic()
     if stream.recipe.needs_calibration:
         assert kwargs is not None
@@ -178,7 +175,7 @@ def _finish(decoder: Decoder, stream: _Stream, calibration: Calibration | None) 
     ordering = recipe.rounding.ordering if isinstance(recipe.rounding, Gptq) else None
     grouped = recipe.scheme.weight is not None and recipe.scheme.weight.granularity == "group"
     config = dict(decoder.config)
-    ignored = [*recipe.scheme.ignore, *stream.ignored]
+    ignored = list(dict.fromkeys([*recipe.scheme.ignore, *decoder.other_linears(), *stream.ignored]))
     config["quantization_config"] = quantization_config(recipe.scheme, ignored, ordering if grouped else None)
     provenance = {
         "format": recipe.name,
@@ -186,7 +183,11 @@ def _finish(decoder: Decoder, stream: _Stream, calibration: Calibration | None) 
         "calibration": asdict(calibration) if calibration and recipe.needs_calibration else None,
         "base": {"path": str(decoder.folder), "config_sha256": _sha256(decoder.folder / "config.json")},
         "notes": stream.notes,
-        "versions": {"bitworth": bitworth.__version__, "torch": version("torch"), "transformers": version("transformers")},
+        "versions": {
+            "bitworth": bitworth.__version__,
+            "torch": version("torch"),
+            "transformers": version("transformers"),
+        },
     }
     size = stream.writer.finish(config, provenance)
     weights = sum(rows * columns for rows, columns in decoder.linear_shapes().values())

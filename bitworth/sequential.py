@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from bitworth.errors import WorkFailed
-from bitworth.model import Block, call
+from bitworth.model import Arguments, Block, call
 from bitworth.quantizers import InputStats, Rounded, round_weight
 from bitworth.quantizers.awq import awq_scale
 from bitworth.quantizers.smoothquant import smoothing_scale
@@ -73,14 +73,15 @@ class BlockPass:
         self._collecting: Stage | None = None
         self.result = BlockResult()
 
-    def run(self, hidden: list[Tensor], kwargs: dict[str, Any]) -> list[Tensor]:
+    def run(self, hidden: list[Tensor], kwargs: Arguments) -> list[Tensor]:
         """Quantize the block on chunks of hidden states (B, T, D); returns their outputs, in float32.
 
         Raises:
             WorkFailed: weights or inputs hold NaN or infinity; names the layer.
         """
         module = self._block.module
-        stages = trace(module, list(self._linears), hidden[0], kwargs, bool(self._recipe.transforms))
+        first = kwargs[hidden[0].shape[0]]
+        stages = trace(module, list(self._linears), hidden[0], first, bool(self._recipe.transforms))
         self._stage_of = {name: stage for stage in stages for name in stage.layers}
         originals = {name: layer.forward for name, layer in self._linears.items()}
         try:
@@ -89,7 +90,7 @@ class BlockPass:
             if len(hidden) > 1:
                 for stage in stages:
                     self._measure(stage, hidden, kwargs)
-            outputs = [call(module, chunk, kwargs) for chunk in hidden]
+            outputs = [call(module, chunk, kwargs[chunk.shape[0]]) for chunk in hidden]
         finally:
             for name, original in originals.items():
                 self._linears[name].forward = original
@@ -117,11 +118,11 @@ class BlockPass:
             stage.stats = InputStats(inputs.shape[-1], inputs.device)
         stage.stats.add(inputs)
 
-    def _measure(self, stage: Stage, hidden: list[Tensor], kwargs: dict[str, Any]) -> None:
+    def _measure(self, stage: Stage, hidden: list[Tensor], kwargs: Arguments) -> None:
         self._collecting = stage
         for chunk in hidden:
             try:
-                call(self._block.module, chunk, kwargs)
+                call(self._block.module, chunk, kwargs[chunk.shape[0]])
             except _Reached:
                 continue
         self._collecting = None
@@ -184,9 +185,7 @@ class BlockPass:
 
 
 @torch.inference_mode()
-def trace(
-    module: nn.Module, names: list[str], chunk: Tensor, kwargs: dict[str, Any], producers: bool
-) -> list[Stage]:
+def trace(module: nn.Module, names: list[str], chunk: Tensor, kwargs: dict[str, Any], producers: bool) -> list[Stage]:
     """Stages in the order in which a block runs them, found by running one sequence; with the modules that could scale them."""
     sample = chunk[:1]
     one = {key: _first(value, chunk.shape[0]) for key, value in kwargs.items()}
@@ -235,7 +234,13 @@ def find_producer(module: nn.Module, layers: list[str], sample: Tensor, kwargs: 
 
 
 def _divides(
-    module: nn.Module, name: str, layers: list[str], scale: Tensor, before: Tensor, sample: Tensor, kwargs: dict[str, Any]
+    module: nn.Module,
+    name: str,
+    layers: list[str],
+    scale: Tensor,
+    before: Tensor,
+    sample: Tensor,
+    kwargs: dict[str, Any],
 ) -> bool:
     owner = module.get_submodule(name)
     kept = {leaf: value for leaf, value in owner._parameters.items() if value is not None}

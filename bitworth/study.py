@@ -1,14 +1,14 @@
 """A study file: names become objects here, once; below this module only objects travel.
 
-    model: demo:smollm2            # hub id, folder, or the demo's model
-    formats: [baseline, w8a8-fp, w8a8-int-gptq, w4a16-int-gptq]
-    group_size: 64
-    calibration: {source: demo:calibration, samples: 32, length: 512}
-    tasks: [{name: arc_challenge, limit: 100}]
-    use_cases: [{name: rag, scale: 0.1}]
-    loads: [synchronous, {kind: throughput, streams: 8}]
-    hardware: [{name: local, usd_per_hour: 0.10}]
-    constraints: {min_recovery_pct: 99}
+model: demo:smollm2            # hub id, folder, or the demo's model
+formats: [baseline, w8a8-fp, w8a8-int-gptq, w4a16-int-gptq]
+group_size: 64
+calibration: {source: demo:calibration, samples: 32, length: 512}
+tasks: [{name: arc_challenge, limit: 100}]
+use_cases: [{name: rag, scale: 0.1}]
+loads: [synchronous, {kind: throughput, streams: 8}]
+hardware: [{name: local, usd_per_hour: 0.10}]
+constraints: {min_recovery_pct: 99}
 """
 
 from __future__ import annotations
@@ -262,7 +262,9 @@ def load_study(path: Path) -> Study:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise BitworthError(f"The study {path} is not valid YAML{where}: {getattr(error, 'problem', error)}.") from error
+        raise BitworthError(
+            f"The study {path} is not valid YAML{where}: {getattr(error, 'problem', error)}."
+        ) from error
     return parse_study(raw, where=str(path))
 
 

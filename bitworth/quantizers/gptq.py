@@ -35,7 +35,9 @@ def gptq(weight_OI: Tensor, grid: Grid, settings: Gptq, stats: InputStats, *, dt
     notes: list[str] = []
     dead = hessian.diagonal() == 0
     if dead.any():
-        notes.append(f"{int(dead.sum())} input columns were zero on all calibration tokens; they were rounded to nearest")
+        notes.append(
+            f"{int(dead.sum())} input columns were zero on all calibration tokens; they were rounded to nearest"
+        )
         hessian.diagonal()[dead] = hessian.diagonal()[~dead].mean() if not dead.all() else 1.0
     columns = weight_OI.shape[1]
     order = torch.arange(columns, device=hessian.device)
@@ -62,7 +64,9 @@ def inverse_factor(hessian_II: Tensor, damping: float, notes: list[str]) -> Tens
             upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
             if not int(failed) and torch.isfinite(upper).all():
                 if amount != damping:
-                    notes.append(f"its Hessian could not be factored; damping was raised from {damping:g} to {amount:g}")
+                    notes.append(
+                        f"its Hessian could not be factored; damping was raised from {damping:g} to {amount:g}"
+                    )
                 return upper
         amount *= 10
     raise WorkFailed("its Hessian stays singular under any damping; use more calibration data or round to nearest")

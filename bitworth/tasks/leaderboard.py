@@ -9,8 +9,7 @@ from __future__ import annotations
 
 from bitworth.tasks.base import TaskDef
 
-MMLU_SUBJECTS = tuple(
-    """
+_SUBJECTS = """
     abstract_algebra anatomy astronomy business_ethics clinical_knowledge college_biology college_chemistry
     college_computer_science college_mathematics college_medicine college_physics computer_security
     conceptual_physics econometrics electrical_engineering elementary_mathematics formal_logic global_facts
@@ -22,8 +21,8 @@ MMLU_SUBJECTS = tuple(
     moral_scenarios nutrition philosophy prehistory professional_accounting professional_law
     professional_medicine professional_psychology public_relations security_studies sociology us_foreign_policy
     virology world_religions
-    """.split()
-)
+"""
+MMLU_SUBJECTS = tuple(_SUBJECTS.split())
 
 TASKS = (
     TaskDef(

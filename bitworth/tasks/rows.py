@@ -17,7 +17,7 @@ import re
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from bitworth.errors import BitworthError
 from bitworth.tasks.base import TaskDef
@@ -120,21 +120,31 @@ def _from_files(task: TaskDef, config: str | None, files: list[Path]) -> Any:
     return datasets.Dataset.from_list(rows) if rows else None
 
 
-@functools.lru_cache(maxsize=4)
 def _json_rows(path: Path) -> tuple[dict[str, Any], ...]:
-    """All rows of a file; cached because one file holds all of MMLU's 57 subjects."""
+    """All rows of a file in the hub's schema."""
+    return _cached_rows(path, path.stat().st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=4)
+def _cached_rows(path: Path, _changed_ns: int) -> tuple[dict[str, Any], ...]:
+    """Rows of a file as it is now; cached because one file holds all of MMLU's 57 subjects."""
     return tuple(_hub_schema(row) for row in _parse(path))
 
 
 def _parse(path: Path) -> Iterator[dict[str, Any]]:
-    opened = gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8")
-    with opened as lines:
+    with _opened(path) as lines:
         if ".jsonl" not in path.name:
             yield from json.load(lines)
             return
         for line in lines:
             if line.strip():
                 yield json.loads(line)
+
+
+def _opened(path: Path) -> TextIO:
+    if path.suffix == ".gz":
+        return gzip.open(path, "rt", encoding="utf-8")
+    return path.open(encoding="utf-8")
 
 
 def _hub_schema(row: Mapping[str, Any]) -> dict[str, Any]:
