@@ -21,26 +21,13 @@ from bitworth.checkpoint import Writer, quantization_config
 from bitworth.errors import BitworthError
 from bitworth.model import Arguments, Block, Decoder
 from bitworth.sequential import BlockPass, BlockResult, round_block, skipped
-from bitworth.types import Calibration, Gptq, Recipe
+from bitworth.types import Calibration, Gptq, QuantizeResult, Recipe
 
 Progress = Callable[[str], None]
 #: Group sizes that the loaders' kernels take, largest first.
 GROUP_SIZES = (128, 64, 32)
 #: Calibration tokens that go through a block at once; more are split into chunks, so that memory stays bounded.
 CHUNK_TOKENS = 32_768
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class QuantizeResult:
-    """One checkpoint made, and what it took."""
-
-    format: str
-    path: Path
-    seconds: float
-    peak_rss_mib: float
-    size_mib: float
-    bits_per_weight: float
-    notes: tuple[str, ...] = ()
 
 
 @dataclass(slots=True)

@@ -28,7 +28,7 @@ Source = Literal["measured", "predicted"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Grid:
-    """The numbers a tensor may take: an integer or float code times a scale shared by a tensor, channel, group or token."""
+    """The numbers a tensor may take: a code times a scale that a tensor, channel, group or token shares."""
 
     bits: int
     kind: Kind = "int"
@@ -161,7 +161,10 @@ class Answer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recovery:
-    """100 x quantized / baseline over the same questions, its 95 % interval, and what that says of the tolerance."""
+    """100 x quantized / baseline over the same questions, its 95 % interval, and whether that reaches the least allowed.
+
+    `task` is a task's name, or `average` for the plain mean over tasks (paper, section 4).
+    """
 
     task: str
     format: str
@@ -170,7 +173,7 @@ class Recovery:
     recovery_pct: float
     ci95_pct: tuple[float, float]
     questions: int
-    tolerance_pct: float
+    min_recovery_pct: float
     verdict: Verdict
     questions_needed: int | None = None
 
@@ -263,8 +266,19 @@ class EngineFacts:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Measurement:
+    """What an engine did under a load: one Timing a request (warm-up left out), and what produced them."""
+
+    timings: tuple[Timing, ...]
+    facts: EngineFacts
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class QueryCost:
-    """One format under one use case and load on one hardware row; `unsupported` says why there is no figure."""
+    """One format under one use case and load on one hardware row; `unsupported` says why there is no figure.
+
+    Latencies are means (seconds) unless named otherwise; the interval is 95 %.
+    """
 
     format: str
     use_case: UseCase
@@ -299,7 +313,7 @@ class Constraint:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Option:
-    """One deployable way (format on hardware) in one scenario, and the reasons it falls out, if it does."""
+    """One deployable way (format on hardware) in one scenario, and the reasons why it falls out, if it does."""
 
     format: str
     hardware: str
@@ -312,14 +326,20 @@ class Option:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recommendation:
-    """The choice for one use case under one load: the cheapest option that meets the constraint, and the rows behind it."""
+    """The choice for one use case under one load: the cheapest option that meets the constraint, and the rows behind it.
 
-    use_case: str
+    `contender` is a cheaper option that falls out only because its recovery is undecided; `next_step` says what
+    measurement would settle it.
+    """
+
+    use_case: UseCase
     load: str
     choice: Option | None
     runner_up: Option | None
+    contender: Option | None
     options: tuple[Option, ...]
     why: str
+    next_step: str | None = None
 
 
 # --- work ---------------------------------------------------------------------------------------------------------
@@ -327,9 +347,56 @@ class Recommendation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cell:
-    """The smallest piece of work worth keeping: `inputs` holds everything that could change its result, JSON values only."""
+    """The smallest piece of work worth keeping: `inputs` holds all that could change its result, JSON values only."""
 
     kind: Literal["quantize", "evaluate", "diverge", "benchmark"]
     title: str
     inputs: Mapping[str, Any]
     needs: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QuantizeResult:
+    """One checkpoint made, and what it took."""
+
+    format: str
+    path: Path
+    seconds: float
+    peak_rss_mib: float
+    size_mib: float
+    bits_per_weight: float
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Missing:
+    """A piece of a study that has no result, and the sentence that says why."""
+
+    title: str
+    cause: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StudyResult:
+    """Everything a finished study says: a function of its ledger and its study file alone.
+
+    `recoveries` has a row a task and format, then one a format with task `average`; `evaluated_with` gives the engine
+    behind each format's answers; `finished` is the ISO time of the newest result; `machine` and `settings` are
+    printable provenance.
+    """
+
+    name: str
+    model: str
+    formats: tuple[str, ...]
+    constraint: Constraint
+    checkpoints: Mapping[str, QuantizeResult]
+    recoveries: tuple[Recovery, ...]
+    divergences: Mapping[str, Divergence]
+    costs: tuple[QueryCost, ...]
+    recommendations: tuple[Recommendation, ...]
+    missing: tuple[Missing, ...]
+    evaluated_with: Mapping[str, EngineFacts]
+    hardware: tuple[Hardware, ...]
+    machine: Mapping[str, str]
+    settings: Mapping[str, str]
+    finished: str | None
