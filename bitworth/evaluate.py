@@ -1,20 +1,25 @@
 """Evaluate: a checkpoint's answers to a task's questions, its divergence from a baseline on text, and what they say.
 
 answers = evaluate(Path("w4a16"), [TaskSpec(name="arc_challenge", limit=200)], data=folder)
-compare(baseline_answers, answers, tolerance_pct=1.0, format="w4a16-int-gptq")
+compare(baseline_answers, answers, min_recovery_pct=99, format="w4a16-int-gptq")
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from statistics import fmean
 
 from bitworth import tasks as registry
 from bitworth.divergence import diverge_models
 from bitworth.engines.scorer import Scorer
 from bitworth.errors import BitworthError
+from bitworth.statistics import mean_recovery
 from bitworth.tasks import Loaded
 from bitworth.types import Answer, Divergence, Recovery, TaskSpec
+
+AVERAGE = "average"
+"""The task name of a recovery over the plain mean of tasks."""
 
 Progress = Callable[[str, int, int], None]
 """Called with (task or "text", done, total); done counts scored continuations of the task, or windows of the text."""
@@ -73,52 +78,67 @@ def diverge(
 
 
 def compare(
-    baseline: Sequence[Answer],
-    quantized: Sequence[Answer],
-    *,
-    tolerance_pct: float,
-    format: str,
-    seed: int = 0,
-) -> Recovery:
-    """Recovery of one task over exactly the questions both answered, paired item by item.
+    baseline: Sequence[Answer], quantized: Sequence[Answer], *, min_recovery_pct: float, format: str
+) -> list[Recovery]:
+    """Recovery of every task both answered, paired item by item, then of the plain mean over tasks (`average`).
 
     Args:
-        baseline: answers of the unquantized model, all of one task.
+        baseline: answers of the unquantized model, in any order.
         quantized: answers of the quantized model to the same questions, in any order.
-        tolerance_pct: the loss that still counts as holding, in percent of the baseline.
+        min_recovery_pct: the recovery that counts as holding, in percent of the baseline.
         format: the quantized model's name in the result.
-        seed: of the bootstrap.
 
     Raises:
-        BitworthError: several tasks, an item twice, or different questions.
+        BitworthError: no common task, an item twice, or different questions of a task.
     """
-    before, after = _by_item(baseline, "baseline"), _by_item(quantized, format)
-    task = _one_task([*baseline, *quantized])
+    before, after = _by_task(baseline, "the baseline"), _by_task(quantized, format)
+    tasks = [task for task in before if task in after]
+    if not tasks:
+        raise BitworthError(f"{format} and its baseline have no task in common; evaluate both on the same tasks.")
+    pairs = {task: _paired(task, format, before[task], after[task]) for task in tasks}
+    rows = [_recovery(task, format, {task: pair}, min_recovery_pct) for task, pair in pairs.items()]
+    return [*rows, _recovery(AVERAGE, format, pairs, min_recovery_pct)]
+
+
+def _recovery(name: str, format: str, pairs: dict[str, tuple[list[float], list[float]]], least_pct: float) -> Recovery:
+    found = mean_recovery(pairs, min_recovery_pct=least_pct)
+    baseline, quantized = (fmean(fmean(pair[side]) for pair in pairs.values()) for side in (0, 1))
+    return Recovery(
+        task=name,
+        format=format,
+        baseline=baseline,
+        quantized=quantized,
+        recovery_pct=found.recovery_pct,
+        ci95_pct=found.ci95_pct,
+        questions=sum(len(pair[0]) for pair in pairs.values()),
+        min_recovery_pct=least_pct,
+        verdict=found.verdict,
+        questions_needed=found.questions_needed,
+    )
+
+
+def _by_task(answers: Sequence[Answer], who: str) -> dict[str, dict[str, float]]:
+    """Task to item to score."""
+    found: dict[str, dict[str, float]] = {}
+    for answer in answers:
+        items = found.setdefault(answer.task, {})
+        if answer.item in items:
+            raise BitworthError(f"The answers of {who} hold {answer.task} {answer.item} twice; evaluate it again.")
+        items[answer.item] = answer.score
+    return found
+
+
+def _paired(
+    task: str, format: str, before: dict[str, float], after: dict[str, float]
+) -> tuple[list[float], list[float]]:
     if before.keys() != after.keys():
         odd = sorted(before.keys() ^ after.keys())
         raise BitworthError(
             f"Task {task}: {format} and its baseline answered different questions ({len(odd)} in one only, such as "
             f"{odd[0]}); evaluate both with the same limit, seed and data."
         )
-    import numpy as np
-
-    from bitworth.statistics import paired_recovery
-
     items = sorted(before)
-    scores = [np.array([answers[item].score for item in items]) for answers in (before, after)]
-    recovery, interval, verdict, needed = paired_recovery(*scores, tolerance_pct=tolerance_pct, seed=seed)
-    return Recovery(
-        task=task,
-        format=format,
-        baseline=float(scores[0].mean()),
-        quantized=float(scores[1].mean()),
-        recovery_pct=recovery,
-        ci95_pct=interval,
-        questions=len(items),
-        tolerance_pct=tolerance_pct,
-        verdict=verdict,
-        questions_needed=needed,
-    )
+    return [before[item] for item in items], [after[item] for item in items]
 
 
 def _scorer(checkpoint: Path | Scorer) -> Scorer:
@@ -127,17 +147,3 @@ def _scorer(checkpoint: Path | Scorer) -> Scorer:
     from bitworth.engines.torch import load_exact
 
     return load_exact(checkpoint)
-
-
-def _one_task(answers: Sequence[Answer]) -> str:
-    names = sorted({answer.task for answer in answers})
-    if len(names) != 1:
-        raise BitworthError(f"A recovery compares answers of one task; these are of {', '.join(names) or 'none'}.")
-    return names[0]
-
-
-def _by_item(answers: Sequence[Answer], who: str) -> dict[str, Answer]:
-    found = {answer.item: answer for answer in answers}
-    if len(found) != len(answers):
-        raise BitworthError(f"The answers of {who} hold a question twice; evaluate it again.")
-    return found

@@ -1,12 +1,13 @@
 """What paired scores say: recovery with an honest interval, a verdict, and how many questions would settle it.
 
-Baseline and quantized model answer the same questions, so their scores are compared pair by pair: the noise that the questions'
-difficulty brings cancels, and the interval is several times narrower than that of two separate scores.
+Baseline and quantized model answer the same questions, so their scores are compared pair by pair: the noise that the
+questions' difficulty brings cancels, and the interval is several times narrower than that of two separate scores.
 
-The interval of the ratio mean(q) / mean(b) is Fieller's, on the paired differences d_r = q - r·b: it is the set of ratios r for which
-a test of "mean d_r = 0" does not reject. Bootstrapping would be the usual choice, but when few answers flip (as at 8 bits) resampled
-data hold no flips at all and its interval collapses; here one flip either way is added to the data before the test (the idea of Agresti and
-Min's adjustment for paired proportions), so that "no flip in 50 questions" is not taken for certainty.
+The interval of the ratio mean(q) / mean(b) is Fieller's, on the paired differences d_r = q - r·b: it is the set of
+ratios r for which a test of "mean d_r = 0" does not reject. Bootstrapping would be the usual choice, but when few
+answers flip (as at 8 bits) resampled data hold no flips at all and its interval collapses; here one flip either way is
+added to the data before the test (the idea of Agresti and Min's adjustment for paired proportions), so that "no flip
+in 50 questions" is not taken for certainty.
 """
 
 from __future__ import annotations
@@ -35,21 +36,21 @@ class PairedRecovery:
     questions_needed: int | None
 
 
-def paired_recovery(baseline: ArrayLike, quantized: ArrayLike, *, tolerance_pct: float) -> PairedRecovery:
+def paired_recovery(baseline: ArrayLike, quantized: ArrayLike, *, min_recovery_pct: float) -> PairedRecovery:
     """Recovery of one task from scores in [0, 1] of the same questions.
 
     Args:
         baseline: the unquantized model's scores, shape (n,).
         quantized: the quantized model's, in the same order.
-        tolerance_pct: the recovery that counts as holding, such as 99.
+        min_recovery_pct: the recovery that counts as holding, such as 99.
 
     Raises:
         BitworthError: no questions, different numbers of them, or a baseline that scores nothing.
     """
-    return mean_recovery({"task": (baseline, quantized)}, tolerance_pct=tolerance_pct)
+    return mean_recovery({"task": (baseline, quantized)}, min_recovery_pct=min_recovery_pct)
 
 
-def mean_recovery(tasks: Mapping[str, tuple[ArrayLike, ArrayLike]], *, tolerance_pct: float) -> PairedRecovery:
+def mean_recovery(tasks: Mapping[str, tuple[ArrayLike, ArrayLike]], *, min_recovery_pct: float) -> PairedRecovery:
     """Recovery of the plain mean over tasks, as the paper averages (100 × mean of columns / mean of columns).
 
     Tasks count alike whatever their number of questions; their sampling errors are independent.
@@ -69,19 +70,19 @@ def mean_recovery(tasks: Mapping[str, tuple[ArrayLike, ArrayLike]], *, tolerance
         )
     ratio = mean_q / mean_b
     low, high = _interval(list(pairs.values()))
-    verdict = verdict_of(100 * low, 100 * high, tolerance_pct)
+    verdict = verdict_of(100 * low, 100 * high, min_recovery_pct)
     count = sum(len(b) for b, _ in pairs.values())
-    needed = _further(ratio, (low, high), tolerance_pct / 100, count) if verdict == "undecided" else None
+    needed = _further(ratio, (low, high), min_recovery_pct / 100, count) if verdict == "undecided" else None
     return PairedRecovery(
         recovery_pct=100 * ratio, ci95_pct=(100 * low, 100 * high), verdict=verdict, questions_needed=needed
     )
 
 
-def verdict_of(low_pct: float, high_pct: float, tolerance_pct: float) -> Verdict:
+def verdict_of(low_pct: float, high_pct: float, min_recovery_pct: float) -> Verdict:
     """`holds` when the whole interval reaches the tolerance, `loses` when none of it does."""
-    if low_pct >= tolerance_pct:
+    if low_pct >= min_recovery_pct:
         return "holds"
-    return "loses" if high_pct < tolerance_pct else "undecided"
+    return "loses" if high_pct < min_recovery_pct else "undecided"
 
 
 def mcnemar_exact(baseline: ArrayLike, quantized: ArrayLike) -> float:
@@ -113,7 +114,7 @@ def _pair(name: str, baseline: ArrayLike, quantized: ArrayLike) -> tuple[Floats,
 
 
 def _interval(pairs: list[tuple[Floats, Floats]]) -> tuple[float, float]:
-    """Fieller's interval of the ratio of task means: roots in r of (Q - rB)² = z² · Var(Q - rB), all after adding flips."""
+    """Fieller's interval of the ratio of task means: roots in r of (Q - rB)² = z² · Var(Q - rB), after adding flips."""
     tasks = len(pairs)
     mean_b = mean_q = var_b = var_q = cov = 0.0
     z = Z95

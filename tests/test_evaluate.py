@@ -135,28 +135,43 @@ def test_two_vocabularies_are_refused() -> None:
 
 def test_recovery_pairs_by_item_whatever_the_order() -> None:
     baseline, quantized = answers([1, 1, 0, 1] * 50), answers([1, 1, 0, 0] * 50)
-    found = verbs.compare(baseline, quantized[::-1], tolerance_pct=1.0, format="w4")
-    assert found.recovery_pct == pytest.approx(100 * 2 / 3)
-    assert (found.baseline, found.quantized, found.questions) == (0.75, 0.5, 200)
-    assert (found.task, found.format, found.verdict) == ("t", "w4", "loses")
-    assert found.ci95_pct[0] < found.recovery_pct < found.ci95_pct[1]
+    task, average = verbs.compare(baseline, quantized[::-1], min_recovery_pct=99, format="w4")
+    assert task.recovery_pct == pytest.approx(100 * 2 / 3)
+    assert (task.baseline, task.quantized, task.questions) == (0.75, 0.5, 200)
+    assert (task.task, task.format, task.verdict) == ("t", "w4", "loses")
+    assert task.ci95_pct[0] < task.recovery_pct < task.ci95_pct[1]
+    assert (average.task, average.recovery_pct) == ("average", task.recovery_pct)
 
 
-def test_same_answers_hold() -> None:
-    same = answers([1, 0, 1, 1] * 25)
-    found = verbs.compare(same, same, tolerance_pct=1.0, format="w8")
-    assert (found.recovery_pct, found.verdict) == (100.0, "holds")
+def test_average_is_the_plain_mean_of_tasks() -> None:
+    """As the paper averages: a task of many questions counts no more than one of few."""
+    baseline = [*answers([1] * 90 + [0] * 10, "big"), *answers([1, 0] * 5, "small")]
+    quantized = [*answers([1] * 80 + [0] * 20, "big"), *answers([1, 0] * 5, "small")]
+    *rows, average = verbs.compare(baseline, quantized, min_recovery_pct=99, format="w4")
+    assert [row.task for row in rows] == ["big", "small"]
+    assert average.baseline == pytest.approx((0.9 + 0.5) / 2)
+    assert average.recovery_pct == pytest.approx(100 * (0.8 + 0.5) / (0.9 + 0.5))
+    assert average.questions == 110
+
+
+def test_same_answers_hold_once_there_are_enough_of_them() -> None:
+    few, many = answers([1, 0, 1, 1] * 10), answers([1, 0, 1, 1] * 250)
+    undecided = verbs.compare(few, few, min_recovery_pct=99, format="w8")[0]
+    assert (undecided.recovery_pct, undecided.verdict) == (100.0, "undecided")
+    assert undecided.questions_needed is not None
+    holds = verbs.compare(many, many, min_recovery_pct=99, format="w8")[0]
+    assert (holds.recovery_pct, holds.verdict, holds.questions_needed) == (100.0, "holds", None)
 
 
 def test_unpaired_answers_are_refused() -> None:
     with pytest.raises(BitworthError, match="different questions"):
-        verbs.compare(answers([1, 0]), answers([1, 0, 1]), tolerance_pct=1, format="f")
-    with pytest.raises(BitworthError, match="answers of one task"):
-        verbs.compare(answers([1]), answers([1], task="u"), tolerance_pct=1, format="f")
+        verbs.compare(answers([1, 0]), answers([1, 0, 1]), min_recovery_pct=99, format="f")
+    with pytest.raises(BitworthError, match="no task in common"):
+        verbs.compare(answers([1]), answers([1], task="u"), min_recovery_pct=99, format="f")
     with pytest.raises(BitworthError, match="twice"):
-        verbs.compare(answers([1]) * 2, answers([1]), tolerance_pct=1, format="f")
-    with pytest.raises(BitworthError, match="of none"):
-        verbs.compare([], [], tolerance_pct=1, format="f")
+        verbs.compare(answers([1]) * 2, answers([1]), min_recovery_pct=99, format="f")
+    with pytest.raises(BitworthError, match="no task in common"):
+        verbs.compare([], [], min_recovery_pct=99, format="f")
 
 
 # --- against the field's own programs -----------------------------------------------------------------------------
