@@ -13,29 +13,52 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-_HOMES = {
-    "quantize": "bitworth.quantize",
-    "evaluate": "bitworth.evaluate",
-    "diverge": "bitworth.evaluate",
-    "compare": "bitworth.evaluate",
-    "benchmark": "bitworth.benchmark",
-    "recommend": "bitworth.recommend",
-    "load_study": "bitworth.study",
-    "plan": "bitworth.run",
-    "run": "bitworth.run",
-    "BitworthError": "bitworth.errors",
-}
-
-__all__ = [*sorted(_HOMES), "__version__"]
-
 if TYPE_CHECKING:
-    from bitworth.benchmark import benchmark
+    from bitworth.assembly import assemble
+    from bitworth.benchmarking import benchmark
     from bitworth.errors import BitworthError
-    from bitworth.evaluate import compare, diverge, evaluate
-    from bitworth.quantize import quantize
-    from bitworth.recommend import recommend
-    from bitworth.run import plan, run
-    from bitworth.study import load_study
+    from bitworth.evaluation import compare, diverge, evaluate
+    from bitworth.quantization import quantize
+    from bitworth.quantizers.presets import recipe
+    from bitworth.recommendation import recommend
+    from bitworth.report import write_report
+    from bitworth.running import plan, run
+    from bitworth.study import load_study, parse_study
+
+__all__ = [
+    "BitworthError",
+    "__version__",
+    "assemble",
+    "benchmark",
+    "compare",
+    "diverge",
+    "evaluate",
+    "load_study",
+    "parse_study",
+    "plan",
+    "quantize",
+    "recipe",
+    "recommend",
+    "run",
+    "write_report",
+]
+
+_HOMES = {
+    "assemble": "assembly",
+    "benchmark": "benchmarking",
+    "BitworthError": "errors",
+    "compare": "evaluation",
+    "diverge": "evaluation",
+    "evaluate": "evaluation",
+    "load_study": "study",
+    "parse_study": "study",
+    "plan": "running",
+    "quantize": "quantization",
+    "recipe": "quantizers.presets",
+    "recommend": "recommendation",
+    "run": "running",
+    "write_report": "report",
+}
 
 
 def __getattr__(name: str) -> Any:
@@ -43,5 +66,5 @@ def __getattr__(name: str) -> Any:
     if name in _HOMES:
         from importlib import import_module
 
-        return getattr(import_module(_HOMES[name]), name)
+        return getattr(import_module(f"bitworth.{_HOMES[name]}"), name)
     raise AttributeError(f"module 'bitworth' has no attribute '{name}'")

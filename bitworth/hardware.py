@@ -1,4 +1,4 @@
-"""Devices by name, a row a device: memory, bandwidth, dense arithmetic rates, and the price of an hour. To add one, add a row.
+"""Devices by name, a row a device: memory, bandwidth, dense arithmetic rates, price an hour. To add one, add a row.
 
 Prices are the paper's (table 9, Lambda Labs on demand, 2024-10-28); a study file overrides them. `local` is the
 machine at hand: its price is the user's to say, and the default only makes formats comparable with each other.

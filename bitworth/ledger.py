@@ -2,9 +2,11 @@
 
     OUT/
       study.json            the study as it was run
-      cells/KIND/KEY.json   {"schema", "cell", "result", "sha256"}; the key hashes everything that could change the result
+      plan.json             its cells, so that what follows needs this folder alone
+      cells/KIND/KEY.json   {"schema", "cell", "finished", "seconds", "result", "sha256"}; the key hashes all that could
+                            change the result
       failures/KEY.json     why a cell could not be finished; removed when it is
-      checkpoints/FORMAT/   what the quantize cells made
+      checkpoints/NAME/     what the quantize cells made
       lock                  held by the one driver that may write
 
 A file whose checksum does not match is treated as absent (the cell is run again) and reported by `damaged`.
@@ -16,11 +18,15 @@ import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
+from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
 
 from bitworth.errors import BitworthError, WorkFailed, disk_reason
 from bitworth.types import Cell
@@ -31,6 +37,30 @@ SCHEMA = 1
 def canonical(value: Any) -> str:
     """JSON with sorted keys and no spaces: equal values give equal text."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=True)
+
+
+Noun = TypeVar("Noun")
+
+
+def revive(kind: type[Noun], row: Any) -> Noun:
+    """The noun that `dataclasses.asdict` made a row of; lists become tuples, strings become paths, as its fields ask.
+
+    Raises:
+        BitworthError: the row is of another shape, as an older ledger's may be.
+    """
+    try:
+        return _adapter(kind).validate_python(row)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise BitworthError(
+            f"A stored {kind.__name__} does not read back ({place}: {first['msg']}); run the study again."
+        ) from error
+
+
+@cache
+def _adapter(kind: type[Noun]) -> TypeAdapter[Noun]:
+    return TypeAdapter(kind)
 
 
 def key_of(cell: Cell) -> str:
@@ -57,6 +87,11 @@ def write_atomic(path: Path, text: str) -> None:
         raise WorkFailed(f"{path} could not be written: {disk_reason(error)}.") from error
 
 
+def write_json(path: Path, value: Any) -> None:
+    """`write_atomic` of a value as indented JSON; what JSON lacks is written as text."""
+    write_atomic(path, json.dumps(value, indent=1, ensure_ascii=False, default=str) + "\n")
+
+
 class Ledger:
     """The results under one folder."""
 
@@ -71,15 +106,17 @@ class Ledger:
         """The cell's result, or None when it is not finished or its file does not match its checksum."""
         return _read(self.path(cell))
 
-    def put(self, cell: Cell, result: Mapping[str, Any]) -> None:
-        """Keep a finished cell's result and forget its earlier failure."""
+    def put(self, cell: Cell, result: Mapping[str, Any], *, seconds: float = 0.0) -> None:
+        """Keep a finished cell's result, what it took and when, and forget its earlier failure."""
         record = {
             "schema": SCHEMA,
             "cell": asdict(cell),
+            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+            "seconds": round(seconds, 3),
             "result": dict(result),
             "sha256": _digest(result),
         }
-        write_atomic(self.path(cell), json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+        write_json(self.path(cell), record)
         self._failure_path(cell).unlink(missing_ok=True)
 
     def fail(self, cell: Cell, cause: str) -> None:
@@ -95,9 +132,23 @@ class Ledger:
         """Result files that do not match their checksum; their cells will be run again."""
         return [path for path in sorted(self.root.glob("cells/*/*.json")) if _read(path) is None]
 
-    def write_study(self, study: Mapping[str, Any]) -> None:
-        """Keep the study beside its results so that later verbs need the folder alone."""
-        write_atomic(self.root / "study.json", json.dumps(study, indent=1, ensure_ascii=False) + "\n")
+    def finished(self, cells: Iterable[Cell]) -> str | None:
+        """ISO time at which the newest of the finished cells was finished."""
+        records = [record for cell in cells if (record := _record(self.path(cell))) is not None]
+        return max((str(record["finished"]) for record in records), default=None)
+
+    def write_study(self, study: Mapping[str, Any], cells: Iterable[Cell]) -> None:
+        """Keep the study and its plan beside its results, so that later verbs need the folder alone."""
+        write_json(self.root / "plan.json", [asdict(cell) for cell in cells])
+        write_json(self.root / "study.json", study)
+
+    def read_plan(self) -> tuple[Cell, ...]:
+        """The cells of the study last run here.
+
+        Raises:
+            BitworthError: the folder holds no study.
+        """
+        return tuple(revive(Cell, row) for row in self._read_json("plan.json"))
 
     def read_study(self) -> dict[str, Any]:
         """The study whose results these are.
@@ -105,14 +156,16 @@ class Ledger:
         Raises:
             BitworthError: the folder holds no study.
         """
-        path = self.root / "study.json"
+        study: dict[str, Any] = self._read_json("study.json")
+        return study
+
+    def _read_json(self, name: str) -> Any:
         try:
-            study: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            return json.loads((self.root / name).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise BitworthError(
-                f"{self.root} holds no readable study.json; name a folder that `bitworth run STUDY --out FOLDER` wrote."
+                f"{self.root} holds no readable {name}; name a folder that `bitworth run STUDY --out FOLDER` wrote."
             ) from error
-        return study
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -135,6 +188,14 @@ class Ledger:
                 ) from error
             yield
 
+    def held(self) -> bool:
+        """True while a driver holds the folder."""
+        try:
+            with self.lock():
+                return False
+        except BitworthError:
+            return True
+
     def _failure_path(self, cell: Cell) -> Path:
         return self.root / "failures" / f"{key_of(cell)}.json"
 
@@ -143,10 +204,15 @@ def _digest(result: Mapping[str, Any]) -> str:
     return hashlib.sha256(canonical(result).encode()).hexdigest()
 
 
-def _read(path: Path) -> dict[str, Any] | None:
+def _record(path: Path) -> dict[str, Any] | None:
+    """A result file's content, or None where it is absent or does not match its checksum."""
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        result: dict[str, Any] = record["result"]
-        return result if record["sha256"] == _digest(result) else None
+        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return record if record["sha256"] == _digest(record["result"]) and record["finished"] else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    record = _record(path)
+    return None if record is None else record["result"]

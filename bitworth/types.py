@@ -21,6 +21,7 @@ Granularity = Literal["tensor", "channel", "group", "token"]
 Ordering = Literal["none", "weight", "group"]
 Verdict = Literal["holds", "loses", "undecided"]
 Source = Literal["measured", "predicted"]
+CellKind = Literal["quantize", "evaluate", "diverge", "benchmark"]
 
 
 # --- number formats -----------------------------------------------------------------------------------------------
@@ -161,7 +162,7 @@ class Answer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recovery:
-    """100 x quantized / baseline over the same questions, its 95 % interval, and whether that reaches the least allowed.
+    """100 x quantized / baseline over the same questions, its 95 % interval, and whether it reaches the least allowed.
 
     `task` is a task's name, or `average` for the plain mean over tasks (paper, section 4).
     """
@@ -326,7 +327,7 @@ class Option:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recommendation:
-    """The choice for one use case under one load: the cheapest option that meets the constraint, and the rows behind it.
+    """The choice for one use case under one load: the cheapest option that meets the constraint, with the rows behind.
 
     `contender` is a cheaper option that falls out only because its recovery is undecided; `next_step` says what
     measurement would settle it.
@@ -347,11 +348,17 @@ class Recommendation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cell:
-    """The smallest piece of work worth keeping: `inputs` holds all that could change its result, JSON values only."""
+    """The smallest piece of work worth keeping: `inputs` holds all that could change its result, JSON values only.
 
-    kind: Literal["quantize", "evaluate", "diverge", "benchmark"]
+    `where` says where its inputs lie on this machine (paths do not change a result); `needs` are the keys of the
+    cells whose results it reads.
+    """
+
+    kind: CellKind
     title: str
+    format: str
     inputs: Mapping[str, Any]
+    where: Mapping[str, str] = field(default_factory=dict)
     needs: tuple[str, ...] = ()
 
 

@@ -7,14 +7,32 @@ from typing import Any, Protocol
 
 from bitworth.types import Cell
 
-#: Runs one cell to its result; must be importable by name in another process.
-Work = Callable[[Cell, str], dict[str, Any]]
-#: Told as each cell ends: its result, or the sentence that says why there is none.
-Done = Callable[[Cell, dict[str, Any] | None, str | None], None]
+Tell = Callable[[str, int, int], None]
+"""Called by running work with (what, done, total)."""
+
+Work = Callable[[Cell, str, Tell], dict[str, Any]]
+"""Runs one cell under a results folder; must be importable by name in another process."""
+
+
+class Watcher(Protocol):
+    """Told in the driver's process what happens to the cells."""
+
+    def started(self, cell: Cell) -> None:
+        """The cell is about to run."""
+        ...
+
+    def told(self, cell: Cell, what: str, done: int, total: int) -> None:
+        """The running cell has come this far."""
+        ...
+
+    def ended(self, cell: Cell, result: dict[str, Any] | None, cause: str | None, seconds: float) -> None:
+        """The cell has a result, or the sentence that says why there is none."""
+        ...
 
 
 class Executor(Protocol):
-    """Runs cells whose needs are met, in the order given."""
+    """Runs cells in the order in which they are drawn."""
 
-    def run(self, cells: Iterable[Cell], work: Work, root: str, done: Done) -> None:
-        """Run every cell that `cells` yields, calling `done` in this process after each."""
+    def run(self, cells: Iterable[Cell], work: Work, root: str, watcher: Watcher) -> None:
+        """Run every cell; the next one is drawn only when the last has been reported, so that needs can be checked."""
+        ...

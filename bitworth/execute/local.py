@@ -1,7 +1,7 @@
-"""Cells one after another in a worker process, so that a crash (out of memory, a signal) costs a cell and not the study.
+"""Cells one after another in a worker process, so that a crash (out of memory, a signal) costs a cell, not the study.
 
-One worker serves many cells, because importing torch and lm-eval costs more than many cells do. It dies with its driver:
-a watchdog leaves as soon as the parent changes, so that a killed study leaves nothing running.
+One worker serves many cells, because importing torch and lm-eval costs more than many cells do. It dies with its
+driver: a watchdog leaves as soon as the parent changes, so that a killed study leaves nothing running.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from multiprocessing.context import SpawnProcess
 from typing import Any
 
 from bitworth.errors import BitworthError
-from bitworth.execute import Done, Work
+from bitworth.execute import Tell, Watcher, Work
 from bitworth.types import Cell
 
 
@@ -28,23 +28,28 @@ class LocalExecutor:
         self._process: SpawnProcess | None = None
         self._pipe: Connection | None = None
 
-    def run(self, cells: Iterable[Cell], work: Work, root: str, done: Done) -> None:
+    def run(self, cells: Iterable[Cell], work: Work, root: str, watcher: Watcher) -> None:
         """Run each cell and report it; the worker is gone when this returns or raises."""
         try:
             for cell in cells:
-                result, cause = self._one(cell, work, root)
-                done(cell, result, cause)
+                watcher.started(cell)
+                began = time.monotonic()
+                result, cause = self._one(cell, work, root, watcher)
+                watcher.ended(cell, result, cause, time.monotonic() - began)
         finally:
             self._stop()
 
-    def _one(self, cell: Cell, work: Work, root: str) -> tuple[dict[str, Any] | None, str | None]:
+    def _one(self, cell: Cell, work: Work, root: str, watcher: Watcher) -> tuple[dict[str, Any] | None, str | None]:
         pipe = self._worker()
         try:
             pipe.send((cell, work, root))
-            result, cause = pipe.recv()
+            while True:
+                kind, *message = pipe.recv()
+                if kind == "ended":
+                    return message[0], message[1]
+                watcher.told(cell, *message)
         except (EOFError, BrokenPipeError, ConnectionResetError):
             return None, self._death()
-        return result, cause
 
     def _worker(self) -> Connection:
         if self._pipe is None:
@@ -60,6 +65,8 @@ class LocalExecutor:
         assert self._process is not None
         self._process.join()
         code = self._process.exitcode or 0
+        assert self._pipe is not None
+        self._pipe.close()
         self._pipe, self._process = None, None
         if code == -signal.SIGKILL:
             return "The worker was killed (signal 9), as happens when the machine runs out of memory."
@@ -88,12 +95,12 @@ def _serve(pipe: Connection, parent: int) -> None:
             cell, work, root = pipe.recv()
         except EOFError:
             return
-        pipe.send(_attempt(cell, work, root))
+        pipe.send(("ended", *_attempt(cell, work, root, lambda *message: pipe.send(("told", *message)))))
 
 
-def _attempt(cell: Cell, work: Work, root: str) -> tuple[dict[str, Any] | None, str | None]:
+def _attempt(cell: Cell, work: Work, root: str, tell: Tell) -> tuple[dict[str, Any] | None, str | None]:
     try:
-        return work(cell, root), None
+        return work(cell, root, tell), None
     except BitworthError as error:
         return None, str(error)
     except MemoryError:

@@ -33,6 +33,8 @@ class TaskDef:
         flat, prefixes: folder and file name prefixes of the JSON Lines layout.
         subsets: configurations that make up the task (MMLU's subjects), each a dataset config of its own.
         item_key: the row's own id, where it has one; otherwise its index in the split is used.
+        questions: how many the evaluated split has.
+        tokens: what a question costs an engine that shares prefixes, about (SmolLM2's tokenizer, default shots).
     """
 
     name: str
@@ -41,6 +43,8 @@ class TaskDef:
     dataset: str
     folders: tuple[str, ...]
     flat: str
+    questions: int
+    tokens: int
     shots: int = 0
     config: str | None = None
     prefixes: tuple[str, ...] = ("",)

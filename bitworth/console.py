@@ -1,0 +1,164 @@
+"""What the command line shows: notes and progress on standard error, one document on standard output."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console, RenderableType
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from bitworth.errors import BitworthError
+from bitworth.types import Cell
+
+INTERRUPTED = 130
+
+
+class Terminal:
+    """Standard error for people, standard output for the answer."""
+
+    def __init__(self, *, as_json: bool = False, quiet: bool = False) -> None:
+        self.as_json, self.quiet = as_json, quiet
+        self._err = Console(stderr=True, highlight=False)
+        self._progress: Progress | None = None
+
+    def note(self, sentence: str) -> None:
+        """Say what happens, unless quiet."""
+        if not self.quiet:
+            self._err.print(f"[dim]{escape(sentence)}[/dim]", soft_wrap=True)
+
+    def answer(self, document: dict[str, Any], human: Callable[[], RenderableType]) -> None:
+        """Print the verb's result: the document with --json, else what people read."""
+        if self.as_json:
+            print(json.dumps(plain(document), indent=1, ensure_ascii=False))
+        else:
+            Console(highlight=False).print(human(), soft_wrap=True)
+
+    @contextmanager
+    def progress(self) -> Iterator[Progress | None]:
+        """A live bar on a terminal; None where there is none, or when quiet."""
+        if self.quiet or not self._err.is_terminal:
+            yield None
+            return
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(compact=True),
+        )
+        with Progress(*columns, console=self._err, transient=True) as bars:
+            yield bars
+
+    @contextmanager
+    def watching(self, total: int, done: int) -> Iterator[CellWatcher]:
+        """A Watcher that shows `total` cells, `done` of which are finished already."""
+        with self.progress() as bars:
+            yield CellWatcher(self, bars, total, done)
+
+    @contextmanager
+    def steps(self, what: str) -> Iterator[Callable[[str, int, int], None]]:
+        """A callback (step, done, total) that moves a bar, for one long piece of work."""
+        with self.progress() as bars:
+            if bars is None:
+                yield lambda _step, _done, _total: None
+                return
+            row = bars.add_task(what, total=None)
+            yield lambda step, done, total: bars.update(
+                row, description=f"{what}: {step}", completed=done, total=total or None
+            )
+
+
+class CellWatcher:
+    """Shows cells as they run: two bars on a terminal, a line a finished cell elsewhere."""
+
+    def __init__(self, terminal: Terminal, bars: Progress | None, total: int, done: int) -> None:
+        self._terminal, self._bars, self._total, self._done = terminal, bars, total, done
+        self._all = bars.add_task("cells", total=total, completed=done) if bars else None
+        self._one: TaskID | None = None
+
+    def started(self, cell: Cell) -> None:
+        """A bar for the cell."""
+        if self._bars is not None:
+            self._one = self._bars.add_task(cell.title, total=None)
+
+    def told(self, cell: Cell, what: str, done: int, total: int) -> None:
+        """The cell's bar moves."""
+        if self._bars is not None and self._one is not None:
+            self._bars.update(self._one, completed=done, total=total or None)
+
+    def ended(self, cell: Cell, result: dict[str, Any] | None, cause: str | None, seconds: float) -> None:
+        """The cell's bar goes, a line stays."""
+        self._done += 1
+        if self._bars is not None and self._one is not None:
+            self._bars.remove_task(self._one)
+            self._one = None
+        if self._bars is not None and self._all is not None:
+            self._bars.update(self._all, completed=self._done)
+        how = f"{seconds:.0f} s" if result is not None else f"failed: {cause}"
+        if result is not None and result.get("unsupported"):
+            how = f"not run: {result['unsupported']}"
+        self._terminal.note(f"[{self._done}/{self._total}] {cell.title}: {how}")
+
+
+def plain(value: Any) -> Any:
+    """The value in JSON's types; what JSON cannot say (infinity, not a number) becomes null."""
+    if isinstance(value, dict):
+        return {str(key): plain(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(part) for part in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return str(value) if isinstance(value, Path) else value
+
+
+def guarded(command: Callable[[], Any]) -> int:
+    """Run a command; whatever goes wrong becomes one sentence and an exit code, never a traceback.
+
+    Set BITWORTH_DEBUG=1 to see where an unexpected error came from.
+    """
+    try:
+        command()
+        sys.stdout.flush()
+    except click.exceptions.Exit as leave:
+        return int(leave.exit_code)
+    except click.ClickException as error:
+        return _say(error.format_message(), 2)
+    except BitworthError as error:
+        return _say(str(error), error.exit_code)
+    except (KeyboardInterrupt, click.Abort):
+        return _say("Stopped; what was finished is kept, and the same command goes on from there.", INTERRUPTED)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except MemoryError:
+        return _say("This machine's memory does not suffice for this model.", 1)
+    except Exception as error:
+        if os.environ.get("BITWORTH_DEBUG"):
+            traceback.print_exc()
+        return _say(f"Unexpected {type(error).__name__}: {error} (BITWORTH_DEBUG=1 shows where it came from).", 1)
+    return 0
+
+
+def _say(sentence: str, code: int) -> int:
+    if "--json" in sys.argv:
+        print(json.dumps({"error": sentence}, ensure_ascii=False))
+    print(f"bitworth: {sentence}", file=sys.stderr)
+    return code

@@ -1,0 +1,134 @@
+"""About how long a study's cells take on this machine and what they leave on its disk, before any is run.
+
+Arithmetic and bytes moved, from tensor shapes alone, over this machine's rates, which a probe of half a second
+measures; meant to tell minutes from hours. Cells that start a server stray furthest.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from bitworth import tasks
+from bitworth.checkpoint import Reader
+from bitworth.ledger import key_of, revive
+from bitworth.types import Cell, Recipe
+
+_START_S = 8.0
+"""Importing torch and transformers and loading a model, once a cell that uses one."""
+_TEXT_BYTES_A_TOKEN = 4.3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rates:
+    """What this machine does: float32 operations and bytes read a second."""
+
+    operations: float
+    bytes: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Size:
+    """A model in numbers: weights of its linear layers, of its output head, and Σ in² over the linear layers."""
+
+    linear: int
+    head: int
+    squares: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Estimate:
+    """Seconds of work and bytes left on disk."""
+
+    seconds: float
+    bytes: int = 0
+
+
+def estimates(cells: Sequence[Cell]) -> dict[str, Estimate]:
+    """Each cell's estimate by its key."""
+    rates = probe()
+    sizes: dict[str, Size] = {}
+    found = {}
+    for cell in cells:
+        base = cell.where.get("model") or cell.where["checkpoint"]
+        if Path(base).is_absolute() and base not in sizes:
+            sizes[base] = size_of(Path(base))
+        # checkpoints that are still to be made have the shape of the model they are made from
+        found[key_of(cell)] = _estimate(cell, sizes.get(base) or next(iter(sizes.values())), rates)
+    return found
+
+
+def size_of(folder: Path) -> Size:
+    """A model's size from its tensors' shapes."""
+    reader = Reader(folder)
+    shapes = {name: reader.shape(name) for name in reader.names}
+    matrices = {name: shape for name, shape in shapes.items() if len(shape) == 2}
+    outside = {name: shape for name, shape in matrices.items() if "embed" in name or "head" in name}
+    linear = [shape for name, shape in matrices.items() if name not in outside]
+    return Size(
+        linear=sum(rows * columns for rows, columns in linear),
+        head=max((rows * columns for rows, columns in outside.values()), default=0),
+        squares=sum(columns**2 for _, columns in linear),
+    )
+
+
+def probe(seconds: float = 0.25) -> Rates:
+    """Measure a matrix product and a pass over memory."""
+    import torch
+
+    square, flat = torch.ones(768, 768), torch.ones(16 << 20)
+    products = _repeat(lambda: square @ square, seconds)
+    passes = _repeat(flat.sum, seconds)
+    return Rates(operations=2 * 768**3 * products, bytes=flat.nbytes * passes)
+
+
+def _repeat(work: object, seconds: float) -> float:
+    """How often a second `work` can be called, after one call to warm up."""
+    assert callable(work)
+    work()
+    began, count = time.perf_counter(), 0
+    while time.perf_counter() - began < seconds:
+        work()
+        count += 1
+    return count / (time.perf_counter() - began)
+
+
+def _estimate(cell: Cell, size: Size, rates: Rates) -> Estimate:
+    forward = 2 * size.linear / rates.operations  # seconds a token
+    head = 2 * size.head / rates.operations
+    if cell.kind == "quantize":
+        return _quantize(cell, size, rates, forward)
+    if cell.kind == "evaluate":
+        task = tasks.get(cell.inputs["task"]["name"])
+        questions = min(cell.inputs["task"]["limit"] or task.questions, task.questions)
+        return Estimate(seconds=_START_S + 1.5 * questions * task.tokens * forward)
+    if cell.kind == "diverge":
+        tokens = Path(cell.where["text"]).stat().st_size / _TEXT_BYTES_A_TOKEN
+        if cell.inputs["windows"]:
+            tokens = min(tokens, cell.inputs["windows"] * cell.inputs["window"])
+        models = 2 if cell.inputs["baseline"] else 1
+        return Estimate(seconds=_START_S + 1.5 * models * tokens * (forward + head))
+    return Estimate(seconds=_START_S + _requests(cell, size, rates, forward + head))
+
+
+def _quantize(cell: Cell, size: Size, rates: Rates, forward: float) -> Estimate:
+    recipe = revive(Recipe, cell.inputs["recipe"])
+    grid = recipe.scheme.weight
+    bits = grid.bits + (16 / grid.group_size if grid.group_size else 0) if grid else 16
+    left = int(size.linear * bits / 8 + 2 * size.head)
+    seconds = _START_S + 4 * (size.linear + size.head) / rates.bytes * 10
+    if cell.inputs["calibration"] is not None:
+        tokens = cell.inputs["calibration"]["samples"] * cell.inputs["calibration"]["length"]
+        moments = 2 * size.squares * 4 / 7 / rates.operations  # q, k, v share theirs, and so do gate and up
+        seconds += 1.7 * tokens * (forward + moments)
+    return Estimate(seconds=seconds, bytes=left)
+
+
+def _requests(cell: Cell, size: Size, rates: Rates, forward: float) -> float:
+    use_case, requests = cell.inputs["use_case"], cell.inputs["requests"] + 1
+    streams = cell.inputs["load"]["streams"] or 1
+    step = max(forward * min(streams, requests), 4 * (size.linear + size.head) / rates.bytes)
+    rounds = -(-requests // streams)
+    return 1.5 * (requests * use_case["prompt_tokens"] * forward + rounds * use_case["output_tokens"] * step)

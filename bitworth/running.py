@@ -1,0 +1,202 @@
+"""Run a study: plan its cells, run those that have no result yet, say what they add up to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from bitworth.assembly import assemble
+from bitworth.execute import Executor, Watcher
+from bitworth.execute.local import LocalExecutor
+from bitworth.ledger import Ledger, key_of
+from bitworth.planning import Note, check_engine, plan_cells, silent
+from bitworth.report import write_report
+from bitworth.study import Study, load_study
+from bitworth.types import Cell, StudyResult
+from bitworth.work import work
+
+
+class Unwatched:
+    """A Watcher that looks away."""
+
+    def started(self, cell: Cell) -> None:
+        """Nothing."""
+
+    def told(self, cell: Cell, what: str, done: int, total: int) -> None:
+        """Nothing."""
+
+    def ended(self, cell: Cell, result: dict[str, Any] | None, cause: str | None, seconds: float) -> None:
+        """Nothing."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Planned:
+    """A cell and where it stands: `done`, `failed` with its cause, or `to do`."""
+
+    cell: Cell
+    state: str
+    cause: str | None = None
+
+
+def run(
+    study: Study | Path | str,
+    out: Path | str,
+    *,
+    executor: Executor | None = None,
+    watcher: Watcher | None = None,
+    note: Note = silent,
+) -> StudyResult:
+    """Run what a study has no result for yet, write the report, and say what follows.
+
+    Args:
+        study: a study, or the path of its file.
+        out: the results folder; what earlier runs finished there is kept and used.
+        executor: where cells run; in a local worker process unless given.
+        watcher: told how the cells fare.
+        note: told what happens besides the cells (downloads, damaged files).
+
+    Raises:
+        BitworthError: the study, its sources or the folder will not do. A cell that fails stops nothing: it is in
+            the result's `missing`.
+    """
+    with session(study, out, note=note) as opened:
+        opened.run(executor=executor, watcher=watcher)
+        return opened.finish()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Session:
+    """A planned study that holds its results folder."""
+
+    ledger: Ledger
+    cells: tuple[Cell, ...]
+    note: Note
+
+    @property
+    def done(self) -> int:
+        """How many of its cells have a result."""
+        return sum(self.ledger.get(cell) is not None for cell in self.cells)
+
+    def run(self, *, executor: Executor | None = None, watcher: Watcher | None = None) -> None:
+        """Run the cells that have no result."""
+        run_cells(self.ledger, self.cells, executor=executor, watcher=watcher, note=self.note)
+
+    def finish(self) -> StudyResult:
+        """Write the report and say what the results add up to."""
+        result = assemble(self.ledger.root)
+        write_report(result, self.ledger.root)
+        return result
+
+
+@contextmanager
+def session(study: Study | Path | str, out: Path | str, *, note: Note = silent) -> Iterator[Session]:
+    """Plan a study and hold its results folder until the end of the block; see `run` for what it raises."""
+    checked, ledger = _study(study), Ledger(Path(out))
+    with ledger.lock():
+        cells = plan_cells(checked, note=note)
+        ledger.write_study(checked.model_dump(mode="json"), cells)
+        yield Session(ledger=ledger, cells=cells, note=note)
+
+
+def plan(study: Study | Path | str, out: Path | str, *, note: Note = silent) -> list[Planned]:
+    """The study's cells, and which of them the results folder has already.
+
+    Raises:
+        BitworthError: the study or its sources will not do.
+    """
+    return standing(Ledger(Path(out)), plan_cells(_study(study), note=note))
+
+
+def standing(ledger: Ledger, cells: Iterable[Cell]) -> list[Planned]:
+    """Where each cell stands."""
+    rows = []
+    for cell in cells:
+        cause = None if ledger.get(cell) is not None else ledger.failure(cell)
+        state = "done" if ledger.get(cell) is not None else "failed" if cause else "to do"
+        rows.append(Planned(cell=cell, state=state, cause=cause))
+    return rows
+
+
+def run_cells(
+    ledger: Ledger,
+    cells: tuple[Cell, ...],
+    *,
+    executor: Executor | None = None,
+    watcher: Watcher | None = None,
+    note: Note = silent,
+) -> None:
+    """Run the cells that have no result; each result is on disk before the next cell starts."""
+    damaged = ledger.damaged()
+    if damaged:
+        note(f"{len(damaged)} stored results do not match their checksum ({damaged[0].name}); they are run again")
+    recorder = _Recorder(ledger, watcher or Unwatched())
+    (executor or LocalExecutor()).run(_pending(ledger, cells, recorder), work, str(ledger.root), recorder)
+
+
+def _study(study: Study | Path | str) -> Study:
+    checked = study if isinstance(study, Study) else load_study(Path(study))
+    check_engine(checked)
+    return checked
+
+
+def _pending(ledger: Ledger, cells: tuple[Cell, ...], recorder: _Recorder) -> Iterator[Cell]:
+    """Cells to run, in order; one whose needs failed is reported without being run."""
+    titles = {key_of(cell): cell.title for cell in cells}
+    wanted = {need for cell in cells if ledger.get(cell) is None for need in cell.needs}
+    for cell in cells:
+        key = key_of(cell)
+        if ledger.get(cell) is not None and not (key in wanted and not _whole(ledger, cell)):
+            continue
+        failed = [titles[need] for need in cell.needs if need in recorder.failed]
+        if failed:
+            recorder.ended(cell, None, f"It was not run: {failed[0]} failed.", 0.0)
+            continue
+        yield cell
+
+
+def _whole(ledger: Ledger, cell: Cell) -> bool:
+    """True when the checkpoint that a quantize cell made still lies there at its full size."""
+    result = ledger.get(cell)
+    if cell.kind != "quantize" or result is None:
+        return True
+    folder = ledger.root / result["path"]
+    sizes = {path.name: path.stat().st_size for path in folder.glob("*.safetensors")}
+    return (folder / "config.json").is_file() and sizes == result["files"]
+
+
+class _Recorder:
+    """A Watcher that puts results into the ledger before it passes the word on."""
+
+    def __init__(self, ledger: Ledger, watcher: Watcher) -> None:
+        self._ledger, self._watcher = ledger, watcher
+        self.failed: set[str] = set()
+
+    def started(self, cell: Cell) -> None:
+        self._watcher.started(cell)
+
+    def told(self, cell: Cell, what: str, done: int, total: int) -> None:
+        self._watcher.told(cell, what, done, total)
+
+    def ended(self, cell: Cell, result: dict[str, Any] | None, cause: str | None, seconds: float) -> None:
+        if result is not None:
+            self._ledger.put(cell, result, seconds=seconds)
+        else:
+            self.failed.add(key_of(cell))
+            self._ledger.fail(cell, cause or "It gave no result and no cause.")
+        self._watcher.ended(cell, result, cause, seconds)
+
+
+def as_rows(planned: Iterable[Planned]) -> list[dict[str, Any]]:
+    """For --json: kind, title, format, key, state and cause of each cell."""
+    return [
+        {
+            "key": key_of(row.cell),
+            **{name: asdict(row.cell)[name] for name in ("kind", "title", "format")},
+            "state": row.state,
+            "cause": row.cause,
+        }
+        for row in planned
+    ]

@@ -1,0 +1,117 @@
+"""Runs one cell to its result, in a worker's process.
+
+The worker keeps the models it last used, since cells of one format come one after another.
+"""
+
+from __future__ import annotations
+
+import resource
+from collections import OrderedDict
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bitworth.errors import Unsupported
+from bitworth.execute import Tell
+from bitworth.hardware import machine
+from bitworth.ledger import revive
+from bitworth.types import Calibration, Cell, Load, Recipe, TaskSpec, UseCase
+
+if TYPE_CHECKING:
+    from bitworth.engines.torch import TorchModel
+
+_KEPT = 2
+_models: OrderedDict[str, TorchModel] = OrderedDict()
+
+
+def work(cell: Cell, root: str, tell: Tell) -> dict[str, Any]:
+    """The cell's result as JSON values, with the machine and the peak memory of the process that made it.
+
+    Raises:
+        BitworthError: why there is no result.
+    """
+    runner = {"quantize": _quantize, "evaluate": _evaluate, "diverge": _diverge, "benchmark": _benchmark}[cell.kind]
+    result = runner(cell, Path(root), tell)
+    return {**result, "machine": machine(), "peak_rss_mib": peak_rss_mib()}
+
+
+def peak_rss_mib() -> float:
+    """Most memory this process has held."""
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)
+
+
+def _quantize(cell: Cell, root: Path, tell: Tell) -> dict[str, Any]:
+    from bitworth.quantize import quantize
+
+    _models.clear()
+    inputs, where = cell.inputs, cell.where
+    calibration = None
+    if inputs["calibration"] is not None:
+        calibration = Calibration(**{**inputs["calibration"], "source": where["calibration"]})
+    out = root / where["out"]
+    out.parent.mkdir(parents=True, exist_ok=True)
+    (found,) = quantize(
+        Path(where["model"]),
+        [revive(Recipe, inputs["recipe"])],
+        out,
+        calibration=calibration,
+        allow_group_fallback=inputs["allow_group_fallback"],
+        progress=lambda what: tell(what, 0, 0),
+    )
+    files = {path.name: path.stat().st_size for path in sorted(out.glob("*.safetensors"))}
+    return {**asdict(replace(found, path=Path(where["out"]))), "path": where["out"], "files": files}
+
+
+def _evaluate(cell: Cell, root: Path, tell: Tell) -> dict[str, Any]:
+    from bitworth import tasks
+    from bitworth.evaluate import answer_questions
+
+    spec = revive(TaskSpec, cell.inputs["task"])
+    data = cell.where.get("data")
+    loaded = tasks.load(spec, Path(data) if data else None)
+    model = _model(root / cell.where["checkpoint"])
+    answers = answer_questions(model, loaded, progress=tell)
+    return {"answers": [asdict(a) for a in answers], "task": dict(loaded.facts), "facts": asdict(model.facts)}
+
+
+def _diverge(cell: Cell, root: Path, tell: Tell) -> dict[str, Any]:
+    from bitworth.evaluate import diverge
+
+    model = _model(root / cell.where["checkpoint"])
+    baseline = _model(root / cell.where["baseline"]) if "baseline" in cell.where else None
+    text = Path(cell.where["text"]).read_text(encoding="utf-8")
+    window, windows = cell.inputs["window"], cell.inputs["windows"]
+    found = diverge(model, baseline, text, window=window, limit_windows=windows, progress=tell)
+    return {"divergence": asdict(found), "facts": asdict(model.facts)}
+
+
+def _benchmark(cell: Cell, root: Path, tell: Tell) -> dict[str, Any]:
+    from bitworth.benchmark import measure
+
+    _models.clear()  # what it measures should have the memory to itself
+    use_case, load = revive(UseCase, cell.inputs["use_case"]), revive(Load, cell.inputs["load"])
+    try:
+        found = measure(
+            root / cell.where["checkpoint"],
+            use_case,
+            load,
+            engine=cell.inputs["engine"],
+            requests=cell.inputs["requests"],
+            progress=partial(tell, "requests"),
+        )
+    except Unsupported as reason:  # a fact about the format on this machine, as lasting as a figure
+        return {"unsupported": str(reason), "timings": [], "facts": None}
+    return {"unsupported": None, "timings": [asdict(t) for t in found.timings], "facts": asdict(found.facts)}
+
+
+def _model(checkpoint: Path) -> TorchModel:
+    from bitworth.engines.torch import load_exact
+
+    name = str(checkpoint)
+    if name not in _models:
+        while len(_models) >= _KEPT:
+            _models.popitem(last=False)
+        _models[name] = load_exact(checkpoint)
+    _models.move_to_end(name)
+    return _models[name]

@@ -1,0 +1,162 @@
+from __future__ import annotations
+
+import errno
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bitworth import ledger as module
+from bitworth.errors import BitworthError, WorkFailed
+from bitworth.ledger import Ledger, key_of, revive, write_atomic
+from bitworth.quantizers import presets
+from bitworth.types import Cell, Load, Recipe, Timing
+
+CELL = Cell(kind="evaluate", title="arc on w8", format="w8", inputs={"task": "arc", "seed": 0})
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.floats(allow_nan=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(st.dictionaries(st.text(), VALUES, max_size=4))
+def test_results_read_back_as_they_were_put(tmp_path_factory: pytest.TempPathFactory, result: dict[str, object]) -> None:
+    ledger = Ledger(tmp_path_factory.mktemp("ledger"))
+    ledger.put(CELL, result)
+    assert ledger.get(CELL) == result
+    assert ledger.damaged() == []
+
+
+def test_the_key_follows_what_could_change_the_result_and_nothing_else() -> None:
+    assert key_of(replace(CELL, title="another", format="x", where={"data": "/elsewhere"})) == key_of(CELL)
+    assert key_of(replace(CELL, inputs={"seed": 0, "task": "arc"})) == key_of(CELL)
+    assert key_of(replace(CELL, inputs={"seed": 1, "task": "arc"})) != key_of(CELL)
+    assert key_of(replace(CELL, kind="diverge")) != key_of(CELL)
+
+
+@pytest.mark.parametrize("harm", ["truncate", "flip", "empty", "other json", "no checksum"])
+def test_a_damaged_result_counts_as_absent_and_is_reported(tmp_path: Path, harm: str) -> None:
+    ledger = Ledger(tmp_path)
+    ledger.put(CELL, {"score": 0.75})
+    path = ledger.path(CELL)
+    text = path.read_text()
+    path.write_text(
+        {
+            "truncate": text[: len(text) // 2],
+            "flip": text.replace("0.75", "0.85"),
+            "empty": "",
+            "other json": "[1, 2]",
+            "no checksum": json.dumps({"result": {"score": 0.75}}),
+        }[harm]
+    )
+    assert ledger.get(CELL) is None
+    assert ledger.damaged() == [path]
+    ledger.put(CELL, {"score": 0.75})
+    assert ledger.get(CELL) == {"score": 0.75}
+
+
+def test_a_failure_is_kept_until_the_cell_succeeds(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+    ledger.fail(CELL, "The server died.")
+    assert ledger.failure(CELL) == "The server died."
+    assert ledger.get(CELL) is None
+    ledger.put(CELL, {})
+    assert ledger.failure(CELL) is None
+
+
+def test_a_full_disk_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "kept.json"
+    write_atomic(path, "before")
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(module.os, "fsync", full)
+    with pytest.raises(WorkFailed, match="the disk is full"):
+        write_atomic(path, "after")
+    assert path.read_text() == "before"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_killed_write_leaves_no_half_file(tmp_path: Path) -> None:
+    """A process killed at the moment before the rename: the old content stands, the next write succeeds."""
+    path = tmp_path / "result.json"
+    write_atomic(path, "old")
+    script = (
+        "import os, sys\nfrom pathlib import Path\nfrom bitworth import ledger\n"
+        "ledger.os.replace = lambda *_: os.kill(os.getpid(), 9)\n"
+        "ledger.write_atomic(Path(sys.argv[1]), 'new' * 100000)\n"
+    )
+    assert subprocess.run([sys.executable, "-c", script, str(path)], check=False).returncode == -9
+    assert path.read_text() == "old"
+    write_atomic(path, "new")
+    assert path.read_text() == "new"
+
+
+def test_one_driver_at_a_time_and_the_lock_goes_with_its_process(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+    script = (
+        "import os, sys\nfrom pathlib import Path\nfrom bitworth.ledger import Ledger\n"
+        "with Ledger(Path(sys.argv[1])).lock():\n    print('held', flush=True)\n    sys.stdin.read()\n"
+    )
+    holder = subprocess.Popen(
+        [sys.executable, "-c", script, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "held\n"
+    assert ledger.held()
+    with pytest.raises(BitworthError, match="already running"), ledger.lock():
+        pass
+    holder.kill()
+    holder.wait()
+    assert not ledger.held()
+
+
+def test_a_folder_that_cannot_be_made_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(BitworthError, match="cannot be used for results"), Ledger(tmp_path / "file" / "x").lock():
+        pass
+
+
+def test_study_and_plan_read_back(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+    cell = replace(CELL, where={"data": "/d"}, needs=("abc",))
+    ledger.write_study({"name": "s"}, [cell])
+    assert ledger.read_study() == {"name": "s"}
+    assert ledger.read_plan() == (cell,)
+    with pytest.raises(BitworthError, match="holds no readable"):
+        Ledger(tmp_path / "nowhere").read_plan()
+
+
+def test_time_of_the_newest_result(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+    assert ledger.finished([CELL]) is None
+    ledger.put(CELL, {})
+    assert (ledger.finished([CELL]) or "").startswith("20")
+
+
+@pytest.mark.parametrize("name", presets.RECIPE_NAMES)
+def test_recipes_survive_json(name: str) -> None:
+    from dataclasses import asdict
+
+    recipe = presets.recipe(name, group_size=64)
+    assert revive(Recipe, json.loads(json.dumps(asdict(recipe)))) == recipe
+
+
+def test_a_row_of_another_shape_is_one_sentence() -> None:
+    assert revive(Load, {"kind": "constant", "rate": 2, "streams": None}) == Load(kind="constant", rate=2.0)
+    with pytest.raises(BitworthError, match="stored Timing does not read back"):
+        revive(Timing, {"start_s": "soon"})
+
+
+def test_writing_needs_no_home(tmp_path: Path) -> None:
+    assert os.access(tmp_path, os.W_OK)
+    write_atomic(tmp_path / "a" / "b" / "c.json", "{}")
+    assert (tmp_path / "a" / "b" / "c.json").read_text() == "{}"

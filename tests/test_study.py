@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bitworth.errors import BitworthError
+from bitworth.study import load_study, parse_study
+from bitworth.types import Clip, Gptq
+
+MINIMAL: dict[str, Any] = {"model": "demo:smollm2", "formats": ["baseline", "w8a8-fp"]}
+
+
+def test_names_become_objects() -> None:
+    study = parse_study(
+        {
+            **MINIMAL,
+            "formats": ["baseline", "w8a8-fp", {"name": "mine", "base": "w4a16-int-gptq", "clip": "mse", "damping": 0.1}],
+            "group_size": 64,
+            "tasks": ["arc_challenge", {"name": "mmlu", "limit": 10}],
+            "use_cases": [{"name": "rag", "scale": 0.1}, "512/64"],
+            "loads": ["synchronous", {"kind": "throughput", "streams": 4}],
+            "hardware": [{"name": "local", "usd_per_hour": 0.2}, {"name": "H100", "count": 2}],
+            "constraints": {"min_recovery_pct": 98},
+        }
+    )
+    recipes = study.recipes()
+    assert recipes["baseline"] is None
+    mine = recipes["mine"]
+    assert mine is not None
+    assert isinstance(mine.rounding, Gptq)
+    assert (mine.rounding.damping, mine.rounding.clip) == (0.1, Clip())
+    assert mine.scheme.weight is not None
+    assert mine.scheme.weight.group_size == 64
+    assert [task.limit for task in study.task_specs()] == [None, 10]
+    rag, other = study.use_case_values()
+    assert (rag.prompt_tokens, rag.output_tokens, rag.scale) == (103, 13, 0.1)
+    assert (other.prompt_tokens, other.output_tokens) == (512, 64)
+    assert [load.name for load in study.load_values()] == ["synchronous", "throughput"]
+    local, h100 = study.hardware_values()
+    assert (local.usd_per_hour, local.price_source) == (0.2, "the study file")
+    assert (h100.count, h100.usd_per_hour) == (2, 6.38)
+    assert study.constraint().min_recovery_pct == 98
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"modle": "x"}, "unknown key 'modle'; did you mean 'model'?"),
+        ({"formats": ["baseline", "w4a16-int-gtpq"]}, "unknown format 'w4a16-int-gtpq'; did you mean 'w4a16-int-gptq'?"),
+        ({"formats": ["w8a8-fp"]}, "formats must include `baseline`"),
+        ({"formats": []}, "formats: "),
+        ({"formats": ["baseline", "w8a8-fp", "w8a8-fp"]}, "listed twice"),
+        ({"tasks": ["arc_chalenge"]}, "did you mean 'arc_challenge'?"),
+        ({"tasks": [{"name": "mmlu", "limt": 3}]}, "unknown key 'limt'; did you mean 'limit'?"),
+        ({"tasks": [{"name": "mmlu", "limit": 0}]}, "tasks.0.limit: input should be greater than 0, got 0"),
+        ({"tasks": [{"limit": 4}]}, "tasks.0.name: this key is required"),
+        ({"use_cases": ["ragg"]}, "did you mean 'rag'?"),
+        ({"use_cases": [{"name": "rag", "scale": "big"}]}, "use_cases.0.scale"),
+        ({"loads": ["poisson"]}, "needs a rate"),
+        ({"loads": [{"kind": "synchronous", "rate": 2}]}, "takes no rate"),
+        ({"loads": ["busy"]}, "loads.0.kind"),
+        ({"hardware": ["h100"]}, "did you mean 'H100'?"),
+        ({"constraints": {"min_recovery": 99}}, "did you mean 'min_recovery_pct'?"),
+        ({"group_size": -1}, "group_size: input should be greater than 0, got -1"),
+        ({"model": 5}, "model: input should be a valid string, got 5"),
+    ],
+)
+def test_each_mistake_is_one_sentence_that_says_what_would_be_right(change: dict[str, Any], said: str) -> None:
+    with pytest.raises(BitworthError) as caught:
+        parse_study({**MINIMAL, **change})
+    message = str(caught.value)
+    assert said in message
+    assert "\n" not in message
+    assert "http" not in message
+
+
+def test_every_mistake_is_counted() -> None:
+    with pytest.raises(BitworthError, match=r"\(1 more after this one\)"):
+        parse_study({**MINIMAL, "nonsense": 1, "group_size": 0})
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("model: [unclosed", "not valid YAML at line"),
+        ("- a\n- b\n", "must be a mapping"),
+        ("", "must be a mapping"),
+        ("model: !!python/object/apply:os.system ['true']", "not valid YAML"),
+    ],
+)
+def test_files_that_are_no_study(tmp_path: Path, text: str, said: str) -> None:
+    path = tmp_path / "study.yaml"
+    path.write_text(text)
+    with pytest.raises(BitworthError, match=said):
+        load_study(path)
+
+
+def test_missing_and_binary_files(tmp_path: Path) -> None:
+    with pytest.raises(BitworthError, match="cannot be read: No such file"):
+        load_study(tmp_path / "none.yaml")
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00\x80")
+    with pytest.raises(BitworthError, match="not UTF-8"):
+        load_study(tmp_path / "binary.yaml")
+
+
+def test_a_study_reads_back_from_its_own_dump() -> None:
+    study = parse_study({**MINIMAL, "tasks": ["mmlu"], "divergence": {"window": 64}})
+    assert parse_study(study.model_dump(mode="json")) == study
+
+
+@pytest.mark.parametrize("path", sorted((Path(__file__).parents[1] / "studies").rglob("*.yaml")), ids=lambda p: p.stem)
+def test_shipped_studies_are_valid(path: Path) -> None:
+    assert load_study(path).recipes()
+
+
+SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)
+KEYS = st.sampled_from(["model", "formats", "tasks", "loads", "hardware", "use_cases", "constraints", "name"]) | st.text(
+    max_size=6
+)
+TREES = st.recursive(SCALARS, lambda i: st.lists(i, max_size=3) | st.dictionaries(KEYS, i, max_size=4), max_leaves=10)
+
+
+@given(st.dictionaries(KEYS, TREES, max_size=5))
+def test_no_study_whatever_it_holds_ends_in_a_traceback(raw: dict[str, Any]) -> None:
+    text = yaml.safe_dump({**MINIMAL, **raw})
+    try:
+        parse_study(yaml.safe_load(text))
+    except BitworthError as error:
+        assert "\n" not in str(error).strip()
