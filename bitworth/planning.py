@@ -6,7 +6,6 @@ nothing again, and a changed calibration runs only what rests on it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -17,14 +16,9 @@ from bitworth import fingerprint, sources, tasks
 from bitworth.errors import BitworthError
 from bitworth.hardware import machine
 from bitworth.ledger import key_of
+from bitworth.sources import Note, silent
 from bitworth.study import BASELINE, Study
 from bitworth.types import Calibration, Cell, Load, Recipe, TaskSpec, UseCase
-
-Note = Callable[[str], None]
-
-
-def silent(_: str) -> None:
-    """A Note that says nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

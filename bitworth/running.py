@@ -12,8 +12,9 @@ from bitworth.assembly import assemble
 from bitworth.execute import Executor, Watcher
 from bitworth.execute.local import LocalExecutor
 from bitworth.ledger import Ledger, key_of
-from bitworth.planning import Note, check_engine, plan_cells, silent
+from bitworth.planning import check_engine, plan_cells
 from bitworth.report import write_report
+from bitworth.sources import Note, silent
 from bitworth.study import Study, load_study
 from bitworth.types import Cell, StudyResult
 from bitworth.work import work

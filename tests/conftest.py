@@ -88,3 +88,33 @@ def byte_tokenizer():  # type: ignore[no-untyped-def]
     )
     fast.chat_template = CHAT_TEMPLATE
     return fast
+
+
+@pytest.fixture(scope="session")
+def tiny_study(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
+    """A study of the tiny model that takes seconds: local rows and texts, the fake engine for timings."""
+    import random
+
+    from test_tasks import arc_row, write_jsonl
+
+    folder: Path = tmp_path_factory.mktemp("study")
+    write_jsonl(folder / "data" / "arc" / "challenge_test.jsonl", [arc_row(index) for index in range(30)])
+    words = ("the", "cat", "sat", "on", "a", "red", "mat", "and", "then", "it", "ran")
+    shuffled = random.Random(0)
+    for name in ("calibration", "heldout"):
+        (folder / f"{name}.txt").write_text(" ".join(shuffled.choice(words) for _ in range(800)))
+    return {
+        "name": "tiny",
+        "model": str(tiny_llama),
+        "formats": ["baseline", "w8a8-fp", "w8a8-int-gptq", "w4a16-int-gptq"],
+        "group_size": 32,
+        "calibration": {"source": str(folder / "calibration.txt"), "samples": 8, "length": 64},
+        "data": str(folder / "data"),
+        "tasks": [{"name": "arc_challenge", "limit": 20}],
+        "divergence": {"text": str(folder / "heldout.txt"), "window": 64, "windows": 4},
+        "use_cases": ["16/4"],
+        "loads": ["synchronous", {"kind": "throughput", "streams": 4}],
+        "requests": 4,
+        "engine": "fake",
+        "constraints": {"min_recovery_pct": 50},
+    }

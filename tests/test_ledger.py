@@ -27,7 +27,9 @@ VALUES = st.recursive(
 
 
 @given(st.dictionaries(st.text(), VALUES, max_size=4))
-def test_results_read_back_as_they_were_put(tmp_path_factory: pytest.TempPathFactory, result: dict[str, object]) -> None:
+def test_results_read_back_as_they_were_put(
+    tmp_path_factory: pytest.TempPathFactory, result: dict[str, object]
+) -> None:
     ledger = Ledger(tmp_path_factory.mktemp("ledger"))
     ledger.put(CELL, result)
     assert ledger.get(CELL) == result

@@ -89,6 +89,7 @@ class LocalExecutor:
 def _serve(pipe: Connection, parent: int) -> None:
     """The worker's loop: take a cell, run it, send back its result or the sentence that says why not."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.dup2(2, 1)  # what libraries print must not end up in the driver's one JSON document
     threading.Thread(target=_leave_with, args=(parent,), daemon=True).start()
     while True:
         try:
