@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bitworth.errors import BitworthError
+from bitworth.estimate import Rates, estimates, probe, size_of
+from bitworth.ledger import key_of
+from bitworth.planning import plan_cells
+from bitworth.study import parse_study
+from bitworth.types import Cell
+
+
+def keys(study: dict[str, Any], **changes: Any) -> dict[str, str]:
+    return {cell.title: key_of(cell) for cell in plan_cells(parse_study({**study, **changes}))}
+
+
+def test_each_formats_cells_lie_together_and_timings_come_last(tiny_study: dict[str, Any]) -> None:
+    cells = plan_cells(parse_study(tiny_study))
+    order = [(cell.format, cell.kind) for cell in cells if cell.kind != "benchmark"]
+    assert order[:2] == [("baseline", "evaluate"), ("baseline", "diverge")]
+    assert order[2:5] == [("w8a8-fp", kind) for kind in ("quantize", "evaluate", "diverge")]
+    assert {cell.kind for cell in cells[-8:]} == {"benchmark"}
+
+
+def test_moving_model_and_data_changes_no_key(tiny_study: dict[str, Any], tmp_path: Path) -> None:
+    for name in ("model", "data"):
+        shutil.copytree(str(tiny_study[name]), tmp_path / name)
+    assert keys(tiny_study, model=str(tmp_path / "model"), data=str(tmp_path / "data")) == keys(tiny_study)
+
+
+@pytest.mark.parametrize(
+    ("change", "touched"),
+    [
+        ({"constraints": {"min_recovery_pct": 10}}, ()),
+        ({"hardware": [{"name": "local", "usd_per_hour": 3}]}, ()),
+        ({"tasks": [{"name": "arc_challenge", "limit": 20, "seed": 1}]}, ("arc_challenge",)),
+        ({"requests": 5}, ("16/4",)),
+        ({"divergence": None}, ()),
+        ({"group_size": 64}, ("w4a16-int-gptq",)),
+    ],
+)
+def test_a_change_touches_what_rests_on_it(
+    tiny_study: dict[str, Any], change: dict[str, Any], touched: tuple[str, ...]
+) -> None:
+    before, after = keys(tiny_study), keys(tiny_study, **change)
+    changed = {title for title in after if after[title] != before[title]}
+    assert changed == {title for title in after if any(part in title for part in touched)}
+
+
+def test_new_calibration_text_makes_new_checkpoints(tiny_study: dict[str, Any], tmp_path: Path) -> None:
+    text = tmp_path / "other.txt"
+    text.write_text("quite another text " * 200)
+    before = keys(tiny_study)
+    after = keys(tiny_study, calibration={**tiny_study["calibration"], "source": str(text)})
+    assert {title for title in after if after[title] == before[title]} == {
+        title for title in before if "gptq" not in title
+    }
+
+
+def test_sources_that_are_missing_are_named(tiny_study: dict[str, Any]) -> None:
+    with pytest.raises(BitworthError, match="calibration text"):
+        keys(tiny_study, calibration={"source": "/no/such/text"})
+    with pytest.raises(BitworthError, match="divergence text"):
+        keys(tiny_study, divergence={"text": "/no/such/text"})
+    with pytest.raises(BitworthError, match="data folder"):
+        keys(tiny_study, data="/no/such/data")
+
+
+# --- estimates ----------------------------------------------------------------------------------------------------
+
+
+def test_sizes_from_shapes(tiny_llama: Path) -> None:
+    """Two layers of 64: q and o 64×64, k and v 32×64, gate and up 128×64, down 64×128; vocabulary 259."""
+    size = size_of(tiny_llama)
+    assert size.linear == 2 * (2 * 64 * 64 + 2 * 32 * 64 + 2 * 128 * 64 + 64 * 128)
+    assert size.head == 259 * 64
+    assert size.squares == 2 * (6 * 64**2 + 128**2)
+
+
+def test_more_work_is_estimated_longer(tiny_study: dict[str, Any]) -> None:
+    def total(kind: str, **changes: Any) -> float:
+        cells = plan_cells(parse_study({**tiny_study, **changes}))
+        found = estimates(cells)
+        return sum(found[key_of(cell)].seconds for cell in cells if cell.kind == kind)
+
+    assert total("evaluate", tasks=["arc_challenge"]) > total("evaluate")
+    assert total("benchmark", use_cases=["400/400"]) > total("benchmark")
+    assert total("diverge", divergence={**tiny_study["divergence"], "windows": None}) > total("diverge")
+
+
+def test_disk_is_estimated_to_a_tenth(tiny_study: dict[str, Any], tmp_path: Path) -> None:
+    from bitworth.work import work
+
+    for cell in [cell for cell in plan_cells(parse_study(tiny_study)) if cell.kind == "quantize"]:
+        made: dict[str, int] = work(cell, str(tmp_path), lambda *_: None)["files"]
+        left = [_estimate(cell), sum(made.values())]
+        assert left[0] == pytest.approx(left[1], rel=0.1)
+
+
+def _estimate(cell: Cell) -> int:
+    return estimates([cell])[key_of(cell)].bytes
+
+
+def test_the_probe_measures_something() -> None:
+    rates = probe(0.02)
+    assert isinstance(rates, Rates)
+    assert rates.operations > 1e8
+    assert rates.bytes > 1e8
