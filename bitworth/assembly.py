@@ -8,14 +8,16 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from bitworth.benchmark import cost_of
+from bitworth.benchmarking import cost_of
 from bitworth.errors import WorkFailed
-from bitworth.evaluate import AVERAGE, compare
+from bitworth.evaluation import compare
 from bitworth.hardware import LOCAL
 from bitworth.ledger import Ledger, revive
-from bitworth.recommend import recommend
-from bitworth.study import BASELINE, Study, parse_study
+from bitworth.recommendation import recommend
+from bitworth.study import Study, parse_study
 from bitworth.types import (
+    AVERAGE,
+    BASELINE,
     Answer,
     Cell,
     Divergence,

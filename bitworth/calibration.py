@@ -21,8 +21,9 @@ _PAIRS = (("instruction", "output"), ("prompt", "response"), ("prompt", "complet
 def calibration_tokens(model: Path, spec: Calibration, note: Callable[[str], None]) -> Tensor:
     """Sequences (samples, length) of token ids, cut without overlap from the source and picked in a seeded order.
 
-    Documents of a JSONL file (`text`, `messages`, or `instruction`/`output` and the like) are joined by the end-of-text token; chats
-    go through the model's own template. When the text is too short, `note` is told and fewer or shorter samples come back.
+    Documents of a JSONL file (`text`, `messages`, or `instruction`/`output` and the like) are joined by the end-of-text
+    token; chats go through the model's own template. When the text is too short, `note` is told and fewer or shorter
+    samples come back.
 
     Raises:
         BitworthError: the file is missing, empty, or holds no text; the tokenizer cannot be loaded.
@@ -78,6 +79,16 @@ def _documents(path: Path, tokenizer: Any) -> Iterator[str]:
             yield _render(path, number, line, tokenizer)
 
 
+def _chat(path: Path, number: int, messages: list[Any], tokenizer: Any) -> str:
+    from jinja2 import TemplateError
+
+    try:
+        return str(tokenizer.apply_chat_template(messages, tokenize=False))
+    except (ValueError, TypeError, KeyError, AttributeError, TemplateError) as error:
+        first = str(error).strip().split("\n")[0]
+        raise BitworthError(f"{path}, line {number}: the model's chat template does not take it: {first}") from error
+
+
 def _render(path: Path, number: int, line: str, tokenizer: Any) -> str:
     try:
         row = json.loads(line)
@@ -87,7 +98,7 @@ def _render(path: Path, number: int, line: str, tokenizer: Any) -> str:
         ) from error
     if isinstance(row, dict):
         if isinstance(row.get("messages"), list):
-            return str(tokenizer.apply_chat_template(row["messages"], tokenize=False))
+            return _chat(path, number, row["messages"], tokenizer)
         for key in _TEXT_KEYS:
             if isinstance(row.get(key), str):
                 return str(row[key])

@@ -1,4 +1,4 @@
-"""Model folders and named tensors: safetensors read lazily, compressed-tensors checkpoints written whole or not at all."""
+"""Model folders and named tensors: safetensors read lazily, checkpoints written whole or not at all."""
 
 from __future__ import annotations
 
@@ -15,11 +15,13 @@ from torch import Tensor
 
 from bitworth import schemes
 from bitworth.errors import BitworthError, WorkFailed, disk_reason
+from bitworth.numerics import from_codes
 from bitworth.types import Grid, Scheme
 
 INDEX = "model.safetensors.index.json"
 PROVENANCE = "bitworth.json"
-SHARD_BYTES = 5_000_000_000
+SHARD_BYTES = 1_000_000_000  # held in memory until it is written
+_PARTIAL, _REPLACED = "partial", "replaced"
 #: Files that make a folder a usable model besides its weights.
 COMPANIONS = (
     "generation_config.json",
@@ -45,15 +47,17 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not folder.is_dir():
         raise BitworthError(f"There is no model folder {folder}; name a folder that holds config.json and safetensors.")
     try:
-        config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        config = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(config, dict):
+            raise ValueError("not an object")
     except FileNotFoundError as error:
         raise BitworthError(f"{folder} is no model folder: it holds no config.json.") from error
     except (OSError, ValueError) as error:
         raise BitworthError(f"{path} cannot be read as JSON; fetch the model again.") from error
     if "auto_map" in config:
         raise BitworthError(
-            f"{folder} needs code of its own (auto_map in config.json), which is not run; convert it to an architecture "
-            "that transformers has."
+            f"{folder} needs code of its own (auto_map in config.json), which is not run; convert it to an "
+            "architecture that transformers has."
         )
     architectures = [str(name) for name in config.get("architectures") or []]
     if not any(name.endswith(("ForCausalLM", "ForConditionalGeneration", "LMHeadModel")) for name in architectures):
@@ -88,12 +92,13 @@ class Reader:
                 )
             return paths
         try:
-            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+            elsewhere = [name for name in names if Path(name).name != name]
         except (ValueError, KeyError, AttributeError, TypeError) as error:
             raise BitworthError(f"{index} is not a safetensors index; fetch the model again.") from error
         for name in names:
-            if Path(name).name != name or not (self.folder / name).is_file():
-                raise BitworthError(f"{self.folder / str(name)} is listed in {INDEX} but is not there; fetch it again.")
+            if name in elsewhere or not (self.folder / name).is_file():
+                raise BitworthError(f"{self.folder / name} is listed in {INDEX} but is not there; fetch it again.")
         return [self.folder / name for name in names]
 
     @staticmethod
@@ -149,8 +154,7 @@ class WeightReader:
         codes, scale = self.codes(layer)
         if f"{layer}.weight_g_idx" in self._reader.names:
             return codes * scale[:, self._reader.get(f"{layer}.weight_g_idx").long()]
-        size = codes.shape[1] // scale.shape[1]
-        return (codes.unflatten(1, (-1, size)) * scale.unsqueeze(-1)).flatten(1)
+        return from_codes(codes, scale)
 
     def codes(self, layer: str) -> tuple[Tensor, Tensor]:
         """A quantized layer's codes (out, in) and scales (out, groups), float32."""
@@ -170,7 +174,7 @@ class Writer:
 
     def __init__(self, folder: Path, source: Path, *, shard_bytes: int = SHARD_BYTES) -> None:
         self.folder, self._source, self._limit = folder, source, shard_bytes
-        self._temporary = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
+        self._temporary = folder.with_name(f".{folder.name}.{os.getpid()}.{_PARTIAL}")
         self._shard: dict[str, Tensor] = {}
         self._shards: list[list[str]] = []
         self._sizes: list[int] = []
@@ -184,14 +188,23 @@ class Writer:
         """
         check_replaceable(self.folder, self._source)
         try:
-            for left in self.folder.parent.glob(f".{self.folder.name}.*.partial"):
-                if not _alive(left.name.split(".")[-2]):  # a killed run left it
-                    shutil.rmtree(left, ignore_errors=True)
+            self._tidy()
             shutil.rmtree(self._temporary, ignore_errors=True)
             self._temporary.mkdir(parents=True)
         except OSError as error:
             raise WorkFailed(f"{self.folder} cannot be written: {disk_reason(error)}.") from error
         return self
+
+    def _tidy(self) -> None:
+        """Clear away what killed runs left; a checkpoint that one had moved aside comes back."""
+        for left in sorted(self.folder.parent.glob(f".{self.folder.name}.*")):
+            pid, _, kind = left.name.removeprefix(f".{self.folder.name}.").partition(".")
+            if kind not in (_PARTIAL, _REPLACED) or _alive(pid):
+                continue
+            if kind == _REPLACED and not self.folder.exists():
+                left.rename(self.folder)
+            else:
+                shutil.rmtree(left, ignore_errors=True)
 
     def __exit__(self, kind: object, *_: object) -> None:
         """Clean up when the checkpoint was not finished."""
@@ -219,15 +232,24 @@ class Writer:
                     shutil.copyfile(self._source / name, self._temporary / name)
             _write_json(self._temporary / "config.json", config)
             _write_json(self._temporary / PROVENANCE, provenance)
-            aside = self._temporary.with_suffix(".replaced")
-            if self.folder.exists():  # moved, not removed: a kill here must not cost the old checkpoint
-                self.folder.rename(aside)
-            self._temporary.rename(self.folder)
-            shutil.rmtree(aside, ignore_errors=True)
+            self._swap()
         except OSError as error:
             shutil.rmtree(self._temporary, ignore_errors=True)
             raise WorkFailed(f"{self.folder} could not be written: {disk_reason(error)}.") from error
         return sum(self._sizes)
+
+    def _swap(self) -> None:
+        """Move the new folder into place; the old one is moved aside first, so that no fault costs it."""
+        aside = self._temporary.with_suffix(f".{_REPLACED}")
+        if self.folder.exists():
+            self.folder.rename(aside)
+        try:
+            self._temporary.rename(self.folder)
+        except OSError:
+            if aside.exists():
+                aside.rename(self.folder)
+            raise
+        shutil.rmtree(aside, ignore_errors=True)
 
     def _held(self) -> int:
         return sum(t.numel() * t.element_size() for t in self._shard.values())
@@ -351,7 +373,8 @@ def scheme_from_config(config: Mapping[str, Any]) -> Scheme:
             f"The checkpoint mixes {len(groups)} quantization schemes; bitworth reads one a checkpoint."
         )
     weights, inputs = groups[0].get("weights") or {}, groups[0].get("input_activations")
-    name = f"w{weights.get('num_bits')}a{inputs['num_bits'] if inputs else 16}-{'fp' if weights.get('type') == 'float' else 'int'}"
+    kind = "fp" if weights.get("type") == "float" else "int"
+    name = f"w{weights.get('num_bits')}a{inputs['num_bits'] if inputs else 16}-{kind}"
     scheme = schemes.get(name, group_size=weights.get("group_size"))
     expected = {"weights": scheme.weight, "input activations": scheme.activation}
     for what, args in (("weights", weights), ("input activations", inputs)):

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import click
@@ -26,6 +24,7 @@ from rich.progress import (
 )
 
 from bitworth.errors import BitworthError
+from bitworth.report.document import as_text, plain
 from bitworth.types import Cell
 
 INTERRUPTED = 130
@@ -47,7 +46,7 @@ class Terminal:
     def answer(self, document: dict[str, Any], human: Callable[[], RenderableType]) -> None:
         """Print the verb's result: the document with --json, else what people read."""
         if self.as_json:
-            print(json.dumps(plain(document), indent=1, ensure_ascii=False))
+            print(as_text(plain(document)), end="")
         else:
             Console(highlight=False).print(human(), soft_wrap=True)
 
@@ -116,17 +115,6 @@ class CellWatcher:
         if result is not None and result.get("unsupported"):
             how = f"not run: {result['unsupported']}"
         self._terminal.note(f"[{self._done}/{self._total}] {cell.title}: {how}")
-
-
-def plain(value: Any) -> Any:
-    """The value in JSON's types; what JSON cannot say (infinity, not a number) becomes null."""
-    if isinstance(value, dict):
-        return {str(key): plain(part) for key, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(part) for part in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return str(value) if isinstance(value, Path) else value
 
 
 def guarded(command: Callable[[], Any]) -> int:

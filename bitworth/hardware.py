@@ -12,6 +12,9 @@ from __future__ import annotations
 import difflib
 import os
 import platform
+import re
+import shutil
+import subprocess
 from dataclasses import replace
 
 import psutil
@@ -86,9 +89,50 @@ def machine() -> dict[str, str]:
     }
 
 
+def is_this_machine(row: Hardware) -> bool:
+    """Whether figures measured here are that row's: `local` always, GPUs when they are all that is visible here."""
+    if row.name == LOCAL:
+        return True
+    found = gpus()
+    return len(found) == row.count and all(_is_model(row.name, name) for name in found)
+
+
+def gpus() -> tuple[str, ...]:
+    """Full names of the NVIDIA GPUs that programs started here may use; none where the driver does not answer."""
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return ()
+    try:
+        query = [program, "--query-gpu=index,uuid,name", "--format=csv,noheader"]
+        listing = subprocess.run(query, capture_output=True, text=True, timeout=30, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return ()  # a driver that does not work gives programs no GPU either
+    rows = [[field.strip() for field in line.split(",", 2)] for line in listing.splitlines() if line.count(",") >= 2]
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        return tuple(name for _, _, name in rows)
+    wanted = [field.strip() for field in visible.split(",") if field.strip()]
+    return tuple(name for one in wanted for index, uuid, name in rows if one == index or uuid.startswith(one))
+
+
+def cpu_flags() -> frozenset[str]:
+    """Instruction sets as Linux lists them (`avx2`, `avx512_bf16`); none elsewhere."""
+    return frozenset(_cpuinfo("flags").split())
+
+
+def _is_model(model: str, name: str) -> bool:
+    """Whether `A100` is meant by `NVIDIA A100-SXM4-80GB`; `RTX A6000` is not an `RTX 6000 Ada`."""
+    return model.upper() in re.split(r"[\s-]+", name.upper())
+
+
 def _processor() -> str:
+    return _cpuinfo("model name") or platform.processor() or "unknown processor"
+
+
+def _cpuinfo(field: str) -> str:
+    """A field of the first processor that Linux lists, or nothing."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as lines:
-            return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or "unknown processor"
+            return next((line.partition(":")[2].strip() for line in lines if line.startswith(field)), "")
+    except OSError:
+        return ""  # not Linux

@@ -1,7 +1,8 @@
 """Walks a decoder one block at a time: no more than one block's weights are ever in memory.
 
-The model is built without storage; its embeddings are read once to make the first block's inputs, and the keyword arguments
-(masks, rotary tables) that the model itself hands each block are recorded by running its own forward over empty blocks.
+The model is built without storage; its embeddings are read once to make the first block's inputs, and the keyword
+arguments (masks, rotary tables) that the model itself hands each block are recorded by running its own forward over
+empty blocks.
 """
 
 from __future__ import annotations
@@ -49,8 +50,9 @@ class Decoder:
         if "quantization_config" in self.config:
             raise BitworthError(f"{folder} is quantized already; quantize the unquantized model it was made from.")
         self.reader = Reader(folder)
-        self.model = _skeleton(folder)
+        self.model: Any = _skeleton(folder)
         self.prefix, self._blocks = _find_blocks(self.model)
+        _refuse_fused(self.model, self._blocks)
         self.dtype = self._dtype()
 
     def __len__(self) -> int:
@@ -99,11 +101,19 @@ class Decoder:
 
         Returns:
             hidden states (B, T, D) float32 a chunk; keyword arguments a block and batch size (masks depend on it).
+
+        Raises:
+            BitworthError: the architecture's blocks do not take and give one tensor of hidden states.
         """
-        outside = {name.rpartition(".")[0] for name in self.others()}
-        for name, module in self.model.named_modules():
-            if name in outside and not name.startswith(f"{self.prefix}."):
-                _fill(module, name, self.reader)
+        body: nn.Module = getattr(self.model, self.model.base_model_prefix, self.model)
+        inside = set(body.modules())
+        around = {
+            name: part
+            for name, part in self.model.named_modules()
+            if part in inside and not f"{name}.".startswith(f"{self.prefix}.") and list(part.parameters(recurse=False))
+        }
+        for name, module in around.items():
+            _fill(module, name, self.reader)
         recorded: list[Arguments] = [{} for _ in self._blocks]
         hidden: list[Tensor] = []
 
@@ -111,6 +121,11 @@ class Decoder:
             def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
                 if index == 0:
                     hidden.append(hidden_states.clone())
+                elif hidden_states.shape != hidden[-1].shape:
+                    raise BitworthError(
+                        f"{type(self.model).__name__} passes more than one tensor from block to block, which bitworth "
+                        "cannot follow; only recipes without calibration quantize it."
+                    )
                 recorded[index][hidden_states.shape[0]] = {"args": args, **kwargs}
                 return hidden_states
 
@@ -120,12 +135,13 @@ class Decoder:
         try:
             for index, block in enumerate(self._blocks):
                 block.forward = record(index)
-            body = getattr(self.model, self.model.base_model_prefix, self.model)
             for tokens in chunks:
                 body(input_ids=tokens, use_cache=False)
         finally:
             for block, original in zip(self._blocks, originals, strict=True):
                 block.forward = original
+            for module in around.values():
+                _drop_parameters(module)
         return hidden, recorded
 
 
@@ -133,22 +149,39 @@ def call(block: nn.Module, hidden: Tensor, kwargs: dict[str, Any]) -> Tensor:
     """Run a block on hidden states; blocks of some architectures answer with a tuple."""
     named = {key: value for key, value in kwargs.items() if key != "args"}
     out = block(hidden, *kwargs.get("args", ()), **named)
-    return out[0] if isinstance(out, tuple) else out
+    hidden_states: Tensor = out[0] if isinstance(out, tuple) else out
+    return hidden_states
 
 
 def _skeleton(folder: Path) -> nn.Module:
-    from accelerate import init_empty_weights
     from transformers import AutoConfig, AutoModelForCausalLM
 
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        with init_empty_weights(include_buffers=False):
-            model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="sdpa")
+        with _without_storage():
+            model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     except (ValueError, KeyError, OSError, TypeError) as error:
         first = str(error).strip().split("\n")[0]
         raise BitworthError(f"transformers cannot build the model in {folder}: {first}") from error
     result: nn.Module = model.eval().requires_grad_(False)
     return result
+
+
+@contextmanager
+def _without_storage() -> Iterator[None]:
+    """Parameters made inside lose their storage before they are initialized; buffers keep theirs, being computed."""
+    register = nn.Module.register_parameter
+
+    def register_empty(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        register(module, name, parameter)
+        if parameter is not None:
+            module._parameters[name] = nn.Parameter(parameter.to("meta"), requires_grad=False)
+
+    nn.Module.register_parameter = register_empty  # type: ignore[method-assign, assignment]
+    try:
+        yield
+    finally:
+        nn.Module.register_parameter = register  # type: ignore[method-assign]
 
 
 def _find_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
@@ -162,6 +195,14 @@ def _find_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
     if best is None:
         raise BitworthError(f"{type(model).__name__} has no list of decoder blocks with linear layers to quantize.")
     return best[1], best[2]
+
+
+def _refuse_fused(model: nn.Module, blocks: nn.ModuleList) -> None:
+    if any(parameter.ndim == 3 for parameter in blocks.parameters()):
+        raise BitworthError(
+            f"{type(model).__name__} keeps the experts of its mixture in one tensor, which bitworth cannot quantize; "
+            "choose a dense model."
+        )
 
 
 def _drop_parameters(module: nn.Module) -> None:

@@ -1,7 +1,7 @@
 """Scale, round and pack: the arithmetic of the number formats, in pure torch.
 
-A quantized weight is `codes * scale`, codes on a `Grid`, one scale a channel or group. Scales are rounded to the dtype they
-are stored in before anything is rounded with them, so that what was optimized is what the loaders compute.
+A quantized weight is `codes * scale`, codes on a `Grid`, one scale a channel or group. Scales are rounded to the dtype
+they are stored in before anything is rounded with them, so that what was optimized is what the loaders compute.
 
 >>> grid = Grid(bits=4, granularity="group", group_size=2)
 >>> weight = torch.tensor([[7.0, -3.4, 0.5, 0.1]])
@@ -26,6 +26,11 @@ def group_size_of(grid: Grid, columns: int) -> int:
     return grid.group_size if grid.granularity == "group" and grid.group_size else columns
 
 
+def _grouped(weight_OI: Tensor, size: int) -> Tensor:
+    """(out, groups, size) float32."""
+    return weight_OI.float().reshape(weight_OI.shape[0], -1, size)
+
+
 def half_range(grid: Grid) -> float:
     """What the largest magnitude maps to: half the code range, as compressed-tensors defines symmetric scales."""
     low, high = grid.levels
@@ -37,7 +42,7 @@ def scale_of(
 ) -> Tensor:
     """Symmetric absmax scales, shape (out, groups), rounded to `dtype` and returned in float32; dead groups get 1."""
     size = group_size_of(grid, weight_OI.shape[1])
-    peak = weight_OI.float().unflatten(1, (-1, size)).abs().amax(-1)
+    peak = _grouped(weight_OI, size).abs().amax(-1)
     return as_stored(peak * shrink / half_range(grid), dtype)
 
 
@@ -58,14 +63,14 @@ def to_codes(scaled: Tensor, grid: Grid) -> Tensor:
 def round_to_grid(weight_OI: Tensor, scale_OG: Tensor, grid: Grid) -> Tensor:
     """Codes of a weight under its scales, shape (out, in), float32."""
     size = group_size_of(grid, weight_OI.shape[1])
-    grouped = weight_OI.float().unflatten(1, (-1, size)) / scale_OG.unsqueeze(-1)
-    return to_codes(grouped, grid).flatten(1)
+    return to_codes(_grouped(weight_OI, size) / scale_OG.unsqueeze(-1), grid).flatten(1)
 
 
 def from_codes(codes_OI: Tensor, scale_OG: Tensor) -> Tensor:
     """The weight that codes and scales stand for, float32."""
     size = codes_OI.shape[1] // scale_OG.shape[1]
-    return (codes_OI.float().unflatten(1, (-1, size)) * scale_OG.float().unsqueeze(-1)).flatten(1)
+    weight_OGS: Tensor = _grouped(codes_OI, size) * scale_OG.float().unsqueeze(-1)
+    return weight_OGS.flatten(1)
 
 
 def clipped_scale(
@@ -89,13 +94,13 @@ def clipped_scale(
         (out, groups) float32 scales; the first (largest) shrink factor wins a tie.
     """
     rows = max(1, _CLIP_ELEMENTS // weight_OI.shape[1])
-    parts = [_clip_rows(part, grid, clip, dtype, importance_I) for part in weight_OI.float().split(rows)]
+    parts = [_clip_rows(part, grid, clip, dtype, importance_I) for part in torch.split(weight_OI.float(), rows)]
     return torch.cat(parts)
 
 
 def _clip_rows(weight_OI: Tensor, grid: Grid, clip: Clip, dtype: torch.dtype, importance_I: Tensor | None) -> Tensor:
     size = group_size_of(grid, weight_OI.shape[1])
-    grouped = weight_OI.unflatten(1, (-1, size))
+    grouped = _grouped(weight_OI, size)
     weigh = None if importance_I is None else importance_I.float().view(-1, size)
     full = scale_of(weight_OI, grid)
     best = as_stored(full, dtype)
@@ -131,9 +136,10 @@ def pack_int4(codes_OI: Tensor) -> Tensor:
     """
     nibbles = (codes_OI + 8).to(torch.int32)
     pad = -nibbles.shape[1] % 8
-    nibbles = torch.nn.functional.pad(nibbles, (0, pad)).unflatten(1, (-1, 8))
+    nibbles = torch.nn.functional.pad(nibbles, (0, pad)).reshape(codes_OI.shape[0], -1, 8)
     shifts = torch.arange(0, 32, 4, dtype=torch.int32, device=codes_OI.device)
-    return (nibbles << shifts).sum(-1, dtype=torch.int64).to(torch.int32)
+    words: Tensor = (nibbles << shifts).sum(-1, dtype=torch.int64)
+    return words.to(torch.int32)
 
 
 def unpack_int4(packed_OW: Tensor, columns: int) -> Tensor:

@@ -17,8 +17,8 @@ from bitworth.errors import BitworthError
 from bitworth.hardware import machine
 from bitworth.ledger import key_of
 from bitworth.sources import Note, silent
-from bitworth.study import BASELINE, Study
-from bitworth.types import Calibration, Cell, Load, Recipe, TaskSpec, UseCase
+from bitworth.study import Study
+from bitworth.types import BASELINE, Calibration, Cell, Load, Recipe, TaskSpec, UseCase
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

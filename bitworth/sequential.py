@@ -1,9 +1,10 @@
 """One recipe over one decoder block, in true sequential order.
 
-Linear layers that read the same tensor (q, k and v; gate and up) form a stage: they share their second moments and are rounded as
-one stack. Each stage sees what the stages before it, already quantized, produce. When all calibration data fits one chunk every
-layer is evaluated once: a stage is rounded in the middle of the block's forward, which then goes on with the rounded weights. With
-several chunks the block is run again up to each stage, so that memory is bounded by a chunk.
+Linear layers that read the same tensor (q, k and v; gate and up) form a stage: they share their second moments and are
+rounded as one stack. Each stage sees what the stages before it, already quantized, produce. When all calibration data
+fits one chunk every layer is evaluated once: a stage is rounded in the middle of the block's forward, which then goes
+on with the rounded weights. With several chunks the block is run again up to each stage, so that memory is bounded by a
+chunk.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ class BlockResult:
 
 def skipped(name: str) -> bool:
     """Routers of mixtures of experts stay as they are: a wrong route costs more than their bits save."""
-    return name.rpartition(".")[2] in ("gate", "router")
+    return name.rpartition(".")[2] in ("gate", "router", "shared_expert_gate")
 
 
 def round_block(block: Block, recipe: Recipe, dtype: torch.dtype) -> BlockResult:
@@ -83,29 +84,32 @@ class BlockPass:
         first = kwargs[hidden[0].shape[0]]
         stages = trace(module, list(self._linears), hidden[0], first, bool(self._recipe.transforms))
         self._stage_of = {name: stage for stage in stages for name in stage.layers}
-        originals = {name: layer.forward for name, layer in self._linears.items()}
         try:
             for name, layer in self._linears.items():
-                layer.forward = self._forward(name, layer)
+                layer.forward = self._forward(name, layer)  # type: ignore[method-assign, assignment]
             if len(hidden) > 1:
+                for name in self._linears:  # experts that the traced sequence did not choose
+                    if name not in self._stage_of:
+                        stages.append(Stage([name]))
+                        self._stage_of[name] = stages[-1]
                 for stage in stages:
                     self._measure(stage, hidden, kwargs)
             outputs = [call(module, chunk, kwargs[chunk.shape[0]]) for chunk in hidden]
         finally:
-            for name, original in originals.items():
-                self._linears[name].forward = original
+            for layer in self._linears.values():
+                vars(layer).pop("forward", None)  # the class's own shows again
         self._round_unreached()
         self._fold(stages)
         return outputs
 
     def _forward(self, name: str, layer: nn.Linear) -> Callable[[Tensor], Tensor]:
         def forward(inputs: Tensor) -> Tensor:
-            stage = self._stage_of.get(name)
-            if stage is None:  # not on the traced path: an expert that the traced tokens did not choose
-                stage = self._stage_of[name] = Stage([name])
+            stage = self._stage_of.setdefault(name, Stage([name]))  # new: an expert that was not traced
             if not stage.done:
+                if self._collecting not in (None, stage):  # an expert beside the one being measured
+                    return nn.functional.linear(inputs, layer.weight, layer.bias)
                 self._see(stage, inputs)
-                if stage is self._collecting:
+                if self._collecting is not None:
                     raise _Reached
                 self._quantize(stage)
             scaled = inputs if stage.scale_I is None else inputs / stage.scale_I
@@ -136,6 +140,11 @@ class BlockPass:
         stacked = torch.cat([layer.weight for layer in layers])
         stats = stage.stats
         assert stats is not None
+        if not torch.isfinite(stats.max_abs_I).all():
+            raise WorkFailed(
+                f"{self._block.prefix}.{stage.layers[0]}: its calibration inputs hold NaN or infinity; check the model "
+                "in its own dtype first."
+            )
         for transform in self._recipe.transforms:
             if stage.producer is None:
                 continue
@@ -186,7 +195,10 @@ class BlockPass:
 
 @torch.inference_mode()
 def trace(module: nn.Module, names: list[str], chunk: Tensor, kwargs: dict[str, Any], producers: bool) -> list[Stage]:
-    """Stages in the order in which a block runs them, found by running one sequence; with the modules that could scale them."""
+    """Stages in the order in which a block runs them, found by running one sequence.
+
+    With `producers`, each stage also gets the module that could take a scale off its input.
+    """
     sample = chunk[:1]
     one = {key: _first(value, chunk.shape[0]) for key, value in kwargs.items()}
     inputs: list[tuple[str, Tensor]] = []
@@ -218,14 +230,16 @@ def trace(module: nn.Module, names: list[str], chunk: Tensor, kwargs: dict[str, 
 def find_producer(module: nn.Module, layers: list[str], sample: Tensor, kwargs: dict[str, Any]) -> str | None:
     """The norm or linear layer whose output can be divided by a scale that the layers' columns take up instead.
 
-    Found by trying: a candidate is right when dividing its parameters and multiplying the layers' columns leaves the block's output
-    as it was, so nothing is listed by architecture. Norms that hold 1 + weight, and tensors that other modules read too, fail the trial.
+    Found by trying: a candidate is right when dividing its parameters and multiplying the layers' columns leaves the
+    block's output as it was, so nothing is listed by architecture. Norms that hold 1 + weight, and tensors that other
+    modules read too, fail the trial.
     """
-    width = module.get_submodule(layers[0]).weight.shape[1]
+    width = _weight(module, layers[0]).shape[1]
     before = call(module, sample, kwargs)
-    scale = torch.linspace(0.5, 2.0, int(width), device=sample.device)
-    for name, candidate in module.named_modules():
-        weight = getattr(candidate, "weight", None)
+    scale = torch.linspace(0.5, 2.0, width, device=sample.device)
+    for candidate_name, candidate in module.named_modules():
+        name: str = candidate_name
+        weight = candidate._parameters.get("weight")
         if name in layers or weight is None or weight.shape[0] != width or weight.ndim > 2:
             continue
         if _divides(module, name, layers, scale, before, sample, kwargs):
@@ -244,7 +258,7 @@ def _divides(
 ) -> bool:
     owner = module.get_submodule(name)
     kept = {leaf: value for leaf, value in owner._parameters.items() if value is not None}
-    columns = {layer: module.get_submodule(layer).weight for layer in layers}
+    columns = {layer: _weight(module, layer) for layer in layers}
     try:
         for leaf, value in kept.items():
             divisor = scale.unsqueeze(1) if value.ndim == 2 else scale
@@ -255,9 +269,15 @@ def _divides(
     finally:
         owner._parameters.update(kept)
         for layer, weight in columns.items():
-            module.get_submodule(layer)._parameters["weight"] = weight
+            module.get_submodule(layer)._parameters["weight"] = nn.Parameter(weight, requires_grad=False)
     span = (before - sample).abs().max().clamp(min=1e-6)
     return bool((after - before).abs().max() < 1e-4 * span)
+
+
+def _weight(module: nn.Module, layer: str) -> Tensor:
+    weight = module.get_submodule(layer)._parameters["weight"]
+    assert weight is not None
+    return weight
 
 
 def _first(value: Any, batch: int) -> Any:

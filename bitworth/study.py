@@ -28,6 +28,7 @@ from bitworth import workloads
 from bitworth.errors import BitworthError
 from bitworth.quantizers import presets
 from bitworth.types import (
+    BASELINE,
     Calibration,
     Clip,
     Constraint,
@@ -40,8 +41,6 @@ from bitworth.types import (
     TaskSpec,
     UseCase,
 )
-
-BASELINE = "baseline"
 
 
 def _named(value: Any) -> Any:

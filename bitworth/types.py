@@ -23,6 +23,11 @@ Verdict = Literal["holds", "loses", "undecided"]
 Source = Literal["measured", "predicted"]
 CellKind = Literal["quantize", "evaluate", "diverge", "benchmark"]
 
+BASELINE = "baseline"
+"""The format of the model as it came, which everything is compared with."""
+AVERAGE = "average"
+"""The task name of a recovery over the plain mean of tasks (paper, section 4)."""
+
 
 # --- number formats -----------------------------------------------------------------------------------------------
 
@@ -131,7 +136,7 @@ class Checkpoint:
     """A model folder that the loaders read, and how it came to be; `recipe` is None for an unquantized model."""
 
     path: Path
-    format: str = "baseline"
+    format: str = BASELINE
     recipe: Recipe | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)
 

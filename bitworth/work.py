@@ -65,7 +65,7 @@ def _quantize(cell: Cell, root: Path, tell: Tell) -> dict[str, Any]:
 
 def _evaluate(cell: Cell, root: Path, tell: Tell) -> dict[str, Any]:
     from bitworth import tasks
-    from bitworth.evaluate import answer_questions
+    from bitworth.evaluation import answer_questions
 
     spec = revive(TaskSpec, cell.inputs["task"])
     data = cell.where.get("data")
@@ -76,7 +76,7 @@ def _evaluate(cell: Cell, root: Path, tell: Tell) -> dict[str, Any]:
 
 
 def _diverge(cell: Cell, root: Path, tell: Tell) -> dict[str, Any]:
-    from bitworth.evaluate import diverge
+    from bitworth.evaluation import diverge
 
     model = _model(root / cell.where["checkpoint"])
     baseline = _model(root / cell.where["baseline"]) if "baseline" in cell.where else None
@@ -87,7 +87,7 @@ def _diverge(cell: Cell, root: Path, tell: Tell) -> dict[str, Any]:
 
 
 def _benchmark(cell: Cell, root: Path, tell: Tell) -> dict[str, Any]:
-    from bitworth.benchmark import measure
+    from bitworth.benchmarking import measure
 
     _models.clear()  # what it measures should have the memory to itself
     use_case, load = revive(UseCase, cell.inputs["use_case"]), revive(Load, cell.inputs["load"])

@@ -1,1 +1,72 @@
 """What a checkpoint runs on: in process with torch, a server, a URL, or a fake; each engine is one file here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from bitworth.engines.generator import Generator
+from bitworth.errors import BitworthError
+
+NAMES = ("torch", "vllm", "fake")
+
+
+@contextmanager
+def open_generator(
+    engine: str, checkpoint: Path, *, context_tokens: int, device: str | None = None
+) -> Iterator[Generator]:
+    """The engine of that name with the checkpoint loaded, released on leaving.
+
+    Args:
+        engine: one of `NAMES`, or the http(s) URL of an OpenAI-compatible server that serves the checkpoint.
+        checkpoint: a model folder; a server at a URL is believed to serve it, by the folder's name if it has several.
+        context_tokens: the longest prompt and answer together.
+        device: as the engine calls it; None lets the engine choose.
+
+    Raises:
+        BitworthError: no such engine, or it is not installed.
+        Unsupported: the engine cannot run the checkpoint's number format here.
+        WorkFailed: its server does not start or answer.
+    """
+    if engine.startswith(("http://", "https://")):
+        from bitworth.engines.http import HttpGenerator
+
+        yield HttpGenerator(engine, name=checkpoint.name, decode=_decoder(checkpoint))
+    elif engine == "vllm":
+        from bitworth.engines.vllm import serve
+
+        with serve(checkpoint, context_tokens=context_tokens, device=device) as server:
+            yield server
+    elif engine == "torch":
+        from bitworth.engines.torch_speed import open_torch
+
+        yield open_torch(checkpoint, device)
+    elif engine == "fake":
+        from bitworth.engines.fake import FakeGenerator
+
+        yield FakeGenerator()
+    else:
+        known = ", ".join(NAMES)
+        raise BitworthError(
+            f"unknown engine '{engine}'; known: {known}, or the http:// URL of an OpenAI-compatible server"
+        )
+
+
+def _decoder(checkpoint: Path) -> Callable[[Sequence[int]], str]:
+    """Token ids to text by the checkpoint's tokenizer, loaded when first needed."""
+
+    @cache
+    def tokenizer() -> Any:
+        from transformers import AutoTokenizer
+
+        try:
+            return AutoTokenizer.from_pretrained(checkpoint, local_files_only=True)
+        except (OSError, ValueError) as error:
+            raise BitworthError(
+                f"The server takes text only, and {checkpoint} has no tokenizer that transformers can load."
+            ) from error
+
+    return lambda tokens: str(tokenizer().decode(list(tokens)))

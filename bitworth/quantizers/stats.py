@@ -9,6 +9,8 @@ from torch import Tensor
 
 from bitworth.numerics import from_codes
 
+_PANELS = 4  # of the symmetric sum of x xᵀ only the panels right of the diagonal are computed: 5/8 of the work
+
 
 class InputStats:
     """Second moments and magnitudes of a layer's inputs, gathered chunk by chunk.
@@ -25,7 +27,11 @@ class InputStats:
     def add(self, inputs: Tensor) -> None:
         """Take in activations of shape (..., columns)."""
         rows_TI = inputs.detach().reshape(-1, inputs.shape[-1]).float()
-        self._sum_II.addmm_(rows_TI.T, rows_TI)
+        columns = rows_TI.shape[1]
+        width = -(-columns // _PANELS)
+        for start in range(0, columns, width):
+            panel = slice(start, start + width)
+            self._sum_II[panel, start:].addmm_(rows_TI[:, panel].T, rows_TI[:, start:])
         magnitude = rows_TI.abs()
         self._abs_I += magnitude.sum(0)
         torch.maximum(self.max_abs_I, magnitude.amax(0), out=self.max_abs_I)
@@ -33,8 +39,9 @@ class InputStats:
 
     @property
     def hessian_II(self) -> Tensor:
-        """Mean of x xᵀ."""
-        return self._sum_II / max(1, self.tokens)
+        """Mean of x xᵀ; a new tensor each time."""
+        upper_II = (self._sum_II / max(1, self.tokens)).triu_()
+        return upper_II + upper_II.triu(1).T
 
     @property
     def mean_abs_I(self) -> Tensor:
@@ -53,7 +60,7 @@ class InputStats:
 
 @dataclass(slots=True)
 class Rounded:
-    """Codes (out, in) and scales (out, groups), both float32; `group_of_I` says each column's group where it is not in order."""
+    """Codes (out, in) and scales (out, groups), float32; `group_of_I` is each column's group where not in order."""
 
     codes_OI: Tensor
     scale_OG: Tensor
@@ -68,5 +75,6 @@ class Rounded:
 
     def split(self, rows: list[int]) -> list[Rounded]:
         """The parts of a stack that was rounded together."""
-        codes, scales = self.codes_OI.split(rows), self.scale_OG.split(rows)
-        return [Rounded(c, s, self.group_of_I, list(self.notes)) for c, s in zip(codes, scales, strict=True)]
+        codes, scales = torch.split(self.codes_OI, rows), torch.split(self.scale_OG, rows)
+        groups = [None if self.group_of_I is None else self.group_of_I.clone() for _ in rows]  # a file shares nothing
+        return [Rounded(c, s, g, list(self.notes)) for c, s, g in zip(codes, scales, groups, strict=True)]

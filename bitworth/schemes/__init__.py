@@ -8,12 +8,25 @@ To add one, write a file with `scheme` and `LAYOUT` and list it in `_MODULES`.
 
 from __future__ import annotations
 
+from typing import Protocol
+
 from bitworth.errors import BitworthError
 from bitworth.schemes import w4a16_int, w8a8_fp, w8a8_int
 from bitworth.schemes.base import Layout
 from bitworth.types import Scheme
 
-_MODULES = {"w8a8-fp": w8a8_fp, "w8a8-int": w8a8_int, "w4a16-int": w4a16_int}
+
+class _Format(Protocol):
+    """What a file of this folder offers."""
+
+    LAYOUT: Layout
+
+    def scheme(self, group_size: int | None = None) -> Scheme:
+        """The scheme; `group_size` counts only where weights are grouped."""
+        ...
+
+
+_MODULES: dict[str, _Format] = {"w8a8-fp": w8a8_fp, "w8a8-int": w8a8_int, "w4a16-int": w4a16_int}
 NAMES = tuple(_MODULES)
 
 
@@ -31,15 +44,3 @@ def get(name: str, *, group_size: int | None = None) -> Scheme:
 def layout_of(scheme: Scheme) -> Layout:
     """How a checkpoint stores the scheme's weights."""
     return _MODULES[scheme.name].LAYOUT
-
-
-def layout_named(name: str) -> Layout:
-    """The layout that a checkpoint's `format` key names.
-
-    Raises:
-        BitworthError: a layout that is not read here.
-    """
-    layouts = {module.LAYOUT.name: module.LAYOUT for module in _MODULES.values()}
-    if name not in layouts:
-        raise BitworthError(f"The checkpoint's layout '{name}' is not one of {', '.join(layouts)}; re-quantize it.")
-    return layouts[name]

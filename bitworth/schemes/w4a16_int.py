@@ -1,4 +1,4 @@
-"""W4A16-INT: INT4 weights, one scale a group of input columns (128 unless asked), 16-bit activations (paper, section 3.2)."""
+"""W4A16-INT: INT4 weights, one scale a group of input columns, 16-bit activations (paper, section 3.2)."""
 
 from __future__ import annotations
 

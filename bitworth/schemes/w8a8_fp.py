@@ -1,4 +1,4 @@
-"""W8A8-FP: E4M3 weights, one scale an output channel; E4M3 activations scaled by token as they come (paper, section 3.2)."""
+"""W8A8-FP: E4M3 weights, one scale an output channel; E4M3 activations, dynamic, by token (paper, section 3.2)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""W8A8-INT: INT8 weights, one scale an output channel; INT8 activations scaled by token as they come (paper, section 3.2)."""
+"""W8A8-INT: INT8 weights, one scale an output channel; INT8 activations, dynamic, by token (paper, section 3.2)."""
 
 from __future__ import annotations
 

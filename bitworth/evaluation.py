@@ -16,10 +16,7 @@ from bitworth.engines.scorer import Scorer
 from bitworth.errors import BitworthError
 from bitworth.statistics import mean_recovery
 from bitworth.tasks import Loaded
-from bitworth.types import Answer, Divergence, Recovery, TaskSpec
-
-AVERAGE = "average"
-"""The task name of a recovery over the plain mean of tasks."""
+from bitworth.types import AVERAGE, Answer, Divergence, Recovery, TaskSpec
 
 Progress = Callable[[str, int, int], None]
 """Called with (task or "text", done, total); done counts scored continuations of the task, or windows of the text."""

@@ -8,7 +8,7 @@ import pytest
 import torch
 from test_tasks import arc_row, write_jsonl
 
-from bitworth import evaluate as verbs
+from bitworth import evaluation as verbs
 from bitworth import tasks
 from bitworth.engines.scorer import Progress, Scorer
 from bitworth.errors import BitworthError

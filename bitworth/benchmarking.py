@@ -1,0 +1,263 @@
+"""Benchmark: synthetic requests through an engine, one Timing each, and what those cost on a hardware row (section 5).
+
+measurement = measure(Path("w4a16"), use_case("rag"), Load(kind="synchronous"), engine="vllm")
+cost_of("w4a16", measurement, use_case("rag"), Load(kind="synchronous"), hardware("A6000"))
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bitworth.engines import open_generator
+from bitworth.engines.generator import Generator, Progress
+from bitworth.engines.http import DEFAULT_STREAMS
+from bitworth.errors import BitworthError, Unsupported, WorkFailed
+from bitworth.hardware import is_this_machine
+from bitworth.statistics import mean_interval
+from bitworth.types import Hardware, Load, Measurement, QueryCost, Timing, UseCase
+
+#: Failed requests are left out of the figures, up to this share of them.
+MOST_FAILED = 0.1
+#: Fewer groups of requests than this are too few to resample.
+LEAST_GROUPS = 5
+#: For an engine without a model folder: bytes and punctuation in every common vocabulary.
+_ANY_VOCABULARY = range(3, 256)
+
+
+def benchmark(
+    checkpoint: Path,
+    use_case: UseCase,
+    load: Load,
+    *,
+    hardware: Hardware,
+    engine: str = "torch",
+    requests: int = 8,
+    warmup: int = 1,
+    format: str = "checkpoint",
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> QueryCost:
+    """Measure a checkpoint here and price it as `hardware`; see `measure` and `cost_of`.
+
+    A format that the engine cannot run here gives a QueryCost that says so.
+
+    Raises:
+        BitworthError: `hardware` is another machine than this one, or see `measure`.
+    """
+    if not engine.startswith(("http://", "https://")) and not is_this_machine(hardware):
+        raise BitworthError(
+            f"This machine is not {hardware.count} x {hardware.name}, so its figures cannot be measured here; "
+            "run there, or use hardware `local` with your own price."
+        )
+    try:
+        measurement = measure(
+            checkpoint, use_case, load, engine=engine, requests=requests, warmup=warmup, seed=seed, progress=progress
+        )
+    except Unsupported as reason:
+        return cost_of(format, None, use_case, load, hardware, unsupported=str(reason))
+    return cost_of(format, measurement, use_case, load, hardware, seed=seed)
+
+
+def measure(
+    checkpoint: Path | Generator,
+    use_case: UseCase,
+    load: Load,
+    *,
+    engine: str = "torch",
+    requests: int = 8,
+    warmup: int = 1,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Measurement:
+    """Time synthetic requests of the use case's shape; warm-up requests come first, one at a time, and are left out.
+
+    Args:
+        checkpoint: a model folder, or an engine that is running already.
+        use_case: prompt and output tokens of every request.
+        load: how requests arrive.
+        engine: see `engines.open_generator`.
+        requests: how many count.
+        warmup: how many come before.
+        seed: of the prompts.
+        progress: called with (requests done, total).
+
+    Raises:
+        BitworthError: nothing to measure, a folder without a vocabulary, or no such engine.
+        Unsupported: the engine cannot run the format or the load here.
+        WorkFailed: the engine died, or more than a tenth of the requests failed.
+    """
+    if requests < 1 or warmup < 0:
+        raise BitworthError(
+            f"A benchmark needs at least 1 request and no negative warm-up, not {requests} and {warmup}."
+        )
+    vocabulary = ordinary_tokens(checkpoint) if isinstance(checkpoint, Path) else _ANY_VOCABULARY
+    prompts = prompts_of(use_case.prompt_tokens, warmup + requests, vocabulary, seed=seed)
+    context = use_case.prompt_tokens + use_case.output_tokens
+    with ExitStack() as stack:
+        generator = (
+            stack.enter_context(open_generator(engine, checkpoint, context_tokens=context))
+            if isinstance(checkpoint, Path)
+            else checkpoint
+        )
+        if warmup:
+            generator.run(prompts[:warmup], use_case.output_tokens, Load(kind="synchronous"))
+        timings = generator.run(prompts[warmup:], use_case.output_tokens, load, progress)
+        _succeeded(timings)
+        return Measurement(timings=tuple(timings), facts=generator.facts)
+
+
+def cost_of(
+    format: str,
+    measurement: Measurement | None,
+    use_case: UseCase,
+    load: Load,
+    hardware: Hardware,
+    *,
+    unsupported: str | None = None,
+    seed: int = 0,
+) -> QueryCost:
+    """Latencies, queries a second and queries a dollar, with its 95 % interval.
+
+    As in the paper, one request at a time gives 3600 / (latency x USD an hour), and any other load 3600 x queries a
+    second / USD an hour, where queries a second are completed requests over the time from the first start to the last
+    end. The interval says how far the mean would move with other requests in the same run; see `_spread`.
+
+    Args:
+        format: the checkpoint's name in the result.
+        measurement: what was measured; None gives a row that only says why.
+        use_case: what was asked.
+        load: how.
+        hardware: whose price counts; the figures must be its own.
+        unsupported: why there is no measurement.
+        seed: of the bootstrap.
+
+    Raises:
+        BitworthError: the hardware costs nothing.
+        WorkFailed: more than a tenth of the requests failed, or there are none.
+    """
+    named: dict[str, Any] = {
+        "format": format,
+        "use_case": use_case,
+        "load": load.name,
+        "hardware": hardware.name,
+        "count": hardware.count,
+        "usd_per_hour": hardware.usd_per_hour,
+    }
+    if hardware.usd_per_hour <= 0:
+        raise BitworthError(f"{hardware.name} needs a price above 0 USD an hour.")
+    if measurement is None:
+        return QueryCost(**named, unsupported=unsupported or "It was not measured.")
+    timings = _succeeded(measurement.timings)
+    latencies = [timing.latency_s for timing in timings]
+    firsts = [timing.first_token_s - timing.start_s for timing in timings if timing.first_token_s is not None]
+    rate = 1 / float(np.mean(latencies)) if load.kind == "synchronous" else _completed_per_second(timings)
+    per_usd = 3600 * rate / hardware.usd_per_hour
+    slowest, fastest = _spread(timings, load, seed)
+    return QueryCost(
+        **named,
+        latency_s=float(np.mean(latencies)),
+        latency_p90_s=float(np.quantile(latencies, 0.9)),
+        first_token_s=float(np.mean(firsts)) if firsts else None,
+        queries_per_second=rate,
+        queries_per_usd=per_usd,
+        ci95_queries_per_usd=(per_usd * slowest, per_usd * fastest),
+        requests=len(timings),
+        facts=measurement.facts,
+    )
+
+
+def prompts_of(length: int, count: int, vocabulary: Sequence[int], *, seed: int) -> list[list[int]]:
+    """`count` prompts of `length` random tokens; first tokens repeat only when the vocabulary is used up.
+
+    Prompts alike at their start would be answered from a server's prefix cache, as real requests would not be.
+    """
+    generator = np.random.default_rng(seed)
+    tokens = np.asarray(vocabulary)
+    prompts = generator.choice(tokens, (count, length))
+    prompts[:, 0] = np.resize(generator.permutation(tokens), count)
+    return [[int(token) for token in prompt] for prompt in prompts]
+
+
+def ordinary_tokens(checkpoint: Path) -> list[int]:
+    """Ids that the model embeds and its tokenizer does not call special, ascending.
+
+    Raises:
+        BitworthError: config.json is missing or names no vocabulary.
+    """
+    config = _json(checkpoint / "config.json")
+    if config is None:
+        raise BitworthError(f"{checkpoint} has no readable config.json, so it is not a model folder.")
+    text = config.get("text_config") or config
+    size = text.get("vocab_size") or config.get("vocab_size")
+    if not isinstance(size, int) or size < 2:
+        raise BitworthError(f"{checkpoint}/config.json gives no vocab_size to draw prompts from.")
+    named = [text.get(f"{name}_token_id") for name in ("bos", "eos", "pad")]
+    special = {token for ids in named for token in (ids if isinstance(ids, list) else [ids])}
+    tokenizer = _json(checkpoint / "tokenizer.json") or {}
+    special |= {row.get("id") for row in tokenizer.get("added_tokens") or []}
+    known = _ids((tokenizer.get("model") or {}).get("vocab"))
+    tokens = [token for token in range(size) if token not in special and (known is None or token in known)]
+    return tokens or list(range(size))
+
+
+def _ids(vocabulary: Any) -> set[int] | None:
+    """Ids of a tokenizer's vocabulary: text to id, or [text, score] in order of ids."""
+    if isinstance(vocabulary, dict):
+        return set(vocabulary.values())
+    return set(range(len(vocabulary))) if isinstance(vocabulary, list) else None
+
+
+def _json(path: Path) -> dict[str, Any] | None:
+    """A file's JSON object, or None where there is none."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _succeeded(timings: Sequence[Timing]) -> list[Timing]:
+    """Those without an error.
+
+    Raises:
+        WorkFailed: there are too few; names the first cause.
+    """
+    good = [timing for timing in timings if timing.error is None]
+    if not good or len(timings) - len(good) > MOST_FAILED * len(timings):
+        cause = next((timing.error for timing in timings if timing.error is not None), "none was sent")
+        raise WorkFailed(f"{len(timings) - len(good)} of {len(timings)} requests failed: {cause}.")
+    return good
+
+
+def _completed_per_second(timings: Sequence[Timing]) -> float:
+    return len(timings) / (max(timing.end_s for timing in timings) - min(timing.start_s for timing in timings))
+
+
+def _spread(timings: Sequence[Timing], load: Load, seed: int) -> tuple[float, float]:
+    """The 95 % interval of the rate, as factors of it: mean / [bootstrap interval of the mean] of what makes the rate.
+
+    - One at a time, a rate is the inverse of the mean latency, and latencies are resampled.
+    - With n streams in a closed loop it is n over the mean latency (Little's law). Requests that run together
+      are slow together, so groups of n, in order of their start, are resampled; with few groups, single requests.
+    - At a given arrival rate it is the inverse of the mean gap between completions, and gaps are resampled.
+    """
+    if load.rate is not None:
+        lengths = np.diff(sorted(timing.end_s for timing in timings)).tolist()
+    else:
+        ordered = sorted(timings, key=lambda timing: timing.start_s)
+        lengths = [timing.latency_s for timing in ordered]
+        streams = 1 if load.kind == "synchronous" else load.streams or DEFAULT_STREAMS
+        if len(lengths) >= LEAST_GROUPS * streams:
+            lengths = [float(np.mean(part)) for part in np.array_split(lengths, len(lengths) // streams)]
+    if not any(lengths):
+        return 1.0, 1.0
+    low, high = mean_interval(lengths, seed=seed)
+    mean = float(np.mean(lengths))
+    return mean / high, mean / low if low > 0 else math.inf

@@ -1,0 +1,102 @@
+"""After GPTQ: alternate the best scales for the codes and the best codes for the scales, on the layer's whole error.
+
+GPTQ never looks back at a column it has rounded, and its scales are chosen before the errors are spread. Both minimize
+L = tr((Q - W) H (Q - W)ᵀ). With the codes fixed, L is quadratic in a row's scales, so all groups of a row are solved
+for together; with all other codes fixed, the best code of column j is nearest to q_j + [(W - Q) H]_j / H_jj, so a sweep
+over the columns is cyclic coordinate descent (as in QuantEase, arXiv 2309.01885). Neither step raises L but for the
+rounding of scales to the dtype they are stored in.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bitworth.numerics import as_stored, from_codes, to_codes
+from bitworth.types import Gptq, Grid
+
+_BLOCK = 32  # columns whose updates stay in the processor's cache
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SweptGptq(Gptq):
+    """GPTQ, then `sweeps` rounds of refitting the scales and descending over the codes, one column at a time."""
+
+    sweeps: int = 2
+
+
+def refine(
+    weight_OI: Tensor,
+    codes_OI: Tensor,
+    scale_OG: Tensor,
+    grid: Grid,
+    hessian_II: Tensor,
+    sweeps: int,
+    *,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor]:
+    """Codes (out, in) and scales (out, groups) of a lower objective.
+
+    Args:
+        weight_OI: what they should stand for, float32.
+        codes_OI: from GPTQ; groups are runs of neighbouring columns.
+        scale_OG: of the codes.
+        grid: what codes may be.
+        hessian_II: damped, in the columns' order.
+        sweeps: how often to do both.
+        dtype: what scales are stored in.
+    """
+    for _ in range(sweeps):
+        scale_OG = refit_scale(weight_OI, codes_OI, scale_OG, hessian_II, dtype=dtype)
+        codes_OI = sweep_codes(weight_OI, codes_OI, scale_OG, grid, hessian_II)
+    return codes_OI, scale_OG
+
+
+def refit_scale(
+    weight_OI: Tensor, codes_OI: Tensor, scale_OG: Tensor, hessian_II: Tensor, *, dtype: torch.dtype
+) -> Tensor:
+    """The scales that minimize the objective under these codes, a (groups, groups) system a row.
+
+    A scale that would leave half to twice its old value, or whose codes are all zero, stays: such a system says little.
+    """
+    rows, groups = scale_OG.shape
+    size = codes_OI.shape[1] // groups
+    coded_OGS = codes_OI.reshape(rows, groups, size)
+    right_OG = ((weight_OI @ hessian_II).view(rows, groups, size) * coded_OGS).sum(-1)
+    left_OGG = torch.empty(rows, groups, groups, device=weight_OI.device)
+    for group in range(groups):
+        reach_OI = coded_OGS[:, group] @ hessian_II[group * size : (group + 1) * size]
+        left_OGG[:, group] = (reach_OI.view(rows, groups, size) * coded_OGS).sum(-1)
+    diagonal_OG = left_OGG.diagonal(dim1=1, dim2=2)
+    empty_OG = diagonal_OG <= 0
+    ridge_OG = 1e-6 * diagonal_OG.amax(1, keepdim=True) + empty_OG
+    diagonal_OG.add_(ridge_OG)
+    solved_OG = torch.linalg.solve(left_OGG, right_OG.unsqueeze(-1)).squeeze(-1)
+    keep = empty_OG | ~((solved_OG > scale_OG / 2) & (solved_OG < scale_OG * 2))
+    return as_stored(torch.where(keep, scale_OG, solved_OG), dtype)
+
+
+def sweep_codes(weight_OI: Tensor, codes_OI: Tensor, scale_OG: Tensor, grid: Grid, hessian_II: Tensor) -> Tensor:
+    """One pass of coordinate descent over the columns; new codes (out, in)."""
+    columns = weight_OI.shape[1]
+    size = columns // scale_OG.shape[1]
+    rounded_IO = from_codes(codes_OI, scale_OG).T.contiguous()
+    codes_IO = codes_OI.T.contiguous()
+    scale_GO = scale_OG.T.contiguous()
+    pull_IO = hessian_II @ (weight_OI.T - rounded_IO)  # minus half the objective's gradient
+    steps_BO = torch.empty(_BLOCK, weight_OI.shape[0], device=weight_OI.device)
+    diagonal = hessian_II.diagonal().tolist()
+    for start in range(0, columns, _BLOCK):
+        end = min(start + _BLOCK, columns)
+        near, steps = pull_IO[start:end].clone(), steps_BO[: end - start]
+        for column in range(start, end):
+            at, scale = column - start, scale_GO[column // size]
+            wanted = torch.add(rounded_IO[column], near[at], alpha=1 / diagonal[column])
+            code = to_codes(wanted.div_(scale), grid)
+            codes_IO[column] = code
+            torch.sub(code.mul_(scale), rounded_IO[column], out=steps[at])
+            near[at:].addr_(hessian_II[column, column:end], steps[at], alpha=-1)
+        pull_IO.addmm_(hessian_II[:, start:end], steps, alpha=-1)
+    return codes_IO.T.contiguous()

@@ -1,0 +1,178 @@
+"""The report as short Markdown, for a pull request or a wiki."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+
+from bitworth.report.figures import UNKNOWN, counterpart, hardware_name, interval, number, percent, seconds, times
+from bitworth.report.words import constraint_words, headline, moment, scenario_title, shape_words
+from bitworth.types import EngineFacts, QueryCost, Recommendation, StudyResult
+
+_SPECIAL = re.compile(r"([\\`*_{}\[\]<>|#~])")
+
+
+def render_markdown(result: StudyResult) -> str:
+    """The recommendation with its reasons, then the figures in tables; equal results give equal text."""
+    answer, gain = headline(result)
+    parts = [
+        f"# {_text(answer)}",
+        _text(gain),
+        f"**Model** {_text(result.model)} · **study** {_text(result.name)} · "
+        f"**newest result** {_text(moment(result.finished))} · "
+        f"**constraint** {_text('; '.join(constraint_words(result.constraint)))}",
+        *_recommendations(result),
+        *_recoveries(result),
+        *_divergences(result),
+        *_costs(result),
+        *_checkpoints(result),
+        *_missing(result),
+        *_provenance(result),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _recommendations(result: StudyResult) -> Iterable[str]:
+    for row in result.recommendations:
+        yield f"## {_text(scenario_title(row.use_case, row.load))}"
+        yield f"{_text(shape_words(row.use_case))}: {_verdict(row)}"
+        yield _text(row.why)
+        if row.next_step:
+            yield f"*To settle it:* {_text(row.next_step)}"
+
+
+def _verdict(row: Recommendation) -> str:
+    if row.choice is None:
+        return "**nothing meets the constraint**"
+    return f"**{_text(row.choice.format)}** on {_text(hardware_name(row.choice.cost))} (cost {row.choice.cost.source})"
+
+
+def _recoveries(result: StudyResult) -> Iterable[str]:
+    if not result.recoveries:
+        return
+    yield "## Recovery"
+    rows = [
+        (
+            row.task,
+            row.format,
+            percent(100 * row.baseline),
+            percent(100 * row.quantized),
+            percent(row.recovery_pct, apart_from=row.min_recovery_pct),
+            interval(row.ci95_pct, decimals=1),
+            f"{row.questions:,}",
+            row.verdict,
+            "" if row.questions_needed is None else f"{row.questions_needed:,}",
+        )
+        for row in result.recoveries
+    ]
+    titles = ("task", "format", "baseline", "score", "recovery", "95 % interval", "questions", "verdict", "needed")
+    yield _table(titles, rows, text_columns=(0, 1, 7))
+
+
+def _divergences(result: StudyResult) -> Iterable[str]:
+    if not result.divergences:
+        return
+    yield "## Divergence on text"
+    rows = [
+        (
+            format,
+            number(row.perplexity, digits=4),
+            number(row.baseline_perplexity, digits=4),
+            number(row.kl_nats),
+            percent(row.top1_flip_pct),
+            f"{row.tokens:,}",
+        )
+        for format, row in result.divergences.items()
+    ]
+    titles = ("format", "perplexity", "baseline's", "KL, nats", "top token differs", "tokens")
+    yield _table(titles, rows, text_columns=(0,))
+
+
+def _costs(result: StudyResult) -> Iterable[str]:
+    if not result.costs:
+        return
+    yield "## Cost"
+    titles = (
+        "use case, load",
+        "format",
+        "hardware",
+        "queries per USD",
+        "× baseline",
+        "latency",
+        "first token",
+        "queries/s",
+        "figures",
+    )
+    yield _table(titles, [_cost(cost, result) for cost in result.costs], text_columns=(0, 1, 2, 8))
+
+
+def _cost(cost: QueryCost, result: StudyResult) -> Sequence[str]:
+    place = scenario_title(cost.use_case, cost.load), cost.format, hardware_name(cost)
+    if cost.unsupported is not None:
+        return (*place, *[UNKNOWN] * 5, f"none: {cost.unsupported}")
+    found = times(cost, counterpart(cost, result.costs))
+    ratio, bounds = found or (None, None)
+    return (
+        *place,
+        _with(number(cost.queries_per_usd), cost.ci95_queries_per_usd),
+        _with(number(ratio), bounds),
+        seconds(cost.latency_s),
+        seconds(cost.first_token_s),
+        number(cost.queries_per_second),
+        cost.source if cost.facts is None else f"{cost.source}: {_facts(cost.facts)}",
+    )
+
+
+def _checkpoints(result: StudyResult) -> Iterable[str]:
+    if not result.checkpoints:
+        return
+    yield "## Checkpoints"
+    rows = [
+        (
+            format,
+            number(row.size_mib, digits=4),
+            number(row.bits_per_weight),
+            seconds(row.seconds),
+            " ".join(row.notes),
+        )
+        for format, row in result.checkpoints.items()
+    ]
+    yield _table(("format", "MiB", "bits per weight", "time", "notes"), rows, text_columns=(0, 4))
+
+
+def _missing(result: StudyResult) -> Iterable[str]:
+    if result.missing:
+        yield "## Missing"
+        yield "\n".join(f"- {_text(row.title)}: {_text(row.cause)}" for row in result.missing)
+
+
+def _provenance(result: StudyResult) -> Iterable[str]:
+    rows = [(format, f"answers: {_facts(facts)}") for format, facts in result.evaluated_with.items()]
+    rows += [
+        (hardware.name, f"{hardware.count} × at USD {hardware.usd_per_hour:g} an hour in all ({hardware.price_source})")
+        for hardware in result.hardware
+    ]
+    rows += [*result.machine.items(), *result.settings.items()]
+    if rows:
+        yield "## How it was measured"
+        yield "\n".join(f"- {_text(what)}: {_text(value)}" for what, value in rows)
+
+
+def _facts(facts: EngineFacts) -> str:
+    versions = ", ".join(f"{what} {version}" for what, version in facts.versions.items())
+    return ", ".join(part for part in (facts.engine, facts.kernel, facts.device, versions) if part)
+
+
+def _with(figure: str, bounds: tuple[float, float] | None) -> str:
+    return f"{figure} ({interval(bounds)})" if bounds else figure
+
+
+def _table(titles: Sequence[str], rows: Iterable[Sequence[str]], *, text_columns: Sequence[int]) -> str:
+    rule = ["---" if index in text_columns else "---:" for index in range(len(titles))]
+    lines = [titles, rule, *([_text(cell) for cell in row] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _text(value: str) -> str:
+    """The value as plain text: on one line, and nothing in it is markup."""
+    return _SPECIAL.sub(r"\\\1", " ".join(value.split()))

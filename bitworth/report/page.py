@@ -1,0 +1,189 @@
+"""The page: one HTML file with its style and its plots inside, which reads nothing from anywhere else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from bitworth.report import figures, panels
+from bitworth.report.figures import counterpart, dollars, hardware_name, overlap, times
+from bitworth.report.marks import Mark, marks_of
+from bitworth.report.words import constraint_words, headline, moment, scenario_title, shape_words, unbroken
+from bitworth.types import AVERAGE, BASELINE, EngineFacts, Option, QueryCost, Recommendation, Recovery, StudyResult
+
+
+def render_page(result: StudyResult) -> str:
+    """The whole page as text; equal results give equal text."""
+    environment = Environment(
+        loader=PackageLoader("bitworth.report", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=unbroken,
+    )
+    environment.filters |= {
+        name: getattr(figures, name)
+        for name in ("number", "percent", "limit", "dollars", "interval", "seconds", "hardware_name")
+    }
+    environment.filters |= {"title": scenario_title, "shape": shape_words, "moment": moment}
+    measured = [*(cost.format for cost in result.costs), *(row.format for row in result.recoveries)]
+    marks = marks_of([*result.formats, *measured])
+    footnotes = _footnotes(result)
+    return environment.get_template("page.html.j2").render(
+        result=result,
+        baseline=BASELINE,
+        marks=marks,
+        headline=headline(result),
+        constraint=constraint_words(result.constraint),
+        cards=[_card(row, result.costs) for row in result.recommendations],
+        recovery_plots=[(task, Markup(plot)) for task, plot in panels.recovery_plots(result, marks)],
+        recovery_groups=_by_task(result.recoveries),
+        scenarios=_scenarios(result, marks),
+        footnotes=footnotes,
+        mark_of=lambda facts: _letter(footnotes, facts),
+        swatch=lambda format: _swatch(marks.get(format)),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Card:
+    """One recommendation as the page shows it: its key figures, and how sure it is as (state, words)."""
+
+    recommendation: Recommendation
+    ratio: float | None
+    bounds: tuple[float, float] | None
+    checks: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CostRow:
+    """One line of the cost table: figures, the ratio to the baseline, and what became of the option."""
+
+    cost: QueryCost
+    price: float | None
+    ratio: float | None
+    bounds: tuple[float, float] | None
+    role: str
+    reasons: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scenario:
+    """A use case under a load: its plot and its lines of the cost table; `place` is the hardware where all share it."""
+
+    first: QueryCost
+    place: str | None
+    plot: Markup | None
+    hidden: tuple[str, ...]
+    rows: tuple[CostRow, ...]
+
+
+def _card(row: Recommendation, costs: Sequence[QueryCost]) -> Card:
+    choice = row.choice
+    ratio, bounds = _ratio(choice.cost, costs) if choice else (None, None)
+    return Card(recommendation=row, ratio=ratio, bounds=bounds, checks=tuple(_checks(row)) if choice else ())
+
+
+def _checks(row: Recommendation) -> Iterable[tuple[str, str]]:
+    """How sure the choice is, as (state, words): the kind of cost figures, recovery, the lead over the runner-up."""
+    choice, rival = row.choice, row.runner_up
+    assert choice is not None
+    yield "plain" if choice.cost.source == "measured" else "open", f"cost {choice.cost.source}"
+    if choice.format != BASELINE:
+        settled = choice.recovery_verdict == "holds"
+        yield ("sure", "recovery settled") if settled else ("open", "accuracy not measured")
+    if rival is None:
+        yield "sure", "nothing else meets the constraint"
+    else:
+        apart = overlap(choice.cost, rival.cost)
+        told = {True: "not told apart from the runner-up", None: "lead without an interval"}
+        yield ("sure", "ahead of the runner-up") if apart is False else ("open", told[apart])
+    if row.contender is not None:
+        yield "open", "a cheaper format is not settled"
+
+
+def _ratio(cost: QueryCost, costs: Sequence[QueryCost]) -> tuple[float | None, tuple[float, float] | None]:
+    return times(cost, counterpart(cost, costs)) or (None, None)
+
+
+def _by_task(recoveries: Sequence[Recovery]) -> dict[str, list[Recovery]]:
+    """Rows by task, the average first."""
+    tasks = sorted(dict.fromkeys(row.task for row in recoveries), key=lambda task: task != AVERAGE)
+    return {task: [row for row in recoveries if row.task == task] for task in tasks}
+
+
+def _scenarios(result: StudyResult, marks: dict[str, Mark]) -> list[Scenario]:
+    groups: dict[Any, list[QueryCost]] = {}
+    for cost in result.costs:
+        groups.setdefault((cost.use_case, cost.load), []).append(cost)
+    recommendations = {(row.use_case, row.load): row for row in result.recommendations}
+    found = []
+    for key, costs in groups.items():
+        row = recommendations.get(key)
+        panel = panels.cost_panel(row, result, marks) if row else None
+        found.append(
+            Scenario(
+                first=costs[0],
+                place=_place(costs),
+                plot=Markup(panel.svg) if panel and panel.svg else None,
+                hidden=panel.hidden if panel else (),
+                rows=tuple(_cost_row(cost, costs, row) for cost in costs),
+            )
+        )
+    return found
+
+
+def _place(costs: Sequence[QueryCost]) -> str | None:
+    places = {f"{hardware_name(cost)} at USD {dollars(cost.usd_per_hour)} an hour" for cost in costs}
+    return places.pop() if len(places) == 1 else None
+
+
+def _cost_row(cost: QueryCost, costs: Sequence[QueryCost], found: Recommendation | None) -> CostRow:
+    ratio, bounds = _ratio(cost, costs)
+    option = next((option for option in found.options if option.cost == cost), None) if found else None
+    return CostRow(
+        cost=cost,
+        price=figures.usd_per_1k(cost),
+        ratio=ratio,
+        bounds=bounds,
+        role=_role(option, found) if found else "",
+        reasons=option.rejected if option else (),
+    )
+
+
+def _role(option: Option | None, found: Recommendation) -> str:
+    if option is None:
+        return ""
+    roles = {"choice": found.choice, "runner-up": found.runner_up, "contender": found.contender}
+    named = next((name for name, holder in roles.items() if holder == option), None)
+    return named or ("out" if option.rejected else "feasible")
+
+
+def _footnotes(result: StudyResult) -> list[EngineFacts]:
+    """Everything that produced figures, each once."""
+    found: list[EngineFacts] = []
+    for facts in (*result.evaluated_with.values(), *(cost.facts for cost in result.costs)):
+        if facts is not None and facts not in found:
+            found.append(facts)
+    return found
+
+
+def _letter(footnotes: Sequence[EngineFacts], facts: EngineFacts | None) -> str:
+    """`a` to `z`, then `a2`, ...; empty without facts."""
+    if facts is None:
+        return ""
+    round_, index = divmod(footnotes.index(facts), 26)
+    return chr(ord("a") + index) + (str(round_ + 1) if round_ else "")
+
+
+def _swatch(mark: Mark | None) -> Markup:
+    if mark is None:
+        return Markup("")
+    return Markup(
+        '<svg class="swatch" viewBox="-1.2 -1.2 2.4 2.4" aria-hidden="true"><path d="{}" style="fill:var({})"/></svg>'
+    ).format(mark.shape, mark.colour)

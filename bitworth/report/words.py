@@ -1,0 +1,88 @@
+"""The report's own sentences: its headline, a scenario's name, the constraint."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from datetime import datetime
+
+from bitworth.report.figures import counterpart, limit, number, percent, times
+from bitworth.types import BASELINE, Constraint, Option, StudyResult, UseCase
+
+_UNIT = re.compile(r"(?<=\d) (?=(?:%|×|ms|s|min)(?:\W|$))")
+
+
+def headline(result: StudyResult) -> tuple[str, str]:
+    """The answer in a few words, and what it saves and keeps in one sentence more (or nothing)."""
+    rows = result.recommendations
+    if not rows:
+        return "Nothing to recommend yet", "No format has been timed; the figures that exist are below."
+    choices = [row.choice for row in rows if row.choice is not None]
+    if not choices:
+        return "No option meets the constraint", "What excludes each is said below."
+    counts = Counter(choice.format for choice in choices)
+    if len(counts) == 1 and len(choices) == len(rows):
+        name = choices[0].format
+        return ("Stay with the baseline" if name == BASELINE else f"Deploy {name}"), _gain(choices, result)
+    parts = [f"{name} in {count}" for name, count in counts.items()]
+    parts[0] += f" of {len(rows)} scenarios"
+    if len(choices) < len(rows):
+        parts.append(f"nothing fits in {len(rows) - len(choices)}")
+    gain = _gain(choices, result)
+    return "It depends on the workload", f"{'; '.join(parts)}. {gain}".strip()
+
+
+def scenario_title(use_case: UseCase, load: str) -> str:
+    """`multi turn chat, synchronous`."""
+    return f"{use_case.name.replace('_', ' ')}, {load}"
+
+
+def shape_words(use_case: UseCase) -> str:
+    """The request's tokens and how they compare with the published shape; always says the scale."""
+    scale = "as published" if use_case.scale == 1 else f"{use_case.scale:.4g} × the published shape"
+    return f"{use_case.prompt_tokens:,} prompt + {use_case.output_tokens:,} output tokens, {scale}"
+
+
+def constraint_words(constraint: Constraint) -> list[str]:
+    """Each limit as a phrase."""
+    found = [f"recovery at least {limit(constraint.min_recovery_pct)} %"]
+    if constraint.max_latency_s is not None:
+        found.append(f"mean latency at most {limit(constraint.max_latency_s)} s")
+    if constraint.max_first_token_s is not None:
+        found.append(f"first token within {limit(constraint.max_first_token_s)} s")
+    if constraint.max_usd_per_1k_queries is not None:
+        found.append(f"at most USD {limit(constraint.max_usd_per_1k_queries)} per 1,000 queries")
+    return found
+
+
+def moment(finished: str | None) -> str:
+    """`2026-11-24 17:44 UTC`; another text as it is."""
+    try:
+        when = datetime.fromisoformat(finished or "")
+    except ValueError:
+        return finished or "none yet"
+    return f"{when:%Y-%m-%d %H:%M} {when:%Z}".strip()
+
+
+def unbroken(value: object) -> object:
+    """Text whose figures keep their units on the same line."""
+    return _UNIT.sub("\u00a0", value) if type(value) is str else value
+
+
+def _gain(choices: list[Option], result: StudyResult) -> str:
+    """What the quantized choices save and keep, over all scenarios."""
+    quantized = [choice for choice in choices if choice.format != BASELINE]
+    found = [times(choice.cost, counterpart(choice.cost, result.costs)) for choice in quantized]
+    ratios = [each[0] for each in found if each is not None]
+    if not ratios:
+        return ""
+    low, high = number(min(ratios)), number(max(ratios))
+    saving = f"{low if low == high else f'{low} to {high}'} times as many queries per dollar as the baseline"
+    predicted = [choice.cost.source == "predicted" for choice in quantized]
+    if any(predicted):
+        saving += " (predicted)" if all(predicted) else " (in part predicted)"
+    kept = [choice.recovery_pct for choice in quantized if choice.recovery_verdict == "holds"]
+    if not kept:
+        return f"{saving}; accuracy was not measured."
+    least, most = percent(min(kept)), percent(max(kept))
+    return f"{saving}, recovering {least if least == most else f'{least} to {most}'} of its accuracy."

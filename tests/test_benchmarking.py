@@ -1,0 +1,239 @@
+"""Costs against the paper's formulas by hand, intervals against simulated runs, prompts against their promises."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bitworth.benchmarking import benchmark, cost_of, measure, ordinary_tokens, prompts_of
+from bitworth.engines.fake import FakeGenerator
+from bitworth.engines.generator import Progress
+from bitworth.errors import BitworthError, Unsupported, WorkFailed
+from bitworth.hardware import hardware
+from bitworth.types import EngineFacts, Load, Measurement, Timing, UseCase
+
+SHAPE = UseCase(name="32/4", prompt_tokens=32, output_tokens=4)
+SYNCHRONOUS = Load(kind="synchronous")
+THROUGHPUT = Load(kind="throughput", streams=4)
+FACTS = EngineFacts(engine="test", kernel="k", device="d")
+LOCAL = replace(hardware("local"), usd_per_hour=2.0)
+
+
+def timed(*spans: tuple[float, float], first_s: float = 0.1) -> Measurement:
+    """A measurement of requests that start and end at these times."""
+    timings = (
+        Timing(start_s=start, first_token_s=start + first_s, end_s=end, prompt_tokens=32, output_tokens=4)
+        for start, end in spans
+    )
+    return Measurement(timings=tuple(timings), facts=FACTS)
+
+
+def failed(measurement: Measurement, *indices: int) -> Measurement:
+    """The same with some requests failed."""
+    timings = (
+        replace(timing, error="HTTP 500") if index in indices else timing
+        for index, timing in enumerate(measurement.timings)
+    )
+    return replace(measurement, timings=tuple(timings))
+
+
+def test_one_at_a_time_costs_what_the_paper_says() -> None:
+    cost = cost_of("f", timed((0, 2), (2, 3), (3, 6)), SHAPE, SYNCHRONOUS, LOCAL)
+    assert cost.latency_s == pytest.approx(2)
+    assert cost.latency_p90_s == pytest.approx(2.8)
+    assert cost.first_token_s == pytest.approx(0.1)
+    assert cost.queries_per_second == pytest.approx(0.5)
+    assert cost.queries_per_usd == pytest.approx(3600 / (2 * 2.0))
+    assert (cost.requests, cost.source, cost.facts, cost.load) == (3, "measured", FACTS, "synchronous")
+
+
+def test_throughput_counts_completions_from_first_start_to_last_end() -> None:
+    cost = cost_of("f", timed((1, 4), (1, 5), (4, 6), (5, 11)), SHAPE, THROUGHPUT, LOCAL)
+    assert cost.queries_per_second == pytest.approx(4 / 10)
+    assert cost.queries_per_usd == pytest.approx(3600 * 0.4 / 2.0)
+    assert cost.latency_s == pytest.approx((3 + 4 + 2 + 6) / 4)
+
+
+def test_a_price_for_several_devices_is_for_all_of_them() -> None:
+    row = hardware("H100", 8)
+    cost = cost_of("f", timed((0, 1)), SHAPE, SYNCHRONOUS, row)
+    assert (cost.hardware, cost.count) == ("H100", 8)
+    assert cost.queries_per_usd == pytest.approx(3600 / 23.92)
+
+
+def test_few_failures_are_left_out_and_many_are_a_failure() -> None:
+    spans = [(float(index), index + 0.5) for index in range(20)]
+    cost = cost_of("f", failed(timed(*spans), 3, 4), SHAPE, SYNCHRONOUS, LOCAL)
+    assert cost.requests == 18
+    with pytest.raises(WorkFailed, match=r"^3 of 20 requests failed: HTTP 500\.$"):
+        cost_of("f", failed(timed(*spans), 3, 4, 5), SHAPE, SYNCHRONOUS, LOCAL)
+    with pytest.raises(WorkFailed, match="0 of 0 requests failed: none was sent"):
+        cost_of("f", timed(), SHAPE, SYNCHRONOUS, LOCAL)
+
+
+def test_no_measurement_says_why_and_free_hardware_is_refused() -> None:
+    cost = cost_of("f", None, SHAPE, SYNCHRONOUS, LOCAL, unsupported="no kernel")
+    assert (cost.unsupported, cost.queries_per_usd, cost.requests) == ("no kernel", None, 0)
+    with pytest.raises(BitworthError, match="a price above 0"):
+        cost_of("f", timed((0, 1)), SHAPE, SYNCHRONOUS, replace(LOCAL, usd_per_hour=0.0))
+
+
+@settings(max_examples=50)
+@given(
+    spans=st.lists(st.tuples(st.floats(0, 100), st.floats(0.01, 10)), min_size=1, max_size=40),
+    load=st.sampled_from([SYNCHRONOUS, THROUGHPUT, Load(kind="throughput"), Load(kind="poisson", rate=2.0)]),
+    factor=st.floats(0.1, 10),
+)
+def test_costs_are_ordered_and_scale(spans: list[tuple[float, float]], load: Load, factor: float) -> None:
+    measurement = timed(*((start, start + length) for start, length in spans))
+    cost = cost_of("f", measurement, SHAPE, load, LOCAL)
+    assert cost.ci95_queries_per_usd is not None
+    assert cost.queries_per_usd is not None
+    low, high = cost.ci95_queries_per_usd
+    # The bootstrap's quantiles straddle the mean unless it is resampled from almost nothing but one outlier.
+    assert 0 < low <= high
+    if len(spans) == 1:
+        assert low == high == cost.queries_per_usd
+    dearer = cost_of("f", measurement, SHAPE, load, replace(LOCAL, usd_per_hour=2.0 * factor))
+    assert dearer.queries_per_usd == pytest.approx(cost.queries_per_usd / factor)
+    assert dearer.ci95_queries_per_usd == pytest.approx((low / factor, high / factor))
+
+
+def synchronous_run(generator: np.random.Generator) -> list[tuple[float, float]]:
+    """Gamma latencies with mean 1."""
+    ends = np.cumsum(generator.gamma(4, 0.25, 40))
+    return list(zip([0.0, *ends[:-1]], ends, strict=True))
+
+
+def batched_run(generator: np.random.Generator) -> list[tuple[float, float]]:
+    """Four streams served in step: what slows one request of a batch slows the four."""
+    ends = np.cumsum(generator.gamma(4, 0.25, 25))
+    return [span for span in zip([0.0, *ends[:-1]], ends, strict=True) for _ in range(4)]
+
+
+def open_run(generator: np.random.Generator) -> list[tuple[float, float]]:
+    """Poisson arrivals at 1 a second, served in about a tenth."""
+    starts = np.cumsum(generator.exponential(1, 60))
+    return list(zip(starts, starts + generator.gamma(4, 0.025, 60), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("run", "load", "rate"),
+    [
+        (synchronous_run, SYNCHRONOUS, 1.0),
+        (batched_run, THROUGHPUT, 4.0),
+        (open_run, Load(kind="poisson", rate=1.0), 1.0),
+    ],
+)
+def test_the_interval_holds_the_true_rate_about_as_often_as_it_says(run, load, rate) -> None:  # type: ignore[no-untyped-def]
+    truth = 3600 * rate / LOCAL.usd_per_hour
+    held = 0
+    for seed in range(200):
+        cost = cost_of("f", timed(*run(np.random.default_rng(seed))), SHAPE, load, LOCAL, seed=seed)
+        assert cost.ci95_queries_per_usd is not None
+        held += cost.ci95_queries_per_usd[0] <= truth <= cost.ci95_queries_per_usd[1]
+    # A bootstrap of 25 to 60 skewed values covers a little less than 95 %.
+    assert 0.88 <= held / 200 <= 0.985
+
+
+class Recorder(FakeGenerator):
+    """A fake that notes its calls."""
+
+    def __init__(self, error: str | None = None) -> None:
+        super().__init__()
+        object.__setattr__(self, "calls", [])
+        object.__setattr__(self, "error", error)
+
+    __slots__ = ("calls", "error")
+
+    def run(
+        self, prompts: Sequence[Sequence[int]], output_tokens: int, load: Load, progress: Progress | None = None
+    ) -> list[Timing]:
+        self.calls.append((prompts, output_tokens, load))
+        timings = super().run(prompts, output_tokens, load, progress)
+        return [replace(t, error=self.error) for t in timings]
+
+
+def test_measures_what_was_asked_after_a_warm_up() -> None:
+    engine, seen = Recorder(), []
+    found = measure(
+        engine, SHAPE, THROUGHPUT, requests=5, warmup=2, progress=lambda done, total: seen.append((done, total))
+    )
+    (warm, tokens, first), (prompts, _, second) = engine.calls
+    assert (len(warm), len(prompts), tokens) == (2, 5, 4)
+    assert (first, second) == (SYNCHRONOUS, THROUGHPUT)
+    assert len({tuple(prompt) for prompt in [*warm, *prompts]}) == 7
+    assert len(found.timings) == 5
+    assert seen == [(done, 5) for done in range(1, 6)]
+    assert found.facts.engine == "fake"
+
+
+def test_measuring_fails_with_its_requests() -> None:
+    with pytest.raises(WorkFailed, match="8 of 8 requests failed: boom"):
+        measure(Recorder(error="boom"), SHAPE, SYNCHRONOUS)
+    with pytest.raises(BitworthError, match="at least 1 request"):
+        measure(FakeGenerator(), SHAPE, SYNCHRONOUS, requests=0)
+
+
+@settings(max_examples=50)
+@given(length=st.integers(1, 40), count=st.integers(1, 60), size=st.integers(2, 90), seed=st.integers(0, 2**31))
+def test_prompts_differ_from_their_first_token_on(length: int, count: int, size: int, seed: int) -> None:
+    vocabulary = range(10, 10 + size)
+    prompts = prompts_of(length, count, vocabulary, seed=seed)
+    assert [len(prompt) for prompt in prompts] == [length] * count
+    assert {token for prompt in prompts for token in prompt} <= set(vocabulary)
+    firsts = [prompt[0] for prompt in prompts]
+    assert len(set(firsts)) == min(count, size)
+    assert prompts == prompts_of(length, count, vocabulary, seed=seed)
+
+
+def test_ordinary_tokens_leave_out_the_special(tiny_llama: Path) -> None:
+    assert ordinary_tokens(tiny_llama) == list(range(256))
+
+
+def test_ordinary_tokens_without_a_tokenizer(tmp_path: Path) -> None:
+    with pytest.raises(BitworthError, match="not a model folder"):
+        ordinary_tokens(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"text_config": {"vocab_size": 9, "eos_token_id": [1, 8]}}))
+    assert ordinary_tokens(tmp_path) == [0, 2, 3, 4, 5, 6, 7]
+    unigram = {"added_tokens": [{"id": 2}], "model": {"vocab": [["a", -1.0]] * 5}}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(unigram))
+    assert ordinary_tokens(tmp_path) == [0, 3, 4]
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(BitworthError, match="no vocab_size"):
+        ordinary_tokens(tmp_path)
+
+
+def test_benchmark_prices_this_machine_only(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cost = benchmark(tiny_llama, SHAPE, SYNCHRONOUS, hardware=LOCAL, engine="fake", requests=3, format="baseline")
+    assert cost.latency_s == pytest.approx(32e-4 + 4e-3)
+    assert (cost.format, cost.requests, cost.ci95_queries_per_usd) == (
+        "baseline",
+        3,
+        pytest.approx((cost.queries_per_usd,) * 2),
+    )
+    with pytest.raises(BitworthError, match="This machine is not 8 x H100"):
+        benchmark(tiny_llama, SHAPE, SYNCHRONOUS, hardware=hardware("H100", 8), engine="fake")
+
+    def refuse(*_: object, **__: object) -> Measurement:
+        raise Unsupported("no kernel here")
+
+    monkeypatch.setattr(sys.modules[benchmark.__module__], "measure", refuse)
+    assert benchmark(tiny_llama, SHAPE, SYNCHRONOUS, hardware=LOCAL).unsupported == "no kernel here"
+
+
+def test_simultaneous_completions_have_no_spread() -> None:
+    cost = cost_of("f", timed((0, 1), (0.5, 1)), SHAPE, Load(kind="constant", rate=2.0), LOCAL)
+    assert cost.ci95_queries_per_usd == (cost.queries_per_usd,) * 2
+    cost = cost_of("f", timed((0, 1), (0.5, 1), (1, 2)), SHAPE, Load(kind="constant", rate=2.0), LOCAL)
+    assert cost.ci95_queries_per_usd is not None
+    assert cost.ci95_queries_per_usd[1] == math.inf

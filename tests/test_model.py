@@ -1,0 +1,130 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import save_tiny_llama
+from safetensors.torch import load_file, save_file
+
+from bitworth.errors import BitworthError
+from bitworth.model import Decoder, call
+
+
+def tokens(batch: int = 3, length: int = 20) -> torch.Tensor:
+    return torch.randint(0, 250, (batch, length), generator=torch.Generator().manual_seed(0))
+
+
+def edited(source: Path, out: Path, **config: object) -> Path:
+    shutil.copytree(source, out)
+    path = out / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **config}))
+    return out
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("chunks", [1, 2])
+def test_walking_block_by_block_is_the_models_own_forward(tiny_llama: Path, chunks: int) -> None:
+    from transformers import AutoModelForCausalLM
+
+    whole = AutoModelForCausalLM.from_pretrained(tiny_llama, dtype=torch.float32).eval()
+    kept: list[torch.Tensor] = []
+    whole.model.norm.register_forward_pre_hook(lambda _module, args: kept.append(args[0]))
+    whole(tokens())
+    decoder = Decoder(tiny_llama)
+    hidden, kwargs = decoder.first_inputs(list(torch.split(tokens(), 3 if chunks == 1 else 2)))
+    for index in range(len(decoder)):
+        with decoder.loaded(index) as block:
+            hidden = [call(block.module, part, kwargs[index][part.shape[0]]) for part in hidden]
+    torch.testing.assert_close(torch.cat(hidden), kept[0], rtol=0, atol=1e-5)
+
+
+@torch.inference_mode()
+def test_no_more_than_one_block_is_held(tiny_llama: Path) -> None:
+    decoder = Decoder(tiny_llama)
+
+    def held() -> list[str]:
+        return [name for name, parameter in decoder.model.named_parameters() if not parameter.is_meta]
+
+    assert held() == []
+    decoder.first_inputs([tokens()])
+    assert held() == []
+    with decoder.loaded(1) as block:
+        assert {name.split(".")[2] for name in held()} == {"1"}
+        assert all(parameter.dtype == torch.float32 for parameter in block.module.parameters())
+    assert held() == []
+
+
+def test_names_and_shapes(tiny_llama: Path) -> None:
+    decoder = Decoder(tiny_llama)
+    assert (len(decoder), decoder.prefix, decoder.dtype) == (2, "model.layers", torch.bfloat16)
+    assert decoder.linear_shapes()["model.layers.1.self_attn.k_proj"] == (32, 64)
+    assert len(decoder.linear_shapes()) == 14
+    assert decoder.others() == ["model.embed_tokens.weight", "model.norm.weight"]
+    assert decoder.other_linears() == ["lm_head"]
+
+
+def test_a_head_of_its_own_is_kept(tmp_path: Path) -> None:
+    save_tiny_llama(tmp_path / "untied", tie_word_embeddings=False)
+    assert "lm_head.weight" in Decoder(tmp_path / "untied").others()
+
+
+def test_a_quantized_model_is_not_quantized_again(tiny_llama: Path, tmp_path: Path) -> None:
+    model = edited(tiny_llama, tmp_path / "again", quantization_config={"quant_method": "compressed-tensors"})
+    with pytest.raises(BitworthError, match="is quantized already"):
+        Decoder(model)
+
+
+def test_an_unknown_architecture_is_refused(tiny_llama: Path, tmp_path: Path) -> None:
+    with pytest.raises(BitworthError, match="transformers cannot build"):
+        Decoder(edited(tiny_llama, tmp_path / "new", model_type="llama99"))
+
+
+def test_weights_that_do_not_match_are_named(tiny_llama: Path, tmp_path: Path) -> None:
+    deeper = Decoder(edited(tiny_llama, tmp_path / "deeper", num_hidden_layers=3))
+    with pytest.raises(BitworthError, match=r"no tensor 'model\.layers\.2\."), deeper.loaded(2):
+        pass
+    wider = Decoder(edited(tiny_llama, tmp_path / "wider", intermediate_size=256))
+    with pytest.raises(BitworthError, match=r"shape \(128, 64\), its config asks for \(256, 64\)"), wider.loaded(0):
+        pass
+    without = edited(tiny_llama, tmp_path / "without")
+    weights = load_file(without / "model.safetensors")
+    del weights["model.embed_tokens.weight"]
+    save_file(weights, without / "model.safetensors")
+    with pytest.raises(BitworthError, match=r"no tensor 'model\.embed_tokens\.weight'"):
+        Decoder(without).first_inputs([tokens()])
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "message"),
+    [
+        ("gpt2", {"n_embd": 64, "n_layer": 1, "n_head": 4}, "no list of decoder blocks with linear layers"),
+        (
+            "qwen3_moe",
+            {"hidden_size": 64, "num_hidden_layers": 1, "num_experts": 4, "num_attention_heads": 4, "head_dim": 16},
+            "experts of its mixture in one tensor",
+        ),
+    ],
+)
+def test_architectures_that_cannot_be_walked_are_refused(
+    tmp_path: Path, kind: str, settings: dict[str, int], message: str
+) -> None:
+    from transformers import AutoConfig
+
+    config = AutoConfig.for_model(kind, vocab_size=259, **settings)
+    config.architectures = ["GPT2LMHeadModel" if kind == "gpt2" else "Qwen3MoeForCausalLM"]
+    config.save_pretrained(tmp_path)
+    save_file({"x.weight": torch.zeros(1)}, tmp_path / "model.safetensors")
+    with pytest.raises(BitworthError, match=message):
+        Decoder(tmp_path)
+
+
+def test_blocks_that_answer_with_tuples_are_refused(tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM, FalconConfig
+
+    config = FalconConfig(hidden_size=64, num_hidden_layers=2, num_attention_heads=4, vocab_size=259)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    with pytest.raises(BitworthError, match="passes more than one tensor from block to block"):
+        Decoder(tmp_path).first_inputs([tokens()])

@@ -1,0 +1,278 @@
+from __future__ import annotations
+
+import errno
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import byte_tokenizer, save_tiny_llama
+from safetensors.torch import load_file, save_file
+
+from bitworth import checkpoint as storage
+from bitworth.engines.exact import Activation, QuantLinear
+from bitworth.engines.torch import load_exact
+from bitworth.errors import BitworthError, WorkFailed
+from bitworth.quantize import quantize
+from bitworth.quantizers import presets
+from bitworth.types import Calibration, Clip, Gptq, Recipe
+
+EVERY = [presets.recipe(name, group_size=32) for name in presets.RECIPE_NAMES]
+FAMILIES: dict[str, dict[str, Any]] = {
+    "qwen2": {},
+    "qwen3": {"head_dim": 16},
+    "mistral": {},
+    "gemma": {"head_dim": 16},
+    "gemma2": {"head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 64},
+    "phi3": {},
+    "gpt_neox": {},
+    "olmo2": {},
+    "granite": {},
+    "smollm3": {},
+}
+
+
+@pytest.fixture(scope="module")
+def calibration(tmp_path_factory: pytest.TempPathFactory) -> Calibration:
+    text = tmp_path_factory.mktemp("text") / "text.txt"
+    text.write_text(" ".join(f"The {number}th brown fox jumps over {number * 7} lazy dogs." for number in range(200)))
+    return Calibration(source=str(text), samples=8, length=64)
+
+
+@pytest.fixture(scope="module")
+def every(tiny_llama: Path, calibration: Calibration, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny Llama by each recipe, made in one walk."""
+    out = tmp_path_factory.mktemp("every") / "out"
+    quantize(tiny_llama, EVERY, out, calibration=calibration)
+    return out
+
+
+def tokens() -> torch.Tensor:
+    return torch.randint(0, 250, (1, 60), generator=torch.Generator().manual_seed(1))
+
+
+@torch.inference_mode()
+def assert_loads_alike(folder: Path) -> torch.Tensor:
+    """transformers with compressed-tensors gives the logits of the exact engine, to 1e-4 of logits to 10.
+
+    compressed-tensors divides INT8 activations by 127.5, vLLM and the engine by 127: the engine is set to its rule.
+    """
+    from transformers import AutoModelForCausalLM
+
+    engine = load_exact(folder, device="cpu")
+    for layer in engine.model.modules():
+        if isinstance(layer, QuantLinear):
+            layer.activation = Activation(layer.activation.kind, half_range=127.5)
+    logits = engine.logits(tokens())
+    theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()(tokens()).logits
+    torch.testing.assert_close(logits, theirs, rtol=0, atol=1e-4)
+    return logits
+
+
+# --- checkpoints that load --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", presets.RECIPE_NAMES)
+def test_every_recipe_loads_in_transformers(every: Path, tiny_llama: Path, name: str) -> None:
+    logits = assert_loads_alike(every / name)
+    baseline = load_exact(tiny_llama, device="cpu").logits(tokens())
+    assert (logits - baseline).abs().max() > 0
+    apart = (baseline.log_softmax(-1).exp() * (baseline.log_softmax(-1) - logits.log_softmax(-1))).sum(-1).mean()
+    assert apart < (0.05 if name.startswith("w8a8-int") else 0.2 if name == "w8a8-fp" else 3)
+
+
+def test_groups_in_activation_order_store_each_columns_group(
+    tiny_llama: Path, calibration: Calibration, tmp_path: Path
+) -> None:
+    """Compressed-tensors dropped this ordering in August 2026, so its own decompression is the formula, by hand."""
+    recipe = presets.recipe("w4a16-int-gptq", group_size=32)
+    recipe = replace(recipe, rounding=Gptq(clip=Clip(), ordering="group"))
+    [result] = quantize(tiny_llama, [recipe], tmp_path / "out", calibration=calibration)
+    assert "which newer compressed-tensors refuses" in result.notes[0]
+    made = load_file(tmp_path / "out" / "model.safetensors")
+    engine = load_exact(tmp_path / "out", device="cpu")
+    for name in ("model.layers.0.self_attn.k_proj", "model.layers.1.mlp.down_proj"):
+        packed, scale, group = (made[f"{name}.{part}"] for part in ("weight_packed", "weight_scale", "weight_g_idx"))
+        assert group.bincount().tolist() == [32] * scale.shape[1]
+        codes = torch.stack([(packed >> shift & 15) - 8 for shift in range(0, 32, 4)], dim=-1).flatten(1)
+        weight = engine.model.get_submodule(name).weight
+        torch.testing.assert_close(weight, codes * scale.float()[:, group.long()], rtol=0, atol=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_loads_in_transformers(family: str, calibration: Calibration, tmp_path: Path) -> None:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    shape = {
+        "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "vocab_size": 259, "max_position_embeddings": 512, "initializer_range": 0.2,
+        "bos_token_id": 256, "eos_token_id": 257, "pad_token_id": 258,
+    }  # fmt: skip
+    config = AutoConfig.for_model(family, **{**shape, **FAMILIES[family]})
+    AutoModelForCausalLM.from_config(config).to(torch.bfloat16).save_pretrained(tmp_path / "model")
+    byte_tokenizer().save_pretrained(tmp_path / "model")
+    names = ["w4a16-int-gptq", "w4a16-int-awq", "w8a8-int-smoothquant-gptq", "w8a8-fp"]
+    recipes = [presets.recipe(name, group_size=32) for name in names]
+    quantize(tmp_path / "model", recipes, tmp_path / "out", calibration=calibration)
+    for name in names:
+        assert_loads_alike(tmp_path / "out" / name)
+
+
+# --- the walk ---------------------------------------------------------------------------------------------------------
+
+
+def test_recipes_walked_together_are_recipes_walked_alone(
+    tiny_llama: Path, calibration: Calibration, every: Path, tmp_path: Path
+) -> None:
+    for name in ("w4a16-int-gptq", "w4a16-int-awq", "w8a8-fp"):
+        [result] = quantize(tiny_llama, [presets.recipe(name, group_size=32)], tmp_path / name, calibration=calibration)
+        assert result.path == tmp_path / name
+        alone, together = load_file(result.path / "model.safetensors"), load_file(every / name / "model.safetensors")
+        assert alone.keys() == together.keys()
+        assert all(torch.equal(alone[key].view(torch.uint8), together[key].view(torch.uint8)) for key in alone)
+
+
+def test_what_was_made_says_how(every: Path, tiny_llama: Path, calibration: Calibration) -> None:
+    page = json.loads((every / "w4a16-int-gptq" / "bitworth.json").read_text())
+    assert page["recipe"]["scheme"]["weight"]["group_size"] == 32
+    assert page["calibration"]["samples"] == calibration.samples
+    assert page["versions"].keys() == {"bitworth", "torch", "transformers"}
+    assert json.loads((every / "w8a8-fp" / "bitworth.json").read_text())["calibration"] is None
+
+
+def test_results_count_bits_and_bytes(tiny_llama: Path, tmp_path: Path) -> None:
+    [result] = quantize(tiny_llama, [presets.recipe("w4a16-int-rtn", group_size=32)], tmp_path / "out")
+    size = (tmp_path / "out" / "model.safetensors").stat().st_size
+    assert result.size_mib == pytest.approx(size / 2**20, abs=0.02)
+    linear, rest = 2 * (64 * 64 * 2 + 64 * 32 * 2 + 64 * 128 * 3), 259 * 64 + 64
+    expected = (linear * (4 + 16 / 32) + 14 * 16 * 8 + (rest + 4 * 64) * 16) / (linear + rest)
+    assert result.bits_per_weight == pytest.approx(expected, abs=0.02)
+    assert (result.format, result.notes) == ("w4a16-int-rtn", ())
+    assert result.peak_rss_mib > 50
+
+
+def test_embeddings_norms_and_heads_are_copied(every: Path, tiny_llama: Path) -> None:
+    base, made = load_file(tiny_llama / "model.safetensors"), load_file(every / "w4a16-int-gptq" / "model.safetensors")
+    kept = [name for name in base if not name.endswith("_proj.weight")]
+    assert len(kept) == 6
+    assert all(torch.equal(base[name], made[name]) for name in kept)
+
+
+def test_memory_is_bounded_by_chunks(
+    tiny_llama: Path, calibration: Calibration, every: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bitworth.quantize.CHUNK_TOKENS", 150)
+    quantize(tiny_llama, [EVERY[5]], tmp_path / "out", calibration=calibration)
+    whole = load_exact(every / EVERY[5].name, device="cpu").logits(tokens())
+    parts = load_exact(tmp_path / "out", device="cpu").logits(tokens())
+    assert (whole - parts).abs().mean() < 0.1 * whole.std()
+
+
+# --- group sizes ------------------------------------------------------------------------------------------------------
+
+
+def test_groups_that_do_not_divide_are_refused_with_what_would(tmp_path: Path) -> None:
+    save_tiny_llama(tmp_path / "odd", hidden_size=96, intermediate_size=192)
+    recipe = presets.recipe("w4a16-int-rtn")
+    with pytest.raises(BitworthError) as caught:
+        quantize(tmp_path / "odd", [recipe], tmp_path / "out")
+    assert str(caught.value) == (
+        "w4a16-int-rtn: groups of 128 do not divide the inputs of model.layers.0.self_attn.q_proj, "
+        "model.layers.0.self_attn.k_proj, model.layers.0.self_attn.v_proj and 11 more; --group-size 32 would, or allow "
+        "the fallback."
+    )
+    [result] = quantize(tmp_path / "odd", [recipe], tmp_path / "out", allow_group_fallback=True)
+    assert result.notes[0].endswith("groups of 32 were used throughout")
+    assert load_exact(tmp_path / "out", device="cpu")
+
+
+def test_groups_that_nothing_divides_are_refused_either_way(tmp_path: Path) -> None:
+    save_tiny_llama(tmp_path / "odd", hidden_size=80, intermediate_size=144)
+    for allow in (False, True):
+        with pytest.raises(BitworthError, match=r"none of \(128, 64, 32\) does"):
+            quantize(tmp_path / "odd", [presets.recipe("w4a16-int-rtn")], tmp_path / "out", allow_group_fallback=allow)
+
+
+def test_formats_without_groups_take_any_width(tmp_path: Path) -> None:
+    save_tiny_llama(tmp_path / "odd", hidden_size=80, intermediate_size=144)
+    quantize(tmp_path / "odd", [presets.recipe("w8a8-fp")], tmp_path / "out")
+    assert_loads_alike(tmp_path / "out")
+
+
+# --- what goes wrong --------------------------------------------------------------------------------------------------
+
+
+def test_calibration_is_asked_for(tiny_llama: Path, tmp_path: Path) -> None:
+    with pytest.raises(BitworthError, match="w4a16-int-gptq needs calibration text"):
+        quantize(tiny_llama, [presets.recipe("w4a16-int-gptq", group_size=32)], tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_too_little_calibration_text_is_noted(tiny_llama: Path, calibration: Calibration, tmp_path: Path) -> None:
+    wanting = replace(calibration, samples=9999)
+    results = quantize(tiny_llama, [EVERY[0], EVERY[5]], tmp_path / "out", calibration=wanting)
+    assert results[0].notes == ()
+    assert "not 9999 of 64" in results[1].notes[0]
+
+
+@pytest.mark.parametrize("recipe", [presets.recipe("w4a16-int-gptq", group_size=32), presets.recipe("w8a8-fp")])
+def test_weights_that_are_not_finite_leave_nothing(
+    tiny_llama: Path, calibration: Calibration, tmp_path: Path, recipe: Recipe
+) -> None:
+    import shutil
+
+    model = tmp_path / "broken"
+    shutil.copytree(tiny_llama, model)
+    weights = load_file(model / "model.safetensors")
+    weights["model.layers.1.mlp.down_proj.weight"][0, 0] = math.nan
+    save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(WorkFailed, match=r"model\.layers\.1\.mlp\.down_proj: its weights hold NaN"):
+        quantize(model, [recipe], tmp_path / "out", calibration=calibration)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["broken"]
+
+
+def test_a_full_disk_leaves_nothing(
+    tiny_llama: Path, calibration: Calibration, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(storage, "save_file", full)
+    with pytest.raises(WorkFailed, match="the disk is full"):
+        quantize(tiny_llama, EVERY[:2], tmp_path / "out", calibration=calibration)
+    assert [path for path in tmp_path.rglob("*") if path.is_file() or path.suffix == ".partial"] == []
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from bitworth.quantize import quantize
+from bitworth.quantizers.presets import recipe
+def stop(text):
+    if text.startswith("block 2"):
+        os.kill(os.getpid(), signal.SIGKILL)
+quantize(Path(sys.argv[1]), [recipe("w8a8-fp")], Path(sys.argv[2]), progress=stop)
+"""
+
+
+def test_a_killed_run_leaves_no_checkpoint(tiny_llama: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    ended = subprocess.run([sys.executable, "-c", KILLED, tiny_llama, out], timeout=120, check=False)
+    assert ended.returncode == -signal.SIGKILL
+    assert not out.exists()
+    quantize(tiny_llama, [presets.recipe("w8a8-fp")], out)
+    assert os.listdir(tmp_path) == ["out"]
+
+
+def test_the_model_itself_is_never_overwritten(tiny_llama: Path) -> None:
+    with pytest.raises(BitworthError, match="holds the model being quantized"):
+        quantize(tiny_llama, [presets.recipe("w8a8-fp")], tiny_llama)
