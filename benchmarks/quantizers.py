@@ -136,8 +136,8 @@ def worker(job: dict[str, Any]) -> None:
     if "observer" in job:
         llm_compressor(job)
         return
-    from bitworth.quantize import quantize
-    from bitworth.quantizers.presets import recipe
+    from bitworth.quantization import quantize
+    from bitworth.recipes import recipe
     from bitworth.types import Calibration
 
     calibration = Calibration(source=job["source"], samples=job["samples"], length=job["length"])

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from bitworth.errors import BitworthError
     from bitworth.evaluation import compare, diverge, evaluate
     from bitworth.quantization import quantize
-    from bitworth.quantizers.presets import recipe
+    from bitworth.recipes import recipe
     from bitworth.recommendation import recommend
     from bitworth.report import write_report
     from bitworth.running import plan, run
@@ -54,7 +54,7 @@ _HOMES = {
     "parse_study": "study",
     "plan": "running",
     "quantize": "quantization",
-    "recipe": "quantizers.presets",
+    "recipe": "recipes",
     "recommend": "recommendation",
     "run": "running",
     "write_report": "report",

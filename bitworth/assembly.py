@@ -90,8 +90,9 @@ def recoveries_of(results: Results, least_pct: float) -> tuple[tuple[Recovery, .
         common = [task for task in usable if task in tasks]
         if common:
             pairs = [[answer for task in common for answer in side[task]] for side in (usable, tasks)]
-            rows = compare(*pairs, min_recovery_pct=least_pct, format=format)
-            found += rows if len(common) == len(usable) else [row for row in rows if row.task != AVERAGE]
+            compared = compare(*pairs, min_recovery_pct=least_pct, format=format)
+            whole = len(common) == len(usable)
+            found += [row for row in compared if whole or row.task != AVERAGE]
     return tuple(found), unfit
 
 

@@ -74,7 +74,7 @@ def _documents(path: Path, tokenizer: Any) -> Iterator[str]:
     if path.suffix != ".jsonl":
         yield text
         return
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(text.split("\n"), start=1):  # splitlines would also cut inside JSON strings
         if line.strip():
             yield _render(path, number, line, tokenizer)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import tempfile
 import time
 from dataclasses import asdict, replace
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 app = typer.Typer(
     name="bitworth",
     help="What is each bit of your LLM worth? Quantize, measure what it loses and saves, decide.",
-    no_args_is_help=True,
     add_completion=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -38,13 +38,18 @@ Results = Annotated[Path, typer.Argument(help="A folder that `bitworth run STUDY
 StudyFile = Annotated[Path, typer.Argument(help="A study file (YAML).")]
 
 
-@app.callback()
-def _main(
-    version: Annotated[bool, typer.Option("--version", help="Print the version and leave.", is_eager=True)] = False,
-) -> None:
-    if version:
+def _version(asked: bool) -> None:
+    if asked:
         print(f"bitworth {bitworth.__version__}")
         raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and leave.", is_eager=True, callback=_version)
+    ] = False,
+) -> None: ...
 
 
 @app.command()
@@ -116,10 +121,10 @@ def quantize(
     """Quantize a model into checkpoints that vLLM and transformers load."""
     from bitworth import sources
     from bitworth.quantization import quantize as verb
-    from bitworth.quantizers import presets
+    from bitworth.recipes import recipe as recipe_named
 
     terminal = Terminal(as_json=json, quiet=quiet)
-    recipes = [presets.recipe(name, group_size=group_size) for name in recipe]
+    recipes = [recipe_named(name, group_size=group_size) for name in recipe]
     if len(set(recipe)) < len(recipe):
         raise BitworthError("A recipe is named twice; each makes one folder.")
     spec = None
@@ -392,5 +397,6 @@ def _time(seconds: float) -> str:
 
 
 def main() -> None:
-    """The `bitworth` command."""
-    raise SystemExit(guarded(lambda: app(standalone_mode=False)))
+    """The `bitworth` command; alone it prints its help."""
+    arguments = sys.argv[1:] or ["--help"]
+    raise SystemExit(guarded(lambda: app(arguments, standalone_mode=False)))

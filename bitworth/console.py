@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import click
+import typer
 from rich.console import Console, RenderableType
 from rich.markup import escape
 from rich.progress import (
@@ -125,13 +125,13 @@ def guarded(command: Callable[[], Any]) -> int:
     try:
         command()
         sys.stdout.flush()
-    except click.exceptions.Exit as leave:
+    except typer.Exit as leave:
         return int(leave.exit_code)
-    except click.ClickException as error:
-        return _say(error.format_message(), 2)
+    except typer.TyperException as error:
+        return _say(f"{error.format_message()} (`bitworth --help` lists verbs, `bitworth VERB --help` options.)", 2)
     except BitworthError as error:
         return _say(str(error), error.exit_code)
-    except (KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, typer.Abort):
         return _say("Stopped; what was finished is kept, and the same command goes on from there.", INTERRUPTED)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

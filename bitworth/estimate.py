@@ -127,8 +127,9 @@ def _quantize(cell: Cell, size: Size, rates: Rates, forward: float) -> Estimate:
 
 
 def _requests(cell: Cell, size: Size, rates: Rates, forward: float) -> float:
-    use_case, requests = cell.inputs["use_case"], cell.inputs["requests"] + 1
-    streams = cell.inputs["load"]["streams"] or 1
+    use_case: dict[str, int] = cell.inputs["use_case"]
+    requests: int = cell.inputs["requests"] + 1
+    streams: int = cell.inputs["load"]["streams"] or 1
     step = max(forward * min(streams, requests), 4 * (size.linear + size.head) / rates.bytes)
     rounds = -(-requests // streams)
     return 1.5 * (requests * use_case["prompt_tokens"] * forward + rounds * use_case["output_tokens"] * step)

@@ -22,7 +22,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
-from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -40,6 +39,7 @@ def canonical(value: Any) -> str:
 
 
 Noun = TypeVar("Noun")
+_adapters: dict[type[Any], TypeAdapter[Any]] = {}
 
 
 def revive(kind: type[Noun], row: Any) -> Noun:
@@ -49,18 +49,16 @@ def revive(kind: type[Noun], row: Any) -> Noun:
         BitworthError: the row is of another shape, as an older ledger's may be.
     """
     try:
-        return _adapter(kind).validate_python(row)
+        if kind not in _adapters:
+            _adapters[kind] = TypeAdapter(kind)
+        found: Noun = _adapters[kind].validate_python(row)
+        return found
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))
         raise BitworthError(
             f"A stored {kind.__name__} does not read back ({place}: {first['msg']}); run the study again."
         ) from error
-
-
-@cache
-def _adapter(kind: type[Noun]) -> TypeAdapter[Noun]:
-    return TypeAdapter(kind)
 
 
 def key_of(cell: Cell) -> str:

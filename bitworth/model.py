@@ -158,7 +158,7 @@ def _skeleton(folder: Path) -> nn.Module:
 
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        with _without_storage():
+        with without_storage():
             model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     except (ValueError, KeyError, OSError, TypeError) as error:
         first = str(error).strip().split("\n")[0]
@@ -168,7 +168,7 @@ def _skeleton(folder: Path) -> nn.Module:
 
 
 @contextmanager
-def _without_storage() -> Iterator[None]:
+def without_storage() -> Iterator[None]:
     """Parameters made inside lose their storage before they are initialized; buffers keep theirs, being computed."""
     register = nn.Module.register_parameter
 

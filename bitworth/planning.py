@@ -11,7 +11,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import bitworth
 from bitworth import fingerprint, sources, tasks
 from bitworth.errors import BitworthError
 from bitworth.hardware import machine
@@ -198,7 +197,7 @@ def check_engine(study: Study) -> None:
 
 
 def _versions(*packages: str) -> dict[str, str]:
-    return {"bitworth": bitworth.__version__, **{name: version(name) for name in packages}}
+    return {name: version(name) for name in ("bitworth", *packages)}
 
 
 def _fields(cell: Cell) -> dict[str, Any]:

@@ -165,7 +165,7 @@ def _whole(ledger: Ledger, cell: Cell) -> bool:
         return True
     folder = ledger.root / result["path"]
     sizes = {path.name: path.stat().st_size for path in folder.glob("*.safetensors")}
-    return (folder / "config.json").is_file() and sizes == result["files"]
+    return (folder / "config.json").is_file() and bool(sizes == result["files"])
 
 
 class _Recorder:

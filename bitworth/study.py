@@ -23,10 +23,9 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from bitworth import hardware as catalogue
+from bitworth import recipes, workloads
 from bitworth import tasks as task_registry
-from bitworth import workloads
 from bitworth.errors import BitworthError
-from bitworth.quantizers import presets
 from bitworth.types import (
     BASELINE,
     Calibration,
@@ -70,7 +69,7 @@ class FormatEntry(_Part):
         """The recipe, or None for the baseline."""
         if self.name == BASELINE and self.base is None:
             return None
-        recipe = presets.recipe(self.base or self.name, group_size=self.group_size or group_size)
+        recipe = recipes.recipe(self.base or self.name, group_size=self.group_size or group_size)
         return replace(recipe, name=self.name, rounding=self._rounding(recipe.rounding))
 
     def _rounding(self, rounding: Rtn | Gptq) -> Rtn | Gptq:
@@ -85,7 +84,7 @@ class FormatEntry(_Part):
 
     @model_validator(mode="after")
     def _known(self) -> FormatEntry:
-        known = [BASELINE, *presets.RECIPE_NAMES]
+        known = [BASELINE, *recipes.NAMES]
         wanted = self.base or self.name
         if wanted not in known:
             raise ValueError(unknown("format", wanted, known))

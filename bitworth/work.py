@@ -42,7 +42,7 @@ def peak_rss_mib() -> float:
 
 
 def _quantize(cell: Cell, root: Path, tell: Tell) -> dict[str, Any]:
-    from bitworth.quantize import quantize
+    from bitworth.quantization import quantize
 
     _models.clear()
     inputs, where = cell.inputs, cell.where
@@ -57,7 +57,7 @@ def _quantize(cell: Cell, root: Path, tell: Tell) -> dict[str, Any]:
         out,
         calibration=calibration,
         allow_group_fallback=inputs["allow_group_fallback"],
-        progress=lambda what: tell(what, 0, 0),
+        progress=tell,
     )
     files = {path.name: path.stat().st_size for path in sorted(out.glob("*.safetensors"))}
     return {**asdict(replace(found, path=Path(where["out"]))), "path": where["out"], "files": files}

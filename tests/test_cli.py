@@ -252,7 +252,7 @@ def test_unknown_names(call: Run, tiny_llama: Path, tmp_path: Path) -> None:
     refused(
         call("quantize", tiny_llama, "--recipe", "w4a16", "--out", tmp_path / "o"), "Unknown recipe", "w4a16-int-gptq"
     )
-    refused(call("evaluate", tiny_llama, "--task", "arc"), "Unknown task", "did you mean 'arc_")
+    refused(call("evaluate", tiny_llama, "--task", "arc_chalenge"), "Unknown task", "did you mean 'arc_challenge'?")
     refused(call("evaluate", tiny_llama), "nothing to evaluate")
     refused(call("benchmark", tiny_llama, "--use-case", "ragg"), "did you mean 'rag'?")
     refused(call("benchmark", tiny_llama, "--use-case", "rag", "--engine", "tensorflow"), "tensorflow")
@@ -317,11 +317,11 @@ def test_two_runs_on_one_folder(call: Run, study_file: Path, tmp_path: Path) -> 
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 1 MiB; needs the right to mount."""
+    """A file system of 100 KiB; needs the right to mount."""
     folder = tmp_path / "small"
     folder.mkdir()
     mount = shutil.which("mount")
-    command = [mount or "mount", "-t", "tmpfs", "-o", "size=160k", "tmpfs", str(folder)]
+    command = [mount or "mount", "-t", "tmpfs", "-o", "size=100k", "tmpfs", str(folder)]
     if mount is None or os.geteuid() != 0 or subprocess.run(command, capture_output=True, check=False).returncode:
         pytest.skip("needs the right to mount a small file system")
     yield folder

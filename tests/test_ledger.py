@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bitworth import ledger as module
+from bitworth import recipes
 from bitworth.errors import BitworthError, WorkFailed
 from bitworth.ledger import Ledger, key_of, revive, write_atomic
-from bitworth.quantizers import presets
 from bitworth.types import Cell, Load, Recipe, Timing
 
 CELL = Cell(kind="evaluate", title="arc on w8", format="w8", inputs={"task": "arc", "seed": 0})
@@ -144,11 +144,11 @@ def test_time_of_the_newest_result(tmp_path: Path) -> None:
     assert (ledger.finished([CELL]) or "").startswith("20")
 
 
-@pytest.mark.parametrize("name", presets.RECIPE_NAMES)
+@pytest.mark.parametrize("name", recipes.NAMES)
 def test_recipes_survive_json(name: str) -> None:
     from dataclasses import asdict
 
-    recipe = presets.recipe(name, group_size=64)
+    recipe = recipes.recipe(name, group_size=64)
     assert revive(Recipe, json.loads(json.dumps(asdict(recipe)))) == recipe
 
 

@@ -2,18 +2,22 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from bitworth import recipes
 from bitworth.errors import BitworthError, WorkFailed
 from bitworth.numerics import clipped_scale, from_codes, round_to_grid, scale_of
-from bitworth.quantizers import InputStats, presets, round_weight
+from bitworth.quantizers import InputStats, round_weight
 from bitworth.quantizers.awq import awq_scale
 from bitworth.quantizers.gptq import gptq, inverse_factor
+from bitworth.quantizers.refine import refit_scale, sweep_codes
 from bitworth.quantizers.rtn import rtn
 from bitworth.quantizers.smoothquant import smoothing_scale
 from bitworth.types import Awq, Clip, Gptq, Grid, Recipe, Rtn, SmoothQuant
@@ -168,6 +172,54 @@ def test_the_factor_is_that_of_the_inverse(columns: int, seed: int) -> None:
     torch.testing.assert_close(upper.T @ upper, torch.linalg.inv(hessian))
 
 
+@settings(deadline=None, max_examples=15)
+@given(st.integers(0, 10**6), st.sampled_from(["none", "weight", "group"]), st.sampled_from([CHANNEL, GROUPED, FP8]))
+def test_every_sweep_lowers_what_is_lost(seed: int, ordering: str, grid: Grid) -> None:
+    weight, stats = normal(6, 40, seed=seed), stats_of(inputs_of(40, seed=seed))
+    chosen = Gptq(ordering=ordering)  # type: ignore[arg-type]
+    damping = 0.01 * stats.hessian_II.diagonal().mean()
+
+    def loss(sweeps: int) -> float:
+        found = gptq(weight, grid, chosen, stats, dtype=F32, sweeps=sweeps)
+        delta = found.weight() - weight
+        return lost(weight, found.weight(), stats) + float(damping * delta.square().sum())
+
+    losses = [loss(sweeps) for sweeps in range(4)]
+    assert all(after <= before * (1 + 1e-5) for before, after in pairwise(losses))
+    assert losses[3] < losses[0]
+
+
+def test_refitted_scales_are_the_least_squares_solution() -> None:
+    """Against numpy's solver on the layer's outputs themselves; a group without codes keeps its scale."""
+    inputs, weight = inputs_of(24), normal(3, 24)
+    scale = scale_of(weight, GROUPED)
+    codes = round_to_grid(weight, scale, GROUPED)
+    codes[1, 8:16] = 0
+    found = refit_scale(weight, codes, scale, stats_of(inputs).hessian_II, dtype=F32)
+    for row in range(3):
+        kept = [group for group in range(3) if codes[row, group * 8 : group * 8 + 8].any()]
+        basis = torch.stack([inputs[:, g * 8 : g * 8 + 8] @ codes[row, g * 8 : g * 8 + 8] for g in kept], dim=1)
+        expected, *_ = np.linalg.lstsq(basis.double().numpy(), (inputs @ weight[row]).double().numpy(), rcond=None)
+        torch.testing.assert_close(found[row, kept].double(), torch.from_numpy(expected), rtol=1e-4, atol=0)
+    assert found[1, 1] == scale[1, 1]
+
+
+def test_a_sweep_gives_each_column_in_its_turn_its_best_code() -> None:
+    """Brute force: every code of every column tried."""
+    weight, hessian = normal(4, 40), stats_of(inputs_of(40)).hessian_II
+    scale = scale_of(weight, GROUPED, dtype=BF16)
+    codes = round_to_grid(weight, scale, GROUPED)
+    expected = codes.clone()
+    for column in range(40):
+        tried = []
+        for code in range(-8, 8):
+            expected[:, column] = code
+            delta = (from_codes(expected, scale) - weight).double()
+            tried.append(((delta @ hessian.double()) * delta).sum(1))
+        expected[:, column] = torch.stack(tried).argmin(0) - 8.0
+    assert torch.equal(sweep_codes(weight, codes, scale, GROUPED, hessian), expected)
+
+
 # --- Hessians that are not what one hopes for -----------------------------------------------------------------------
 
 
@@ -214,7 +266,7 @@ def test_dead_columns_are_rounded_to_nearest_and_noted(dead: list[int], clip: Cl
 
 
 def test_a_layer_that_calibration_never_reached_is_rounded_without_data() -> None:
-    recipe = presets.recipe("w4a16-int-gptq", group_size=8)
+    recipe = recipes.recipe("w4a16-int-gptq", group_size=8)
     for stats in (None, InputStats(24)):
         found = round_weight(normal(5, 24), recipe, stats, dtype=F32)
         assert isinstance(recipe.rounding, Gptq)
@@ -276,6 +328,17 @@ def test_awq_takes_the_exponent_that_loses_least_in_a_forward() -> None:
     torch.testing.assert_close(found, tried[best])
 
 
+def test_a_sample_of_rows_finds_as_good_a_scale() -> None:
+    weight, stats = normal(1500, 24) * torch.linspace(0.2, 2, 1500).unsqueeze(1), stats_of(inputs_of(24))
+
+    def loss(scale: Tensor) -> float:
+        return lost(weight, rtn(weight * scale, GROUPED, None, None, dtype=F32).weight() / scale, stats)
+
+    tried = [stats.mean_abs_I ** (step / 20) for step in range(20)]
+    least = min(loss(scale / (scale.max() * scale.min()).sqrt()) for scale in tried)
+    assert loss(awq_scale(weight, GROUPED, stats, Awq(), dtype=F32)) < 1.02 * least
+
+
 def test_awq_survives_inputs_that_are_always_zero() -> None:
     inputs = inputs_of(24)
     inputs[:, 5] = 0
@@ -296,9 +359,9 @@ def test_smoothing_is_equation_four() -> None:
 # --- recipes ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", presets.RECIPE_NAMES)
+@pytest.mark.parametrize("name", recipes.NAMES)
 def test_every_recipe_rounds(name: str) -> None:
-    recipe = presets.recipe(name, group_size=8)
+    recipe = recipes.recipe(name, group_size=8)
     grid = recipe.scheme.weight
     assert grid is not None
     assert recipe.name == name
@@ -310,11 +373,11 @@ def test_every_recipe_rounds(name: str) -> None:
 
 def test_an_unknown_recipe_is_refused_with_the_known_ones() -> None:
     with pytest.raises(BitworthError, match=r"w2-int.*w4a16-int-gptq"):
-        presets.recipe("w2-int")
+        recipes.recipe("w2-int")
 
 
 def test_calibration_is_asked_for_where_a_step_reads_activations() -> None:
-    needing = {name for name in presets.RECIPE_NAMES if presets.recipe(name).needs_calibration}
-    assert set(presets.RECIPE_NAMES) - needing == {"w8a8-fp", "w8a8-int-rtn", "w4a16-int-rtn"}
-    scheme = presets.recipe("w4a16-int-rtn").scheme
+    needing = {name for name in recipes.NAMES if recipes.recipe(name).needs_calibration}
+    assert set(recipes.NAMES) - needing == {"w8a8-fp", "w8a8-int-rtn", "w4a16-int-rtn"}
+    scheme = recipes.recipe("w4a16-int-rtn").scheme
     assert Recipe(name="x", scheme=scheme, rounding=Rtn(clip=CLIPS["hessian"]), transforms=(Awq(),)).needs_calibration

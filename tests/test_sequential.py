@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from bitworth import recipes
 from bitworth.errors import WorkFailed
 from bitworth.model import Arguments, Block, Decoder, call
-from bitworth.quantizers import InputStats, presets, round_weight
+from bitworth.quantizers import InputStats, round_weight
 from bitworth.sequential import BlockPass, find_producer, round_block, skipped, trace
 from bitworth.types import Awq, Grid, Recipe, Rtn, Scheme, SmoothQuant
 
-GPTQ = presets.recipe("w4a16-int-gptq", group_size=32)
+GPTQ = replace(recipes.recipe("w4a16-int-gptq", group_size=32), transforms=())
 #: So fine a grid that rounding changes nothing but what a transform would.
 FINE = Scheme(name="w4a16-int", weight=Grid(bits=16, granularity="channel"))
 
@@ -70,7 +72,7 @@ def test_each_stage_sees_what_the_rounded_stages_before_it_produce(decoder: Deco
 @pytest.mark.parametrize("name", ["w4a16-int-gptq", "w4a16-int-awq", "w8a8-int-smoothquant-gptq"])
 @pytest.mark.parametrize("sizes", [[2, 2, 2], [4, 2]])
 def test_several_chunks_give_what_one_gives(decoder: Decoder, name: str, sizes: list[int]) -> None:
-    recipe = presets.recipe(name, group_size=32)
+    recipe = recipes.recipe(name, group_size=32)
     results = []
     for split in ([6], sizes):
         hidden, kwargs = chunked(decoder, split)
@@ -92,7 +94,7 @@ def test_a_block_is_left_as_it_was(decoder: Decoder) -> None:
     with decoder.loaded(0) as block:
         before = {name: value.clone() for name, value in block.module.state_dict().items()}
         expected = call(block.module, hidden[0], kwargs[0][6])
-        BlockPass(block, presets.recipe("w4a16-int-awq", group_size=32), decoder.dtype).run(hidden, kwargs[0])
+        BlockPass(block, recipes.recipe("w4a16-int-awq", group_size=32), decoder.dtype).run(hidden, kwargs[0])
         assert torch.equal(call(block.module, hidden[0], kwargs[0][6]), expected)
         assert all(torch.equal(value, before[name]) for name, value in block.module.state_dict().items())
 
@@ -191,7 +193,7 @@ def test_gemmas_norms_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 @pytest.mark.parametrize("recipe", ["w4a16-int-gptq", "w8a8-int-rtn"])
 def test_weights_that_are_not_finite_are_named(decoder: Decoder, bad: float, recipe: str) -> None:
-    chosen = presets.recipe(recipe, group_size=32)
+    chosen = recipes.recipe(recipe, group_size=32)
     hidden, kwargs = inputs_of(decoder)
     with decoder.loaded(1) as block:
         block.module.mlp.up_proj.weight[3, 5] = bad
@@ -209,7 +211,7 @@ def test_inputs_that_are_not_finite_are_named(decoder: Decoder, recipe: str, siz
     hidden, kwargs = chunked(decoder, sizes)
     hidden[0][2, 3, 4] = math.nan
     with decoder.loaded(0) as block:
-        walk = BlockPass(block, presets.recipe(recipe, group_size=32), decoder.dtype)
+        walk = BlockPass(block, recipes.recipe(recipe, group_size=32), decoder.dtype)
         with pytest.raises(WorkFailed, match=r"model\.layers\.0\.self_attn\.q_proj: .*NaN or infinity"):
             walk.run(hidden, kwargs[0])
 

@@ -19,8 +19,8 @@ from bitworth.engines.torch import load_exact
 from bitworth.engines.torch_load import FusedNorm, Part, Reordered, Shared
 from bitworth.engines.torch_speed import TorchGenerator, batches, compute_dtype, open_torch
 from bitworth.errors import BitworthError, Unsupported, WorkFailed
-from bitworth.quantize import quantize
-from bitworth.quantizers.presets import recipe
+from bitworth.quantization import quantize
+from bitworth.recipes import recipe
 from bitworth.types import Load
 
 ALONE = Load(kind="synchronous")

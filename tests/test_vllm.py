@@ -311,13 +311,13 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A tiny Llama with heads of 32, the least that vLLM's CPU attention takes, and its checkpoints by format."""
     from conftest import save_tiny_llama
 
-    from bitworth.quantize import quantize
-    from bitworth.quantizers import presets
+    from bitworth import recipes
+    from bitworth.quantization import quantize
 
     folder = tmp_path_factory.mktemp("vllm")
     save_tiny_llama(folder / "baseline", hidden_size=128, intermediate_size=256)
     names = ["w8a8-int-rtn", "w8a8-fp", "w4a16-int-rtn"]
-    made = quantize(folder / "baseline", [presets.recipe(name, group_size=64) for name in names], folder / "made")
+    made = quantize(folder / "baseline", [recipes.recipe(name, group_size=64) for name in names], folder / "made")
     return {"baseline": folder / "baseline"} | {result.format: result.path for result in made}
 
 

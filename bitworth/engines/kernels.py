@@ -225,7 +225,7 @@ def _candidates(scheme: Scheme, device: torch.device) -> list[tuple[str, Make]]:
     if device.type == "cuda":
         from bitworth.engines.kernels_cuda import candidates
 
-        return candidates(scheme)
+        return candidates(scheme, device)
     if device.type != "cpu":
         raise Unsupported(f"bitworth knows torch's low-bit kernels for CPUs and CUDA GPUs, not for '{device.type}'.")
     if scheme.name == "w8a8-int":
@@ -243,16 +243,17 @@ def _candidates(scheme: Scheme, device: torch.device) -> list[tuple[str, Make]]:
 
 @torch.inference_mode()
 def self_test(make: Make, scheme: Scheme, device: torch.device) -> str | None:
-    """What is wrong with a kernel, or None: a random layer, then one at the ends of both code ranges."""
+    """What is wrong with a kernel, or None: tried on a random layer, some rows at the ends of both code ranges."""
     assert scheme.weight is not None
     generator = torch.Generator().manual_seed(0)
-    columns, rows, low, high = 256, 64, *scheme.weight.levels
-    group = scheme.weight.group_size or columns
+    rows, low, high = 64, *scheme.weight.levels
+    group = scheme.weight.group_size or 256
+    columns = group * max(1, 256 // group)
     codes = torch.rand(rows, columns, generator=generator).mul_(high - low).add_(low).round_()
     if scheme.weight.kind == "float":
         codes = codes.to(torch.float8_e4m3fn).float()
     codes[:4] = torch.tensor([high, -high, low, 0.0])[:, None]
-    scale = torch.rand(rows, max(1, columns // group), generator=generator).add_(0.5).mul_(0.01)
+    scale = torch.rand(rows, columns // group, generator=generator).add_(0.5).mul_(0.01)
     x = torch.randn(20, columns, generator=generator)
     x[:4] = torch.tensor([1.0, -1.0, 0.0, 3.0])[:, None]
     x[4] = 0.01

@@ -97,8 +97,8 @@ def _divisible(layer: Kernel, by: int) -> None:
         raise Unsupported(f"{layer.title} takes sides that {by} divides; this layer is {layer.rows} x {layer.columns}.")
 
 
-def candidates(scheme: Scheme) -> list[tuple[str, Make]]:
-    """The kernel of a scheme on the current GPU.
+def candidates(scheme: Scheme, device: torch.device) -> list[tuple[str, Make]]:
+    """The kernel of a scheme on a GPU.
 
     Raises:
         Unsupported: the GPU is too old for the format.
@@ -109,7 +109,7 @@ def candidates(scheme: Scheme) -> list[tuple[str, Make]]:
         "w4a16-int": (Int4Cuda, (8, 0)),
     }
     kind, least = kinds[scheme.name]
-    have = torch.cuda.get_device_capability()
+    have = torch.cuda.get_device_capability(device)
     if have < least:
         raise Unsupported(
             f"{scheme.name} needs a GPU of compute capability {least[0]}.{least[1]}; this one has {have[0]}.{have[1]}."

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from bitworth.checkpoint import Reader
 from bitworth.engines.kernels import Make
 from bitworth.errors import BitworthError, Unsupported
-from bitworth.model import _without_storage
+from bitworth.model import without_storage
 
 MERGED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 """Children of one module that multiply the same input."""
@@ -54,7 +54,7 @@ def _skeleton(folder: Path, dtype: torch.dtype) -> Any:
         # transformers' capped attention scores (Gemma 2) exist in its eager attention only
         capped = getattr(config.get_text_config(), "attn_logit_softcapping", None) is not None
         attention = "eager" if capped else _register_attention()
-        with _without_storage():
+        with without_storage():
             model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention)
     except (ValueError, KeyError, OSError, TypeError) as error:
         first = str(error).strip().split("\n")[0]

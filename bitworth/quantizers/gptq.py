@@ -17,7 +17,7 @@ from torch import Tensor
 
 from bitworth.errors import WorkFailed
 from bitworth.numerics import clipped_scale, group_size_of, scale_of, to_codes
-from bitworth.quantizers.refine import SweptGptq, refine
+from bitworth.quantizers.refine import refine
 from bitworth.quantizers.rtn import choose_scale
 from bitworth.quantizers.stats import InputStats, Rounded
 from bitworth.types import Gptq, Grid
@@ -25,8 +25,10 @@ from bitworth.types import Gptq, Grid
 _FIRST_DAMPING, _MOST_DAMPING = 0.001, 1.0
 
 
-def gptq(weight_OI: Tensor, grid: Grid, settings: Gptq, stats: InputStats, *, dtype: torch.dtype) -> Rounded:
-    """Round `weight_OI` (out, in) under second moments `stats`.
+def gptq(
+    weight_OI: Tensor, grid: Grid, settings: Gptq, stats: InputStats, *, dtype: torch.dtype, sweeps: int = 0
+) -> Rounded:
+    """Round `weight_OI` (out, in) under second moments `stats`, then `refine` codes and scales `sweeps` times.
 
     Raises:
         WorkFailed: the Hessian holds NaN or infinity, or stays singular under any damping.
@@ -42,14 +44,13 @@ def gptq(weight_OI: Tensor, grid: Grid, settings: Gptq, stats: InputStats, *, dt
     loop = _ColumnLoop(weight_OI, grid, settings, stats, order, dtype)
     codes, scales = loop.run(factor)
     regrouped = settings.ordering == "group" and grid.granularity == "group"
-    if isinstance(settings, SweptGptq):
-        lie = order if regrouped else torch.arange(len(order), device=order.device)
+    codes = codes[:, back]
+    if sweeps:
+        lie = order if regrouped else torch.arange(len(order), device=order.device)  # groups side by side
         swept, scales = refine(
-            weight_OI[:, lie], codes[:, back[lie]], scales, grid, hessian[lie][:, lie], settings.sweeps, dtype=dtype
+            weight_OI[:, lie], codes[:, lie], scales, grid, hessian[lie][:, lie], sweeps, dtype=dtype
         )
         codes = swept[:, torch.argsort(lie)]
-    else:
-        codes = codes[:, back]
     group_of = (back // group_size_of(grid, len(order))).to(torch.int32) if regrouped else None
     return Rounded(codes.contiguous(), scales, group_of, notes)
 

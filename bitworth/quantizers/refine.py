@@ -9,22 +9,13 @@ rounding of scales to the dtype they are stored in.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
 from bitworth.numerics import as_stored, from_codes, to_codes
-from bitworth.types import Gptq, Grid
+from bitworth.types import Grid
 
 _BLOCK = 32  # columns whose updates stay in the processor's cache
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SweptGptq(Gptq):
-    """GPTQ, then `sweeps` rounds of refitting the scales and descending over the codes, one column at a time."""
-
-    sweeps: int = 2
 
 
 def refine(

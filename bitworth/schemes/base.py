@@ -1,12 +1,17 @@
-"""How a compressed-tensors checkpoint stores the codes and scales of one layer."""
+"""How a compressed-tensors checkpoint stores the codes and scales of one layer.
+
+torch is imported only where tensors are handled: a study names schemes where nothing is computed.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,11 +27,13 @@ class Layout:
     decode: Callable[[Mapping[str, Tensor]], tuple[Tensor, Tensor]]
 
 
-def plain(name: str, storage: torch.dtype) -> Layout:
-    """A layout that stores codes as they are, in `storage`, under `weight`."""
+def plain(name: str, storage: str) -> Layout:
+    """A layout that stores codes as they are, in torch's dtype of the name `storage`, under `weight`."""
 
     def encode(codes: Tensor, scale: Tensor, dtype: torch.dtype) -> dict[str, Tensor]:
-        return {"weight": codes.to(storage), "weight_scale": scale.to(dtype)}
+        import torch
+
+        return {"weight": codes.to(getattr(torch, storage)), "weight_scale": scale.to(dtype)}
 
     def decode(tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         return tensors["weight"].float(), tensors["weight_scale"].float().reshape(tensors["weight"].shape[0], -1)

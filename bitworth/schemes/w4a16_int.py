@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
-from bitworth.numerics import pack_int4, unpack_int4
 from bitworth.schemes.base import Layout
 from bitworth.types import Grid, Scheme
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 
 def scheme(group_size: int | None = None) -> Scheme:
@@ -18,6 +19,10 @@ def scheme(group_size: int | None = None) -> Scheme:
 
 
 def _encode(codes: Tensor, scale: Tensor, dtype: torch.dtype) -> dict[str, Tensor]:
+    import torch
+
+    from bitworth.numerics import pack_int4
+
     return {
         "weight_packed": pack_int4(codes),
         "weight_scale": scale.to(dtype),
@@ -26,6 +31,8 @@ def _encode(codes: Tensor, scale: Tensor, dtype: torch.dtype) -> dict[str, Tenso
 
 
 def _decode(tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    from bitworth.numerics import unpack_int4
+
     columns = int(tensors["weight_shape"][1])
     return unpack_int4(tensors["weight_packed"], columns).float(), tensors["weight_scale"].float()
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import torch
-
 from bitworth.schemes.base import plain
 from bitworth.types import Grid, Scheme
 
-LAYOUT = plain("float-quantized", torch.float8_e4m3fn)
+LAYOUT = plain("float-quantized", "float8_e4m3fn")
 
 
 def scheme(group_size: int | None = None) -> Scheme:

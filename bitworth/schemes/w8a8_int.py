@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import torch
-
 from bitworth.schemes.base import plain
 from bitworth.types import Grid, Scheme
 
-LAYOUT = plain("int-quantized", torch.int8)
+LAYOUT = plain("int-quantized", "int8")
 
 
 def scheme(group_size: int | None = None) -> Scheme:

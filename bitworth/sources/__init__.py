@@ -28,6 +28,7 @@ __all__ = [
     "resolve_data",
     "resolve_file",
     "resolve_model",
+    "silent",
 ]
 
 _MODELS = {"demo:smollm2": demo_model}

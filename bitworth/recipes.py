@@ -15,12 +15,13 @@ _ROWS: dict[str, tuple[str, Rtn | Gptq, tuple[SmoothQuant | Awq, ...]]] = {
     "w8a8-int-gptq": ("w8a8-int", Gptq(clip=_OURS, ordering="weight"), ()),
     "w8a8-int-smoothquant-gptq": ("w8a8-int", Gptq(), (SmoothQuant(strength=0.5),)),
     "w4a16-int-rtn": ("w4a16-int", Rtn(), ()),
-    "w4a16-int-gptq": ("w4a16-int", Gptq(clip=_OURS, ordering="weight"), ()),
+    # AWQ's scaling first: against GPTQ alone a tenth less KL, on the calibration's kind of text and on web text
+    "w4a16-int-gptq": ("w4a16-int", Gptq(clip=_OURS, ordering="weight"), (Awq(steps=10),)),
     # the published method: MSE clipping at norm 2.4 on the weights updated so far, columns as they lie
     "w4a16-int-gptq-published": ("w4a16-int", Gptq(clip=Clip()), ()),
     "w4a16-int-awq": ("w4a16-int", Rtn(clip=_OURS), (Awq(),)),
 }
-RECIPE_NAMES = tuple(_ROWS)
+NAMES = tuple(_ROWS)
 
 
 def recipe(name: str, *, group_size: int | None = None) -> Recipe:
@@ -30,7 +31,7 @@ def recipe(name: str, *, group_size: int | None = None) -> Recipe:
         BitworthError: no such recipe.
     """
     if name not in _ROWS:
-        raise BitworthError(f"Unknown recipe '{name}'; known: {', '.join(RECIPE_NAMES)}.")
+        raise BitworthError(f"Unknown recipe '{name}'; known: {', '.join(NAMES)}.")
     scheme, rounding, transforms = _ROWS[name]
     return Recipe(
         name=name, scheme=schemes.get(scheme, group_size=group_size), rounding=rounding, transforms=transforms

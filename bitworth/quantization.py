@@ -16,7 +16,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-import bitworth
 from bitworth import schemes
 from bitworth.calibration import calibration_tokens
 from bitworth.checkpoint import Writer, quantization_config
@@ -25,7 +24,9 @@ from bitworth.model import Arguments, Block, Decoder
 from bitworth.sequential import BlockPass, BlockResult, round_block, skipped
 from bitworth.types import Calibration, Gptq, QuantizeResult, Recipe
 
-Progress = Callable[[str], None]
+Progress = Callable[[str, int, int], None]
+"""Called with (what, done, total)."""
+
 #: Group sizes that the loaders' kernels take, largest first.
 GROUP_SIZES = (128, 64, 32)
 #: Calibration tokens that go through a block at once; more are split into chunks, so that memory stays bounded.
@@ -52,7 +53,7 @@ def quantize(
     *,
     calibration: Calibration | None = None,
     allow_group_fallback: bool = False,
-    progress: Progress = lambda _: None,
+    progress: Progress = lambda *_: None,
 ) -> list[QuantizeResult]:
     """Quantize a model by each recipe; `out` itself for one recipe, `out/NAME` for several.
 
@@ -78,7 +79,7 @@ def quantize(
             streams.append(_Stream(recipe, stack.enter_context(Writer(folder, model)), notes=used))
         kwargs = _first_inputs(decoder, streams, tokens)
         for index in range(len(decoder)):
-            progress(f"block {index + 1} of {len(decoder)}")
+            progress("blocks", index + 1, len(decoder))
             with decoder.loaded(index) as block:
                 for stream in streams:
                     _one_block(decoder, block, stream, kwargs[index] if kwargs else None)
@@ -110,7 +111,9 @@ def fit_groups(decoder: Decoder, recipe: Recipe, allow_fallback: bool) -> tuple[
     return replace(recipe, scheme=scheme), [note]
 
 
-def _tokens(model: Path, recipes: list[Recipe], calibration: Calibration | None, note: Progress) -> Tensor | None:
+def _tokens(
+    model: Path, recipes: list[Recipe], calibration: Calibration | None, note: Callable[[str], None]
+) -> Tensor | None:
     needing = [recipe.name for recipe in recipes if recipe.needs_calibration]
     if not needing:
         return None
@@ -186,7 +189,7 @@ def _finish(decoder: Decoder, stream: _Stream, calibration: Calibration | None) 
         "base": {"path": str(decoder.folder), "config_sha256": _sha256(decoder.folder / "config.json")},
         "notes": stream.notes,
         "versions": {
-            "bitworth": bitworth.__version__,
+            "bitworth": version("bitworth"),
             "torch": version("torch"),
             "transformers": version("transformers"),
         },
