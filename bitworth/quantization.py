@@ -21,7 +21,7 @@ from bitworth.calibration import calibration_tokens
 from bitworth.checkpoint import Writer, quantization_config
 from bitworth.errors import BitworthError
 from bitworth.model import Arguments, Block, Decoder
-from bitworth.sequential import BlockPass, BlockResult, round_block, skipped
+from bitworth.sequential import BlockPass, BlockResult, Producers, round_block, skipped
 from bitworth.types import Calibration, Gptq, QuantizeResult, Recipe
 
 Progress = Callable[[str, int, int], None]
@@ -42,6 +42,7 @@ class _Stream:
     hidden: list[Tensor] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     ignored: list[str] = field(default_factory=list)
+    producers: Producers = field(default_factory=dict)
     seconds: float = 0.0
 
 
@@ -146,7 +147,7 @@ def _one_block(decoder: Decoder, block: Block, stream: _Stream, kwargs: Argument
     began = time.monotonic()
     if stream.recipe.needs_calibration:
         assert kwargs is not None
-        walk = BlockPass(block, stream.recipe, decoder.dtype)
+        walk = BlockPass(block, stream.recipe, decoder.dtype, producers=stream.producers)
         stream.hidden = walk.run(stream.hidden, kwargs)
         result = walk.result
     else:

@@ -15,7 +15,7 @@ _ROWS: dict[str, tuple[str, Rtn | Gptq, tuple[SmoothQuant | Awq, ...]]] = {
     "w8a8-int-gptq": ("w8a8-int", Gptq(clip=_OURS, ordering="weight"), ()),
     "w8a8-int-smoothquant-gptq": ("w8a8-int", Gptq(), (SmoothQuant(strength=0.5),)),
     "w4a16-int-rtn": ("w4a16-int", Rtn(), ()),
-    # AWQ's scaling first: against GPTQ alone a tenth less KL, on the calibration's kind of text and on web text
+    # AWQ's scaling first: it loses less than GPTQ alone, on the calibration's kind of text and on web text alike
     "w4a16-int-gptq": ("w4a16-int", Gptq(clip=_OURS, ordering="weight"), (Awq(steps=10),)),
     # the published method: MSE clipping at norm 2.4 on the weights updated so far, columns as they lie
     "w4a16-int-gptq-published": ("w4a16-int", Gptq(clip=Clip()), ()),

@@ -28,6 +28,10 @@ class _Reached(Exception):
     """The stage being measured was reached; the rest of the block is not needed."""
 
 
+#: By the layers of a stage, the module that can take a scale off their input; None where there is none.
+Producers = dict[tuple[str, ...], str | None]
+
+
 @dataclass(slots=True)
 class Stage:
     """Layers that read the same tensor, what was seen of it, and the module that can take a scale off it."""
@@ -66,8 +70,10 @@ def round_block(block: Block, recipe: Recipe, dtype: torch.dtype) -> BlockResult
 class BlockPass:
     """Quantizes one block on calibration data and gives the block's outputs with the quantized weights."""
 
-    def __init__(self, block: Block, recipe: Recipe, dtype: torch.dtype) -> None:
+    def __init__(self, block: Block, recipe: Recipe, dtype: torch.dtype, *, producers: Producers | None = None) -> None:
+        """Prepare; `producers` carries from block to block what could take a scale, so that it is searched for once."""
         self._block, self._recipe, self._dtype = block, recipe, dtype
+        self._producers = {} if producers is None else producers
         self._linears = {name: layer for name, layer in block.linears().items() if not skipped(name)}
         self._weights: dict[str, Tensor] = {}
         self._stage_of: dict[str, Stage] = {}
@@ -82,7 +88,9 @@ class BlockPass:
         """
         module = self._block.module
         first = kwargs[hidden[0].shape[0]]
-        stages = trace(module, list(self._linears), hidden[0], first, bool(self._recipe.transforms))
+        stages = trace(
+            module, list(self._linears), hidden[0], first, self._producers if self._recipe.transforms else None
+        )
         self._stage_of = {name: stage for stage in stages for name in stage.layers}
         try:
             for name, layer in self._linears.items():
@@ -194,10 +202,13 @@ class BlockPass:
 
 
 @torch.inference_mode()
-def trace(module: nn.Module, names: list[str], chunk: Tensor, kwargs: dict[str, Any], producers: bool) -> list[Stage]:
+def trace(
+    module: nn.Module, names: list[str], chunk: Tensor, kwargs: dict[str, Any], producers: Producers | None
+) -> list[Stage]:
     """Stages in the order in which a block runs them, found by running one sequence.
 
-    With `producers`, each stage also gets the module that could take a scale off its input.
+    Unless `producers` is None, each stage also gets the module that could take a scale off its input. What an earlier
+    block of the model had is tried first; a stage that had none there is not searched again.
     """
     sample = chunk[:1]
     one = {key: _first(value, chunk.shape[0]) for key, value in kwargs.items()}
@@ -221,25 +232,30 @@ def trace(module: nn.Module, names: list[str], chunk: Tensor, kwargs: dict[str, 
         else:
             stages.append(Stage([name]))
             seen.append(tensor)
-    if producers:
+    if producers is not None:
         for stage in stages:
-            stage.producer = find_producer(module, stage.layers, sample, one)
+            key = tuple(stage.layers)
+            if key not in producers or producers[key] is not None:
+                producers[key] = find_producer(module, stage.layers, sample, one, likely=producers.get(key))
+            stage.producer = producers[key]
     return stages
 
 
-def find_producer(module: nn.Module, layers: list[str], sample: Tensor, kwargs: dict[str, Any]) -> str | None:
+def find_producer(
+    module: nn.Module, layers: list[str], sample: Tensor, kwargs: dict[str, Any], *, likely: str | None = None
+) -> str | None:
     """The norm or linear layer whose output can be divided by a scale that the layers' columns take up instead.
 
     Found by trying: a candidate is right when dividing its parameters and multiplying the layers' columns leaves the
     block's output as it was, so nothing is listed by architecture. Norms that hold 1 + weight, and tensors that other
-    modules read too, fail the trial.
+    modules read too, fail the trial. `likely` is tried first.
     """
     width = _weight(module, layers[0]).shape[1]
     before = call(module, sample, kwargs)
     scale = torch.linspace(0.5, 2.0, width, device=sample.device)
-    for candidate_name, candidate in module.named_modules():
-        name: str = candidate_name
-        weight = candidate._parameters.get("weight")
+    names: list[str] = [name for name, _ in module.named_modules()]
+    for name in sorted(names, key=lambda name: name != likely):
+        weight = module.get_submodule(name)._parameters.get("weight")
         if name in layers or weight is None or weight.shape[0] != width or weight.ndim > 2:
             continue
         if _divides(module, name, layers, scale, before, sample, kwargs):

@@ -182,6 +182,19 @@ def test_packing_does_not_change_per_token_quantization(compressed: dict[str, Pa
         assert got.logprob == pytest.approx(expected[0], rel=0.02)
 
 
+@pytest.mark.slow
+def test_a_real_model_that_quantizes_its_inputs_is_packed(smollm2: Path, tmp_path: Path) -> None:
+    """Over thirty layers quantized inputs tip over in both ways of running it; that is no fault of packing."""
+    from bitworth.quantization import quantize
+    from bitworth.recipes import recipe
+
+    for name in ("w8a8-fp", "w8a8-int-rtn"):
+        quantize(smollm2, [recipe(name)], tmp_path / name)
+        engine = load_exact(tmp_path / name, device="cpu")
+        assert engine.packs()
+        assert any(isinstance(layer, QuantLinear) for layer in engine.model.modules())
+
+
 def test_an_architecture_that_cannot_be_packed_is_run_one_by_one(tiny: TorchModel) -> None:
     engine = TorchModel(tiny.model, tiny.tokenizer)
     engine._packs = False

@@ -15,7 +15,7 @@ from bitworth import recipes
 from bitworth.errors import WorkFailed
 from bitworth.model import Arguments, Block, Decoder, call
 from bitworth.quantizers import InputStats, round_weight
-from bitworth.sequential import BlockPass, find_producer, round_block, skipped, trace
+from bitworth.sequential import BlockPass, Producers, find_producer, round_block, skipped, trace
 from bitworth.types import Awq, Grid, Recipe, Rtn, Scheme, SmoothQuant
 
 GPTQ = replace(recipes.recipe("w4a16-int-gptq", group_size=32), transforms=())
@@ -125,7 +125,7 @@ def test_llamas_producers_are_found(decoder: Decoder) -> None:
     """Its v_proj makes o_proj's input only where each query head has a value head of its own."""
     hidden, kwargs = inputs_of(decoder)
     with decoder.loaded(0) as block:
-        stages = trace(block.module, list(block.linears()), hidden[0], kwargs[0][6], producers=True)
+        stages = trace(block.module, list(block.linears()), hidden[0], kwargs[0][6], producers={})
     assert [(stage.layers, stage.producer) for stage in stages] == [
         (["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"], "input_layernorm"),
         (["self_attn.o_proj"], None),
@@ -170,6 +170,16 @@ def test_only_what_can_be_divided_is_a_producer(settings: dict[str, Any], expect
     assert find_producer(module, ["second"], sample, {}) is None  # a tanh lies between
 
 
+def test_what_an_earlier_block_had_is_tried_first_and_checked() -> None:
+    """A wrong guess costs a trial; where there was none the search is not repeated."""
+    module, sample = TinyBlock().eval(), torch.randn(2, 5, 16)
+    known: Producers = {("first",): "second"}
+    first, second = trace(module, ["first", "second"], sample, {}, known)
+    assert (first.producer, second.producer) == ("norm", None)
+    assert known == {("first",): "norm", ("second",): None}
+    assert trace(module, ["first"], sample, {}, {("first",): None})[0].producer is None
+
+
 def test_gemmas_norms_are_refused(tmp_path: Path) -> None:
     from conftest import byte_tokenizer
     from transformers import AutoModelForCausalLM, GemmaConfig
@@ -183,7 +193,7 @@ def test_gemmas_norms_are_refused(tmp_path: Path) -> None:
     decoder = Decoder(tmp_path)
     hidden, kwargs = inputs_of(decoder)
     with decoder.loaded(0) as block:
-        stages = trace(block.module, list(block.linears()), hidden[0], kwargs[0][6], producers=True)
+        stages = trace(block.module, list(block.linears()), hidden[0], kwargs[0][6], producers={})
     assert [stage.producer for stage in stages] == [None, "self_attn.v_proj", None, "mlp.up_proj"]
 
 

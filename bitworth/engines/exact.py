@@ -12,7 +12,8 @@ up to float32 rounding. compressed-tensors' own emulation differs for INT8: it d
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -82,3 +83,19 @@ def quantize_inputs(model: nn.Module, modules: Iterable[str], activation: Activa
             )
         layer.__class__ = QuantLinear
         layer.activation = activation  # type: ignore[assignment]
+
+
+@contextmanager
+def inputs_as_they_are(model: nn.Module) -> Iterator[None]:
+    """Within the block nothing is quantized on arrival, so that two ways to run the model differ by rounding alone.
+
+    Quantization turns a difference in the last bit into a whole step wherever a value lies on the edge of two.
+    """
+    layers = [layer for layer in model.modules() if isinstance(layer, QuantLinear)]
+    for layer in layers:
+        layer.__class__ = nn.Linear  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.__class__ = QuantLinear

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from bitworth import checkpoint as storage
 from bitworth.engines import packing
-from bitworth.engines.exact import activation_of, quantize_inputs
+from bitworth.engines.exact import activation_of, inputs_as_they_are, quantize_inputs
 from bitworth.engines.scorer import Progress
 from bitworth.errors import BitworthError
 from bitworth.tasks.base import Request, Score
@@ -106,7 +106,8 @@ class TorchModel:
     def packs(self) -> bool:
         """Whether packed rows give this architecture's own answers; tried once, on a row that would show it."""
         if self._packs is None:
-            self._packs = _packs(self)
+            with inputs_as_they_are(self.model):
+                self._packs = _packs(self)
         return self._packs
 
     def _encode_request(self, context: str, continuation: str) -> Encoded:
