@@ -84,12 +84,16 @@ class Rtn:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gptq:
-    """GPTQ (arXiv 2210.17323): round column by column, spreading each error over the columns still to come."""
+    """GPTQ (arXiv 2210.17323): round column by column, spreading each error over the columns still to come.
+
+    Afterwards `sweeps` times the best scales for the codes, then the best codes for the scales (`quantizers.refine`).
+    """
 
     clip: Clip | None = None
     damping: float = 0.01
     block_size: int = 128
     ordering: Ordering = "none"
+    sweeps: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

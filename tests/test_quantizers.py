@@ -180,7 +180,7 @@ def test_every_sweep_lowers_what_is_lost(seed: int, ordering: str, grid: Grid) -
     damping = 0.01 * stats.hessian_II.diagonal().mean()
 
     def loss(sweeps: int) -> float:
-        found = gptq(weight, grid, chosen, stats, dtype=F32, sweeps=sweeps)
+        found = gptq(weight, grid, replace(chosen, sweeps=sweeps), stats, dtype=F32)
         delta = found.weight() - weight
         return lost(weight, found.weight(), stats) + float(damping * delta.square().sum())
 

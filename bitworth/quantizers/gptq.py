@@ -25,10 +25,8 @@ from bitworth.types import Gptq, Grid
 _FIRST_DAMPING, _MOST_DAMPING = 0.001, 1.0
 
 
-def gptq(
-    weight_OI: Tensor, grid: Grid, settings: Gptq, stats: InputStats, *, dtype: torch.dtype, sweeps: int = 0
-) -> Rounded:
-    """Round `weight_OI` (out, in) under second moments `stats`, then `refine` codes and scales `sweeps` times.
+def gptq(weight_OI: Tensor, grid: Grid, settings: Gptq, stats: InputStats, *, dtype: torch.dtype) -> Rounded:
+    """Round `weight_OI` (out, in) under second moments `stats`, then `refine` codes and scales.
 
     Raises:
         WorkFailed: the Hessian holds NaN or infinity, or stays singular under any damping.
@@ -45,10 +43,10 @@ def gptq(
     codes, scales = loop.run(factor)
     regrouped = settings.ordering == "group" and grid.granularity == "group"
     codes = codes[:, back]
-    if sweeps:
+    if settings.sweeps:
         lie = order if regrouped else torch.arange(len(order), device=order.device)  # groups side by side
         swept, scales = refine(
-            weight_OI[:, lie], codes[:, lie], scales, grid, hessian[lie][:, lie], sweeps, dtype=dtype
+            weight_OI[:, lie], codes[:, lie], scales, grid, hessian[lie][:, lie], settings.sweeps, dtype=dtype
         )
         codes = swept[:, torch.argsort(lie)]
     group_of = (back // group_size_of(grid, len(order))).to(torch.int32) if regrouped else None
