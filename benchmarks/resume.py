@@ -31,6 +31,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument("--kills", type=int, help="how often to kill (10, or 3 with --quick)")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="bitworth-resume-") as scratch:
         folder = Path(scratch)
@@ -40,7 +41,7 @@ def main() -> None:
         began = time.monotonic()
         run(study, folder / "undisturbed").wait()
         whole = time.monotonic() - began
-        kills = 3 if arguments.quick else 10
+        kills = arguments.kills or (3 if arguments.quick else 10)
         harmed = killed(study, folder / "killed", kills, whole, random.Random(arguments.seed))
         same = figures(folder / "undisturbed") == figures(folder / "killed")
     say(

@@ -179,16 +179,24 @@ def test_unpaired_answers_are_refused() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "limit"), [("arc_challenge", 60), ("winogrande", 60), ("mmlu", 50), ("hellaswag", 50)]
+    ("model", "name", "limit"),
+    [
+        *[("stories", name, limit) for name, limit in (("arc_challenge", 60), ("winogrande", 60), ("mmlu", 50))],
+        ("stories", "hellaswag", 50),
+        ("smollm2", "arc_challenge", 30),
+        ("smollm2", "winogrande", 40),
+    ],
 )
-def test_answers_are_lm_evals_item_by_item(shared: Path, stories: Path, name: str, limit: int) -> None:
+def test_answers_are_lm_evals_item_by_item(
+    shared: Path, request: pytest.FixtureRequest, model: str, name: str, limit: int
+) -> None:
     """lm-eval's HF backend scores the same prompts: the same predictions, log-probabilities within 1e-3."""
     from lm_eval.api.instance import Instance
     from lm_eval.models.huggingface import HFLM
 
     from bitworth.engines.torch import load_exact
 
-    engine = load_exact(stories, device="cpu")
+    engine = load_exact(request.getfixturevalue(model), device="cpu")
     loaded = tasks.load(TaskSpec(name=name, limit=limit), shared / "data")
     peer = HFLM(pretrained=engine.model, tokenizer=engine.tokenizer, batch_size=8)
     instances = [
