@@ -78,6 +78,7 @@ class LocalExecutor:
         if self._pipe is not None:
             self._pipe.close()
         if self._process is not None:
+            self._process.join(2)  # an idle worker sees the closed pipe and leaves in good order
             self._process.terminate()
             self._process.join(5)
             if self._process.is_alive():

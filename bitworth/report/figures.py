@@ -27,7 +27,8 @@ def number(value: float | None, *, digits: int = 3, apart_from: float | None = N
         places = more - 1 - math.floor(math.log10(abs(value))) if value else 0
         if apart_from is None or _tells_apart(value, round(value, places), apart_from):
             break
-    return f"{round(value, places):,.{max(0, places)}f}"
+    decimals = 0 if isinstance(value, int) else max(0, places)
+    return f"{round(value, places):,.{decimals}f}"
 
 
 def percent(value: float | None, *, decimals: int = 1, apart_from: float | None = None) -> str:
