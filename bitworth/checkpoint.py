@@ -1,40 +1,22 @@
-"""Model folders and named tensors: safetensors read lazily, checkpoints written whole or not at all."""
+"""Model folders and named tensors, read lazily; what compressed-tensors' config says of a checkpoint's format."""
 
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from bitworth import schemes
-from bitworth.errors import BitworthError, WorkFailed, disk_reason
+from bitworth.errors import BitworthError
 from bitworth.numerics import from_codes
 from bitworth.types import Grid, Scheme
 
 INDEX = "model.safetensors.index.json"
 PROVENANCE = "bitworth.json"
-SHARD_BYTES = 1_000_000_000  # held in memory until it is written
-_PARTIAL, _REPLACED = "partial", "replaced"
-#: Files that make a folder a usable model besides its weights.
-COMPANIONS = (
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-    "chat_template.json",
-)
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -164,158 +146,6 @@ class WeightReader:
 
 
 _PARTS = ("weight", "weight_packed", "weight_scale", "weight_shape", "weight_g_idx")
-
-
-class Writer:
-    """Writes a checkpoint beside its final name and moves it there when it is whole.
-
-    Use as a context: leaving it by an exception removes what was written.
-    """
-
-    def __init__(self, folder: Path, source: Path, *, shard_bytes: int = SHARD_BYTES) -> None:
-        self.folder, self._source, self._limit = folder, source, shard_bytes
-        self._temporary = folder.with_name(f".{folder.name}.{os.getpid()}.{_PARTIAL}")
-        self._shard: dict[str, Tensor] = {}
-        self._shards: list[list[str]] = []
-        self._sizes: list[int] = []
-
-    def __enter__(self) -> Writer:
-        """Make the temporary folder.
-
-        Raises:
-            BitworthError: the final name is taken by something that is not a checkpoint of bitworth's.
-            WorkFailed: the disk is full or cannot be written.
-        """
-        check_replaceable(self.folder, self._source)
-        try:
-            self._tidy()
-            shutil.rmtree(self._temporary, ignore_errors=True)
-            self._temporary.mkdir(parents=True)
-        except OSError as error:
-            raise WorkFailed(f"{self.folder} cannot be written: {disk_reason(error)}.") from error
-        return self
-
-    def _tidy(self) -> None:
-        """Clear away what killed runs left; a checkpoint that one had moved aside comes back."""
-        for left in sorted(self.folder.parent.glob(f".{self.folder.name}.*")):
-            pid, _, kind = left.name.removeprefix(f".{self.folder.name}.").partition(".")
-            if kind not in (_PARTIAL, _REPLACED) or _alive(pid):
-                continue
-            if kind == _REPLACED and not self.folder.exists():
-                left.rename(self.folder)
-            else:
-                shutil.rmtree(left, ignore_errors=True)
-
-    def __exit__(self, kind: object, *_: object) -> None:
-        """Clean up when the checkpoint was not finished."""
-        if kind is not None:
-            shutil.rmtree(self._temporary, ignore_errors=True)
-
-    def add(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take tensors in; a full shard goes to disk."""
-        size = sum(t.numel() * t.element_size() for t in tensors.values())
-        if self._shard and self._held() + size > self._limit:
-            self._flush()
-        self._shard.update({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
-
-    def finish(self, config: Mapping[str, Any], provenance: Mapping[str, Any]) -> int:
-        """Write the rest and rename into place, replacing what was there; returns the bytes of the weights.
-
-        Raises:
-            WorkFailed: the disk is full or cannot be written; nothing is left behind.
-        """
-        try:
-            self._flush()
-            self._name_shards()
-            for name in COMPANIONS:
-                if (self._source / name).is_file():
-                    shutil.copyfile(self._source / name, self._temporary / name)
-            _write_json(self._temporary / "config.json", config)
-            _write_json(self._temporary / PROVENANCE, provenance)
-            self._swap()
-        except OSError as error:
-            shutil.rmtree(self._temporary, ignore_errors=True)
-            raise WorkFailed(f"{self.folder} could not be written: {disk_reason(error)}.") from error
-        return sum(self._sizes)
-
-    def _swap(self) -> None:
-        """Move the new folder into place; the old one is moved aside first, so that no fault costs it."""
-        aside = self._temporary.with_suffix(f".{_REPLACED}")
-        if self.folder.exists():
-            self.folder.rename(aside)
-        try:
-            self._temporary.rename(self.folder)
-        except OSError:
-            if aside.exists():
-                aside.rename(self.folder)
-            raise
-        shutil.rmtree(aside, ignore_errors=True)
-
-    def _held(self) -> int:
-        return sum(t.numel() * t.element_size() for t in self._shard.values())
-
-    def _flush(self) -> None:
-        if not self._shard:
-            return
-        path = self._temporary / f"shard-{len(self._shards)}"
-        try:
-            save_file(self._shard, path, metadata={"format": "pt"})
-        except (SafetensorError, OSError) as error:
-            shutil.rmtree(self._temporary, ignore_errors=True)
-            reason = disk_reason(error) if isinstance(error, OSError) else _safetensors_reason(error)
-            raise WorkFailed(f"{self.folder} could not be written: {reason}.") from error
-        self._shards.append(list(self._shard))
-        self._sizes.append(self._held())
-        self._shard = {}
-
-    def _name_shards(self) -> None:
-        count = len(self._shards)
-        if count == 1:
-            (self._temporary / "shard-0").rename(self._temporary / "model.safetensors")
-            return
-        weight_map = {}
-        for number, names in enumerate(self._shards):
-            file = f"model-{number + 1:05d}-of-{count:05d}.safetensors"
-            (self._temporary / f"shard-{number}").rename(self._temporary / file)
-            weight_map.update(dict.fromkeys(names, file))
-        index = {"metadata": {"total_size": sum(self._sizes)}, "weight_map": weight_map}
-        _write_json(self._temporary / INDEX, index)
-
-
-def check_replaceable(folder: Path, source: Path) -> None:
-    """Refuse to write a checkpoint over anything but an earlier checkpoint of bitworth's.
-
-    Raises:
-        BitworthError: `folder` is the model itself or holds it, is a file, or holds files of another kind.
-    """
-    final, base = folder.resolve(), source.resolve()
-    if final == base or final in base.parents:
-        raise BitworthError(f"{folder} holds the model being quantized; name another output folder.")
-    if not folder.exists():
-        return
-    if not folder.is_dir() or (any(folder.iterdir()) and not (folder / PROVENANCE).is_file()):
-        raise BitworthError(
-            f"{folder} exists and is not a checkpoint that bitworth wrote; name a new or an empty folder."
-        )
-
-
-def _alive(pid: str) -> bool:
-    try:
-        os.kill(int(pid), 0)
-    except (ProcessLookupError, ValueError, OverflowError):
-        return False
-    except PermissionError:
-        return True
-    return True
-
-
-def _safetensors_reason(error: Exception) -> str:
-    full = "No space left" in str(error)
-    return "the disk is full; free some space and run the same command again" if full else str(error)
-
-
-def _write_json(path: Path, value: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def quantization_config(scheme: Scheme, ignore: list[str], ordering: str | None) -> dict[str, Any]:

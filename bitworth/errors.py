@@ -21,6 +21,10 @@ class WorkFailed(BitworthError):
     exit_code = 1
 
 
+class Interrupted(WorkFailed):
+    """Work that could not go on, of which so much is kept that the same command takes it up again."""
+
+
 class Unsupported(BitworthError):
     """An engine cannot run a format on this hardware; the message is the reason shown to the user."""
 

@@ -7,7 +7,7 @@ empty blocks.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,18 +39,21 @@ class Block:
 class Decoder:
     """A decoder's skeleton over the tensors of a model folder."""
 
-    def __init__(self, folder: Path) -> None:
-        """Build the skeleton.
+    def __init__(
+        self, folder: Path, *, device: torch.device | str = "cpu", compute: torch.dtype = torch.float32
+    ) -> None:
+        """Build the skeleton; blocks are loaded onto `device` and computed in `compute`.
 
         Raises:
             BitworthError: not a decoder, an architecture that transformers lacks, or weights that do not match it.
         """
-        self.folder = folder
+        self.folder, self.device, self.compute = folder, torch.device(device), compute
         self.config = read_config(folder)
         if "quantization_config" in self.config:
             raise BitworthError(f"{folder} is quantized already; quantize the unquantized model it was made from.")
         self.reader = Reader(folder)
         self.model: Any = _skeleton(folder)
+        _move_buffers(self.model, self.device)
         self.prefix, self._blocks = _find_blocks(self.model)
         _refuse_fused(self.model, self._blocks)
         self.dtype = self._dtype()
@@ -58,6 +61,11 @@ class Decoder:
     def __len__(self) -> int:
         """Number of decoder blocks."""
         return len(self._blocks)
+
+    @property
+    def width(self) -> int:
+        """Width of the hidden states that pass from block to block."""
+        return int(self.model.config.get_text_config().hidden_size)
 
     def _dtype(self) -> torch.dtype:
         name = next(name for name in sorted(self.reader.names) if name.endswith(".weight") and self.prefix in name)
@@ -69,9 +77,9 @@ class Decoder:
 
     @contextmanager
     def loaded(self, index: int) -> Iterator[Block]:
-        """The block with its weights in float32; they are dropped on leaving."""
+        """The block with its weights on the device; they are dropped on leaving."""
         block = self.block(index)
-        _fill(block.module, block.prefix, self.reader)
+        self._fill(block.module, block.prefix)
         try:
             yield block
         finally:
@@ -96,11 +104,11 @@ class Decoder:
             for name, layer in self.block(index).linears().items()
         }
 
-    def first_inputs(self, chunks: list[Tensor]) -> tuple[list[Tensor], list[Arguments]]:
-        """What the first block receives for each chunk of tokens (B, T), and the keyword arguments of every block.
+    def first_inputs(self, chunks: Sequence[Tensor], take: Callable[[Tensor], object]) -> list[Arguments]:
+        """Give `take` what the first block receives for each chunk of tokens (B, T): hidden states (B, T, D).
 
         Returns:
-            hidden states (B, T, D) float32 a chunk; keyword arguments a block and batch size (masks depend on it).
+            keyword arguments a block and batch size (masks depend on it).
 
         Raises:
             BitworthError: the architecture's blocks do not take and give one tensor of hidden states.
@@ -113,15 +121,16 @@ class Decoder:
             if part in inside and not f"{name}.".startswith(f"{self.prefix}.") and list(part.parameters(recurse=False))
         }
         for name, module in around.items():
-            _fill(module, name, self.reader)
+            self._fill(module, name)
         recorded: list[Arguments] = [{} for _ in self._blocks]
-        hidden: list[Tensor] = []
+        shape: list[torch.Size] = []
 
         def record(index: int) -> Callable[..., Any]:
             def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
                 if index == 0:
-                    hidden.append(hidden_states.clone())
-                elif hidden_states.shape != hidden[-1].shape:
+                    take(hidden_states.clone())
+                    shape[:] = [hidden_states.shape]
+                elif [hidden_states.shape] != shape:
                     raise BitworthError(
                         f"{type(self.model).__name__} passes more than one tensor from block to block, which bitworth "
                         "cannot follow; only recipes without calibration quantize it."
@@ -136,13 +145,37 @@ class Decoder:
             for index, block in enumerate(self._blocks):
                 block.forward = record(index)
             for tokens in chunks:
-                body(input_ids=tokens, use_cache=False)
+                body(input_ids=tokens.to(self.device), use_cache=False)
         finally:
             for block, original in zip(self._blocks, originals, strict=True):
                 block.forward = original
             for module in around.values():
                 _drop_parameters(module)
-        return hidden, recorded
+        return recorded
+
+    def _fill(self, module: nn.Module, prefix: str) -> None:
+        """Give a module's empty parameters and persistent buffers the folder's tensors, floating ones to compute in."""
+        for name, parameter in [*module.named_parameters(), *module.named_buffers()]:
+            full = f"{prefix}.{name}"
+            if full not in self.reader.names:
+                if parameter.is_meta:
+                    raise BitworthError(
+                        f"{self.folder} has no tensor '{full}'; its weights do not match its config.json."
+                    )
+                continue
+            tensor = self.reader.get(full)
+            if tuple(tensor.shape) != tuple(parameter.shape):
+                raise BitworthError(
+                    f"{self.folder}: tensor '{full}' has shape {tuple(tensor.shape)}, its config asks for "
+                    f"{tuple(parameter.shape)}; fetch the model again."
+                )
+            owner, _, leaf = name.rpartition(".")
+            holder = module.get_submodule(owner)
+            if leaf in holder._parameters:
+                value = tensor.to(self.device, self.compute)
+                holder._parameters[leaf] = nn.Parameter(value, requires_grad=False)
+            else:
+                holder._buffers[leaf] = tensor.to(self.device, parameter.dtype)
 
 
 def call(block: nn.Module, hidden: Tensor, kwargs: dict[str, Any]) -> Tensor:
@@ -205,34 +238,16 @@ def _refuse_fused(model: nn.Module, blocks: nn.ModuleList) -> None:
         )
 
 
+def _move_buffers(model: nn.Module, device: torch.device) -> None:
+    for part in model.modules():
+        for leaf, buffer in part._buffers.items():
+            if buffer is not None:
+                part._buffers[leaf] = buffer.to(device)
+
+
 def _drop_parameters(module: nn.Module) -> None:
     """Free a module's weights but keep its buffers, some of which no checkpoint holds."""
     for part in module.modules():
         for leaf, parameter in part._parameters.items():
             if parameter is not None:
                 part._parameters[leaf] = nn.Parameter(parameter.to("meta"), requires_grad=False)
-
-
-def _fill(module: nn.Module, prefix: str, reader: Reader) -> None:
-    """Give a module's empty parameters and persistent buffers the folder's tensors, floating ones in float32."""
-    for name, parameter in [*module.named_parameters(), *module.named_buffers()]:
-        full = f"{prefix}.{name}"
-        if full not in reader.names:
-            if parameter.is_meta:
-                raise BitworthError(
-                    f"{reader.folder} has no tensor '{full}'; its weights do not match its config.json."
-                )
-            continue
-        tensor = reader.get(full)
-        if tuple(tensor.shape) != tuple(parameter.shape):
-            raise BitworthError(
-                f"{reader.folder}: tensor '{full}' has shape {tuple(tensor.shape)}, its config asks for "
-                f"{tuple(parameter.shape)}; fetch the model again."
-            )
-        owner, _, leaf = name.rpartition(".")
-        holder = module.get_submodule(owner)
-        value = tensor.float() if tensor.is_floating_point() else tensor
-        if leaf in holder._parameters:
-            holder._parameters[leaf] = nn.Parameter(value, requires_grad=False)
-        else:
-            holder._buffers[leaf] = value

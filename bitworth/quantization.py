@@ -4,25 +4,31 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import json
+import math
 import resource
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, fields, replace
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
+import psutil
 import torch
 from torch import Tensor
 
-from bitworth import schemes
 from bitworth.calibration import calibration_tokens
-from bitworth.checkpoint import Writer, quantization_config
+from bitworth.checkpoint import PROVENANCE, quantization_config
 from bitworth.errors import BitworthError
-from bitworth.model import Arguments, Block, Decoder
-from bitworth.sequential import BlockPass, BlockResult, Producers, round_block, skipped
+from bitworth.model import Arguments, Decoder
+from bitworth.sequential import skipped
+from bitworth.states import InFiles, InMemory, Shape
+from bitworth.streams import Build, Stream, streams_of
 from bitworth.types import Calibration, Gptq, QuantizeResult, Recipe
+from bitworth.writer import Writer, check_replaceable
 
 Progress = Callable[[str, int, int], None]
 """Called with (what, done, total)."""
@@ -33,59 +39,67 @@ GROUP_SIZES = (128, 64, 32)
 CHUNK_TOKENS = 32_768
 
 
-@dataclass(slots=True)
-class _Stream:
-    """One recipe on its way through the blocks."""
-
-    recipe: Recipe
-    writer: Writer
-    hidden: list[Tensor] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    ignored: list[str] = field(default_factory=list)
-    producers: Producers = field(default_factory=dict)
-    seconds: float = 0.0
-
-
 @torch.inference_mode()
 def quantize(
     model: Path,
     recipes: Sequence[Recipe],
-    out: Path,
+    out: Path | Mapping[str, Path],
     *,
     calibration: Calibration | None = None,
     allow_group_fallback: bool = False,
+    states_mib: float | None = None,
+    device: str | None = None,
     progress: Progress = lambda *_: None,
 ) -> list[QuantizeResult]:
-    """Quantize a model by each recipe; `out` itself for one recipe, `out/NAME` for several.
+    """Quantize a model by each recipe.
 
-    Each GPTQ recipe carries its own quantization error forward, as the published method does.
+    A killed run goes on from the last block that was kept, and a checkpoint that is there already, made of the same
+    model by the same recipe on the same data, is not made again.
+
+    Args:
+        model: folder of the unquantized model.
+        recipes: of different names.
+        out: the checkpoint's folder for one recipe, `out/NAME` for several; or a folder for each name.
+        calibration: what recipes that look at activations see.
+        allow_group_fallback: take a group size that fits every layer where the asked one does not.
+        states_mib: most memory for hidden states, which go to files beyond it; half of what is free unless given.
+        device: where to compute; the GPU where there is one.
+        progress: told of every block.
 
     Raises:
         BitworthError: the model, the calibration or the group size will not do.
         WorkFailed: a layer or the disk failed; nothing half-written is left.
     """
-    decoder = Decoder(model)
-    fitted = [fit_groups(decoder, recipe, allow_group_fallback) for recipe in recipes]
+    decoder = open_decoder(model, device)
     shared_notes: list[str] = []
+    fitted = [fit_groups(decoder, recipe, allow_group_fallback) for recipe in recipes]
     tokens = _tokens(model, [recipe for recipe, _ in fitted], calibration, shared_notes.append)
+    folders = out if isinstance(out, Mapping) else folders_of(out, recipes)
+    for folder in folders.values():
+        check_replaceable(folder, model)
+    made: dict[str, QuantizeResult] = {}
     with ExitStack() as stack:
-        streams = []
+        builds = []
         for recipe, notes in fitted:
-            folder = out if len(fitted) == 1 else out / recipe.name
-            used = [*notes, *(shared_notes if recipe.needs_calibration else ())]
-            if isinstance(recipe.rounding, Gptq) and recipe.rounding.ordering == "group":
-                used.append(
-                    "groups follow the activations' order (weight_g_idx), which newer compressed-tensors refuses"
-                )
-            streams.append(_Stream(recipe, stack.enter_context(Writer(folder, model)), notes=used))
-        kwargs = _first_inputs(decoder, streams, tokens)
-        for index in range(len(decoder)):
+            key = _key(decoder, recipe, calibration, tokens)
+            found = _made_before(folders[recipe.name], key)
+            if found is not None:
+                made[recipe.name] = found
+                continue
+            used = [*notes, *(shared_notes if recipe.needs_calibration else ()), *_warnings(recipe)]
+            builds.append(Build(recipe, stack.enter_context(Writer(folders[recipe.name], model)), key, notes=used))
+        streams = streams_of(builds, shared=calibration is not None and calibration.stream == "shared")
+        kwargs = _prepare(decoder, streams, tokens, states_mib)
+        for index in range(min((stream.done for stream in streams), default=len(decoder)), len(decoder)):
             progress("blocks", index + 1, len(decoder))
             with decoder.loaded(index) as block:
                 for stream in streams:
-                    _one_block(decoder, block, stream, kwargs[index] if kwargs else None)
+                    if stream.done <= index:
+                        stream.walk(decoder, block, kwargs[index] if kwargs else None)
             _trim_heap()
-        return [_finish(decoder, stream, calibration) for stream in streams]
+        for build in builds:
+            made[build.recipe.name] = _finish(decoder, build, calibration)
+    return [made[recipe.name] for recipe, _ in fitted]
 
 
 def fit_groups(decoder: Decoder, recipe: Recipe, allow_fallback: bool) -> tuple[Recipe, list[str]]:
@@ -112,6 +126,23 @@ def fit_groups(decoder: Decoder, recipe: Recipe, allow_fallback: bool) -> tuple[
     return replace(recipe, scheme=scheme), [note]
 
 
+def folders_of(out: Path, recipes: Sequence[Recipe]) -> dict[str, Path]:
+    """Where each recipe's checkpoint goes: `out` itself for one, `out/NAME` for several."""
+    return {recipe.name: out if len(recipes) == 1 else out / recipe.name for recipe in recipes}
+
+
+def open_decoder(model: Path, device: str | None = None) -> Decoder:
+    """The model to walk: float32 on a CPU, whose bfloat16 is slow; its own bfloat16 on a GPU."""
+    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    return Decoder(model, device=place, compute=torch.float32 if place.type == "cpu" else torch.bfloat16)
+
+
+def chunks_of(tokens: Tensor) -> list[Tensor]:
+    """Calibration sequences (samples, length) in as few chunks of at most CHUNK_TOKENS tokens as will do."""
+    count = min(tokens.shape[0], -(-tokens.numel() // CHUNK_TOKENS))
+    return list(torch.split(tokens, -(-tokens.shape[0] // count)))
+
+
 def _tokens(
     model: Path, recipes: list[Recipe], calibration: Calibration | None, note: Callable[[str], None]
 ) -> Tensor | None:
@@ -123,16 +154,75 @@ def _tokens(
     return calibration_tokens(model, calibration, note)
 
 
-def _first_inputs(decoder: Decoder, streams: list[_Stream], tokens: Tensor | None) -> list[Arguments] | None:
-    if tokens is None:
+def _warnings(recipe: Recipe) -> list[str]:
+    if isinstance(recipe.rounding, Gptq) and recipe.rounding.ordering == "group":
+        return ["groups follow the activations' order (weight_g_idx), which newer compressed-tensors refuses"]
+    return []
+
+
+def _key(decoder: Decoder, recipe: Recipe, calibration: Calibration | None, tokens: Tensor | None) -> str:
+    """Identifies everything that could change a checkpoint: the model's files, the recipe, its data, the versions."""
+    paths = [decoder.folder / "config.json", *sorted(decoder.folder.glob("*.safetensors"))]
+    facts: dict[str, Any] = {
+        "model": [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in paths],
+        "recipe": asdict(recipe),
+        "versions": _versions(),
+        "device": decoder.device.type,
+    }
+    if recipe.needs_calibration:
+        assert calibration is not None
+        assert tokens is not None
+        facts["tokens"] = [list(tokens.shape), hashlib.sha256(tokens.numpy().tobytes()).hexdigest()]
+        facts["stream"] = calibration.stream
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def _made_before(folder: Path, key: str) -> QuantizeResult | None:
+    """The result of a checkpoint that is there already, whole, under the same key."""
+    try:
+        page = json.loads((folder / PROVENANCE).read_text(encoding="utf-8"))
+        same = page["key"] == key
+        whole = all((folder / name).stat().st_size == size for name, size in page["files"].items())
+        row = {**page["result"], "path": folder, "notes": tuple(page["notes"])}
+        return QuantizeResult(**row) if same and whole else None
+    except (OSError, ValueError, KeyError, TypeError):
         return None
-    count = -(-tokens.numel() // CHUNK_TOKENS)
-    chunks = list(torch.split(tokens, -(-tokens.shape[0] // count)))
-    hidden, kwargs = decoder.first_inputs(chunks)
-    for stream in streams:
-        if stream.recipe.needs_calibration:
-            stream.hidden = hidden
-    return kwargs
+
+
+def _prepare(
+    decoder: Decoder, streams: list[Stream], tokens: Tensor | None, states_mib: float | None
+) -> list[Arguments] | None:
+    """Give every stream the first block's inputs, or what a killed run left; the keyword arguments of every block."""
+    walking = [stream for stream in streams if stream.builds[0].recipe.needs_calibration]
+    if tokens is None or not walking:
+        for stream in streams:
+            stream.take_up([])
+        return None
+    chunks = chunks_of(tokens)
+    width = decoder.width
+    shapes: list[Shape] = [(chunk.shape[0], chunk.shape[1], width) for chunk in chunks]
+    size = 4 * width * tokens.numel() * len(walking)
+    budget = states_mib * 2**20 if states_mib is not None else psutil.virtual_memory().available / 2
+    for stream in walking:
+        if size > budget:
+            stream.states = InFiles(decoder.device, stream.folder, shapes)
+        else:
+            stream.states = InMemory(decoder.device, _store(decoder.device, size))
+    fresh = [stream for stream in streams if not stream.take_up(shapes)]
+    starting = [stream.states for stream in fresh if stream.states is not None]
+
+    def take(hidden: Tensor) -> None:
+        for states in starting:
+            states.append(hidden)
+
+    return decoder.first_inputs(chunks, take)
+
+
+def _store(device: torch.device, size: int) -> torch.device:
+    """Where hidden states of so many bytes are held: with what computes, if they leave it half its memory."""
+    if device.type == "cuda" and size > torch.cuda.mem_get_info(device)[0] / 2:
+        return torch.device("cpu")
+    return device
 
 
 def _trim_heap() -> None:
@@ -143,77 +233,43 @@ def _trim_heap() -> None:
             trim(0)
 
 
-def _one_block(decoder: Decoder, block: Block, stream: _Stream, kwargs: Arguments | None) -> None:
+def _finish(decoder: Decoder, build: Build, calibration: Calibration | None) -> QuantizeResult:
     began = time.monotonic()
-    if stream.recipe.needs_calibration:
-        assert kwargs is not None
-        walk = BlockPass(block, stream.recipe, decoder.dtype, producers=stream.producers)
-        stream.hidden = walk.run(stream.hidden, kwargs)
-        result = walk.result
-    else:
-        result = round_block(block, stream.recipe, decoder.dtype)
-    _write_block(decoder, block, stream, result)
-    stream.notes.extend(result.notes)
-    stream.seconds += time.monotonic() - began
-
-
-def _write_block(decoder: Decoder, block: Block, stream: _Stream, result: BlockResult) -> None:
-    layout = schemes.layout_of(stream.recipe.scheme)
-    for name, rounded in result.rounded.items():
-        tensors = layout.encode(rounded.codes_OI, rounded.scale_OG, decoder.dtype)
-        if rounded.group_of_I is not None:
-            tensors["weight_g_idx"] = rounded.group_of_I
-        stream.writer.add({f"{block.prefix}.{name}.{part}": tensor for part, tensor in tensors.items()})
-    written = {f"{block.prefix}.{name}.weight" for name in result.rounded}
-    for full in sorted(name for name in decoder.reader.names if name.startswith(f"{block.prefix}.")):
-        if full not in written:
-            changed = result.changed.get(full.removeprefix(f"{block.prefix}."))
-            kept = decoder.reader.get(full)
-            stream.writer.add({full: kept if changed is None else changed.to(kept.dtype)})
-    stream.ignored.extend(f"{block.prefix}.{name}" for name in block.linears() if skipped(name))
-
-
-def _finish(decoder: Decoder, stream: _Stream, calibration: Calibration | None) -> QuantizeResult:
-    began = time.monotonic()
-    recipe = stream.recipe
+    recipe, writer = build.recipe, build.writer
     for name in decoder.others():
-        stream.writer.add({name: decoder.reader.get(name)})
+        writer.add({name: decoder.reader.get(name)})
     ordering = recipe.rounding.ordering if isinstance(recipe.rounding, Gptq) else None
     grouped = recipe.scheme.weight is not None and recipe.scheme.weight.granularity == "group"
-    config = dict(decoder.config)
-    ignored = list(dict.fromkeys([*recipe.scheme.ignore, *decoder.other_linears(), *stream.ignored]))
-    config["quantization_config"] = quantization_config(recipe.scheme, ignored, ordering if grouped else None)
+    ignored = list(dict.fromkeys([*recipe.scheme.ignore, *decoder.other_linears(), *build.ignored]))
+    quantization = quantization_config(recipe.scheme, ignored, ordering if grouped else None)
+    weights = sum(rows * columns for rows, columns in decoder.linear_shapes().values())
+    weights += sum(math.prod(decoder.reader.shape(name)) for name in decoder.others())
+    result = QuantizeResult(
+        format=recipe.name,
+        path=writer.folder,
+        seconds=round(build.seconds + time.monotonic() - began, 3),
+        peak_rss_mib=round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
+        size_mib=round(writer.size / 2**20, 2),
+        bits_per_weight=round(8 * writer.size / weights, 3),
+        notes=tuple(build.notes),
+    )
+    kept = [field.name for field in fields(result) if field.name not in ("path", "notes")]
     provenance = {
         "format": recipe.name,
         "recipe": asdict(recipe),
         "calibration": asdict(calibration) if calibration and recipe.needs_calibration else None,
         "base": {"path": str(decoder.folder), "config_sha256": _sha256(decoder.folder / "config.json")},
-        "notes": stream.notes,
-        "versions": {
-            "bitworth": version("bitworth"),
-            "torch": version("torch"),
-            "transformers": version("transformers"),
-        },
+        "notes": build.notes,
+        "versions": _versions(),
+        "key": build.key,
+        "result": {name: getattr(result, name) for name in kept},
     }
-    size = stream.writer.finish(config, provenance)
-    weights = sum(rows * columns for rows, columns in decoder.linear_shapes().values())
-    weights += sum(_numel(decoder, name) for name in decoder.others())
-    return QuantizeResult(
-        format=recipe.name,
-        path=stream.writer.folder,
-        seconds=round(stream.seconds + time.monotonic() - began, 3),
-        peak_rss_mib=round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
-        size_mib=round(size / 2**20, 2),
-        bits_per_weight=round(8 * size / weights, 3),
-        notes=tuple(stream.notes),
-    )
+    writer.finish({**decoder.config, "quantization_config": quantization}, provenance)
+    return result
 
 
-def _numel(decoder: Decoder, name: str) -> int:
-    count = 1
-    for side in decoder.reader.shape(name):
-        count *= side
-    return count
+def _versions() -> dict[str, str]:
+    return {name: version(name) for name in ("bitworth", "torch", "transformers")}
 
 
 def _sha256(path: Path) -> str:

@@ -1,17 +1,20 @@
-"""One recipe over one decoder block, in true sequential order.
+"""Recipes over one decoder block, in true sequential order.
 
 Linear layers that read the same tensor (q, k and v; gate and up) form a stage: they share their second moments and are
-rounded as one stack. Each stage sees what the stages before it, already quantized, produce. When all calibration data
-fits one chunk every layer is evaluated once: a stage is rounded in the middle of the block's forward, which then goes
-on with the rounded weights. With several chunks the block is run again up to each stage, so that memory is bounded by a
-chunk.
+rounded as one stack. A recipe that carries its own error forward sees, at each stage, what the stages before it,
+already rounded, produce; recipes that share the unquantized stream share its forward passes and its moments too.
+
+When all calibration data fits one chunk every layer is evaluated once: a stage is rounded in the middle of the block's
+forward, which then goes on. With several chunks memory is bounded by a chunk, and the block is run again up to each
+stage; the unquantized stream, where no stage waits for another, still runs once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from itertools import groupby
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -21,26 +24,28 @@ from bitworth.model import Arguments, Block, call
 from bitworth.quantizers import InputStats, Rounded, round_weight
 from bitworth.quantizers.awq import awq_scale
 from bitworth.quantizers.smoothquant import smoothing_scale
-from bitworth.types import Recipe, SmoothQuant
+from bitworth.stages import Producers, Stage, trace
+from bitworth.types import Awq, Grid, Recipe, SmoothQuant
+
+
+class Chunks(Protocol):
+    """Hidden states (B, T, D) of each chunk of calibration data; a list will do."""
+
+    def __len__(self) -> int:
+        """How many chunks."""
+        ...
+
+    def __getitem__(self, index: int, /) -> Tensor:
+        """What the block receives."""
+        ...
+
+    def __setitem__(self, index: int, hidden: Tensor, /) -> None:
+        """What the block makes of it."""
+        ...
 
 
 class _Reached(Exception):
     """The stage being measured was reached; the rest of the block is not needed."""
-
-
-#: By the layers of a stage, the module that can take a scale off their input; None where there is none.
-Producers = dict[tuple[str, ...], str | None]
-
-
-@dataclass(slots=True)
-class Stage:
-    """Layers that read the same tensor, what was seen of it, and the module that can take a scale off it."""
-
-    layers: list[str]
-    producer: str | None = None
-    stats: InputStats | None = None
-    scale_I: Tensor | None = None
-    done: bool = False
 
 
 @dataclass(slots=True)
@@ -68,60 +73,77 @@ def round_block(block: Block, recipe: Recipe, dtype: torch.dtype) -> BlockResult
 
 
 class BlockPass:
-    """Quantizes one block on calibration data and gives the block's outputs with the quantized weights."""
+    """Quantizes one block on calibration data, by one recipe or by several that share the unquantized stream."""
 
-    def __init__(self, block: Block, recipe: Recipe, dtype: torch.dtype, *, producers: Producers | None = None) -> None:
-        """Prepare; `producers` carries from block to block what could take a scale, so that it is searched for once."""
-        self._block, self._recipe, self._dtype = block, recipe, dtype
+    def __init__(
+        self,
+        block: Block,
+        recipes: Sequence[Recipe],
+        dtype: torch.dtype,
+        *,
+        propagate: bool = True,
+        producers: Producers | None = None,
+    ) -> None:
+        """Prepare.
+
+        Args:
+            block: with its weights.
+            recipes: what to do; exactly one where `propagate`.
+            dtype: what scales are stored in.
+            propagate: the block's outputs are those of its quantized weights, not of its own.
+            producers: carried from block to block: what could take a scale, so that it is searched for once.
+        """
+        assert len(recipes) == 1 or not propagate
+        self._block, self._recipes, self._dtype, self._propagate = block, recipes, dtype, propagate
         self._producers = {} if producers is None else producers
         self._linears = {name: layer for name, layer in block.linears().items() if not skipped(name)}
-        self._weights: dict[str, Tensor] = {}
+        self._weights: dict[str, Tensor] = {}  # what the block computes with where it propagates
         self._stage_of: dict[str, Stage] = {}
-        self._collecting: Stage | None = None
-        self.result = BlockResult()
+        self._collecting: list[Stage] | None = None
+        self.results = [BlockResult() for _ in recipes]
 
-    def run(self, hidden: list[Tensor], kwargs: Arguments) -> list[Tensor]:
-        """Quantize the block on chunks of hidden states (B, T, D); returns their outputs, in float32.
+    def run(self, hidden: Chunks, kwargs: Arguments) -> None:
+        """Quantize the block on hidden states, float32, and put its outputs in their place.
 
         Raises:
             WorkFailed: weights or inputs hold NaN or infinity; names the layer.
         """
-        module = self._block.module
-        first = kwargs[hidden[0].shape[0]]
+        module, first = self._block.module, hidden[0]
+        transforming = any(recipe.transforms for recipe in self._recipes)
         stages = trace(
-            module, list(self._linears), hidden[0], first, self._producers if self._recipe.transforms else None
+            module, list(self._linears), first, kwargs[first.shape[0]], self._producers if transforming else None
         )
         self._stage_of = {name: stage for stage in stages for name in stage.layers}
         try:
             for name, layer in self._linears.items():
                 layer.forward = self._forward(name, layer)  # type: ignore[method-assign, assignment]
             if len(hidden) > 1:
-                for name in self._linears:  # experts that the traced sequence did not choose
-                    if name not in self._stage_of:
-                        stages.append(Stage([name]))
-                        self._stage_of[name] = stages[-1]
-                for stage in stages:
-                    self._measure(stage, hidden, kwargs)
-            outputs = [call(module, chunk, kwargs[chunk.shape[0]]) for chunk in hidden]
+                self._measure_all(hidden, kwargs)
+            if len(hidden) == 1 or self._propagate:
+                self._pass(hidden, kwargs, keep=True)
         finally:
             for layer in self._linears.values():
                 vars(layer).pop("forward", None)  # the class's own shows again
         self._round_unreached()
-        self._fold(stages)
-        return outputs
+        for index in range(len(self._recipes)):
+            self._fold(index, self._stage_of.values())
 
     def _forward(self, name: str, layer: nn.Linear) -> Callable[[Tensor], Tensor]:
         def forward(inputs: Tensor) -> Tensor:
             stage = self._stage_of.setdefault(name, Stage([name]))  # new: an expert that was not traced
             if not stage.done:
-                if self._collecting not in (None, stage):  # an expert beside the one being measured
-                    return nn.functional.linear(inputs, layer.weight, layer.bias)
-                self._see(stage, inputs)
-                if self._collecting is not None:
-                    raise _Reached
-                self._quantize(stage)
-            scaled = inputs if stage.scale_I is None else inputs / stage.scale_I
-            return nn.functional.linear(scaled, self._weights[name], layer.bias)
+                if self._collecting is None:
+                    self._see(stage, inputs)
+                    self._quantize(stage)
+                elif stage in self._collecting and name == stage.layers[0]:
+                    self._see(stage, inputs)
+                    if self._propagate and len(self._collecting) == 1:
+                        raise _Reached
+            if not (stage.done and self._propagate):
+                return nn.functional.linear(inputs, layer.weight, layer.bias)
+            scale = stage.scales[0]
+            scaled = inputs if scale is None else inputs / scale
+            return nn.functional.linear(scaled, self._weights[name].to(inputs.dtype), layer.bias)
 
         return forward
 
@@ -130,179 +152,124 @@ class BlockPass:
             stage.stats = InputStats(inputs.shape[-1], inputs.device)
         stage.stats.add(inputs)
 
-    def _measure(self, stage: Stage, hidden: list[Tensor], kwargs: Arguments) -> None:
-        self._collecting = stage
-        for chunk in hidden:
+    def _measure_all(self, hidden: Chunks, kwargs: Arguments) -> None:
+        """See every stage's inputs over all chunks, level by level where stages wait for those before them."""
+        for name in self._linears:  # experts that the traced sequence did not choose
+            self._stage_of.setdefault(name, Stage([name]))
+        stages = list(dict.fromkeys(self._stage_of.values()))
+        if not self._propagate:
+            self._measure(stages, hidden, kwargs, keep=True)
+            return
+        for _, level in groupby(sorted(stages, key=_first_of_level(stages)), key=lambda stage: stage.level):
+            self._measure(list(level), hidden, kwargs, keep=False)
+
+    def _measure(self, stages: list[Stage], hidden: Chunks, kwargs: Arguments, *, keep: bool) -> None:
+        self._collecting = stages
+        self._pass(hidden, kwargs, keep=keep)
+        self._collecting = None
+        for stage in stages:
+            if stage.stats is not None:
+                self._quantize(stage)
+
+    def _pass(self, hidden: Chunks, kwargs: Arguments, *, keep: bool) -> None:
+        for index in range(len(hidden)):
+            chunk = hidden[index]
             try:
-                call(self._block.module, chunk, kwargs[chunk.shape[0]])
+                outputs = call(self._block.module, chunk, kwargs[chunk.shape[0]])
             except _Reached:
                 continue
-        self._collecting = None
-        if stage.stats is not None:
-            self._quantize(stage)
+            if keep:
+                hidden[index] = outputs
 
     def _quantize(self, stage: Stage) -> None:
+        """Round the stage's layers by every recipe; what transforms prepare alike is prepared once."""
         layers = [self._linears[name] for name in stage.layers]
         for name, layer in zip(stage.layers, layers, strict=True):
             _check_finite(self._block, name, layer.weight)
-        stacked = torch.cat([layer.weight for layer in layers])
-        stats = stage.stats
-        assert stats is not None
-        if not torch.isfinite(stats.max_abs_I).all():
+        stacked = torch.cat([layer.weight for layer in layers]).float()
+        assert stage.stats is not None
+        if not torch.isfinite(stage.stats.max_abs_I).all():
             raise WorkFailed(
                 f"{self._block.prefix}.{stage.layers[0]}: its calibration inputs hold NaN or infinity; check the model "
                 "in its own dtype first."
             )
-        for transform in self._recipe.transforms:
-            if stage.producer is None:
-                continue
-            assert self._recipe.scheme.weight is not None
-            scale = (
-                smoothing_scale(stacked, stats, transform)
-                if isinstance(transform, SmoothQuant)
-                else awq_scale(stacked, self._recipe.scheme.weight, stats, transform, dtype=self._dtype)
-            )
-            stacked, stats = stacked * scale, stats.divided_by(scale)
-            stage.scale_I = scale if stage.scale_I is None else stage.scale_I * scale
-        try:
-            rounded = round_weight(stacked, self._recipe, stats, dtype=self._dtype)
-        except WorkFailed as error:
-            raise WorkFailed(f"{self._block.prefix}.{stage.layers[0]}: {error}.") from error
-        parts = rounded.split([layer.out_features for layer in layers])
-        for name, part in zip(stage.layers, parts, strict=True):
-            self.result.rounded[name] = part
-            self._weights[name] = part.weight()
+        prepared: dict[object, tuple[Tensor, InputStats, Tensor | None]] = {}
+        for recipe, result in zip(self._recipes, self.results, strict=True):
+            alike = (recipe.transforms, recipe.scheme.weight if recipe.transforms else None)
+            if alike not in prepared:
+                prepared[alike] = self._transformed(stacked, stage, recipe)
+            weight, stats, scale = prepared[alike]
+            stage.scales.append(scale)
+            self._round(stage, weight, stats, recipe, result)
         stage.done = True
         stage.stats = None
-        self.result.notes.extend(f"{self._block.prefix}.{stage.layers[0]}: {note}" for note in rounded.notes)
+
+    def _transformed(self, stacked: Tensor, stage: Stage, recipe: Recipe) -> tuple[Tensor, InputStats, Tensor | None]:
+        stats, total = stage.stats, None
+        assert stats is not None
+        if stage.producer is None:
+            return stacked, stats, None
+        for transform in recipe.transforms:
+            assert recipe.scheme.weight is not None
+            scale = _scale_of(transform, stacked, recipe.scheme.weight, stats, self._dtype)
+            stacked, stats = stacked * scale, stats.divided_by(scale)
+            total = scale if total is None else total * scale
+        return stacked, stats, total
+
+    def _round(self, stage: Stage, weight: Tensor, stats: InputStats, recipe: Recipe, result: BlockResult) -> None:
+        try:
+            rounded = round_weight(weight, recipe, stats, dtype=self._dtype)
+        except WorkFailed as error:
+            raise WorkFailed(f"{self._block.prefix}.{stage.layers[0]}: {error}.") from error
+        parts = rounded.split([self._linears[name].out_features for name in stage.layers])
+        for name, part in zip(stage.layers, parts, strict=True):
+            result.rounded[name] = part
+            if self._propagate:
+                self._weights[name] = part.weight()
+        result.notes.extend(f"{self._block.prefix}.{stage.layers[0]}: {note}" for note in rounded.notes)
 
     def _round_unreached(self) -> None:
         """Experts that no calibration token chose: rounded without data, and named."""
-        for name, layer in self._linears.items():
-            if name not in self.result.rounded:
-                rounded = round_weight(layer.weight, self._recipe, None, dtype=self._dtype)
-                self.result.rounded[name] = rounded
-                self.result.notes.extend(f"{self._block.prefix}.{name}: {note}" for note in rounded.notes)
+        for recipe, result in zip(self._recipes, self.results, strict=True):
+            for name, layer in self._linears.items():
+                if name not in result.rounded:
+                    rounded = round_weight(layer.weight, recipe, None, dtype=self._dtype)
+                    result.rounded[name] = rounded
+                    result.notes.extend(f"{self._block.prefix}.{name}: {note}" for note in rounded.notes)
 
-    def _fold(self, stages: list[Stage]) -> None:
+    def _fold(self, index: int, stages: Iterable[Stage]) -> None:
         """Take each stage's scale out of the module that makes its input."""
-        for stage in stages:
-            if stage.scale_I is None or stage.producer is None:
+        result = self.results[index]
+        for stage in dict.fromkeys(stages):
+            scale = stage.scales[index] if stage.scales else None
+            if scale is None or stage.producer is None:
                 continue
-            if stage.producer in self.result.rounded:
-                rounded = self.result.rounded[stage.producer]
-                rounded.scale_OG = (rounded.scale_OG / stage.scale_I.unsqueeze(1)).to(self._dtype).float()
+            if stage.producer in result.rounded:
+                rounded = result.rounded[stage.producer]
+                rounded.scale_OG = (rounded.scale_OG / scale.unsqueeze(1)).to(self._dtype).float()
                 bias = self._linears[stage.producer].bias
                 if bias is not None:
-                    self.result.changed[f"{stage.producer}.bias"] = bias / stage.scale_I
+                    result.changed[f"{stage.producer}.bias"] = bias / scale
             else:
                 norm = self._block.module.get_submodule(stage.producer)
                 for leaf, value in norm.named_parameters(recurse=False):
-                    self.result.changed[f"{stage.producer}.{leaf}"] = value / stage.scale_I
+                    result.changed[f"{stage.producer}.{leaf}"] = value / scale
 
 
-@torch.inference_mode()
-def trace(
-    module: nn.Module, names: list[str], chunk: Tensor, kwargs: dict[str, Any], producers: Producers | None
-) -> list[Stage]:
-    """Stages in the order in which a block runs them, found by running one sequence.
-
-    Unless `producers` is None, each stage also gets the module that could take a scale off its input. What an earlier
-    block of the model had is tried first; a stage that had none there is not searched again.
-    """
-    sample = chunk[:1]
-    one = {key: _first(value, chunk.shape[0]) for key, value in kwargs.items()}
-    inputs: list[tuple[str, Tensor]] = []
-    handles = [
-        module.get_submodule(name).register_forward_pre_hook(lambda _m, args, name=name: inputs.append((name, args[0])))
-        for name in names
-    ]
-    try:
-        call(module, sample, one)
-    finally:
-        for handle in handles:
-            handle.remove()
-    stages: list[Stage] = []
-    seen: list[Tensor] = []
-    for name, tensor in inputs:
-        for stage, known in zip(stages, seen, strict=True):
-            if known is tensor and name not in stage.layers:
-                stage.layers.append(name)
-                break
-        else:
-            stages.append(Stage([name]))
-            seen.append(tensor)
-    if producers is not None:
-        for stage in stages:
-            key = tuple(stage.layers)
-            if key not in producers or producers[key] is not None:
-                producers[key] = find_producer(module, stage.layers, sample, one, likely=producers.get(key))
-            stage.producer = producers[key]
-    return stages
+def _scale_of(
+    transform: SmoothQuant | Awq, weight_OI: Tensor, grid: Grid, stats: InputStats, dtype: torch.dtype
+) -> Tensor:
+    if isinstance(transform, SmoothQuant):
+        return smoothing_scale(weight_OI, stats, transform)
+    return awq_scale(weight_OI, grid, stats, transform, dtype=dtype)
 
 
-def find_producer(
-    module: nn.Module, layers: list[str], sample: Tensor, kwargs: dict[str, Any], *, likely: str | None = None
-) -> str | None:
-    """The norm or linear layer whose output can be divided by a scale that the layers' columns take up instead.
-
-    Found by trying: a candidate is right when dividing its parameters and multiplying the layers' columns leaves the
-    block's output as it was, so nothing is listed by architecture. Norms that hold 1 + weight, and tensors that other
-    modules read too, fail the trial. `likely` is tried first.
-    """
-    width = _weight(module, layers[0]).shape[1]
-    before = call(module, sample, kwargs)
-    scale = torch.linspace(0.5, 2.0, width, device=sample.device)
-    names: list[str] = [name for name, _ in module.named_modules()]
-    for name in sorted(names, key=lambda name: name != likely):
-        weight = module.get_submodule(name)._parameters.get("weight")
-        if name in layers or weight is None or weight.shape[0] != width or weight.ndim > 2:
-            continue
-        if _divides(module, name, layers, scale, before, sample, kwargs):
-            return name
-    return None
-
-
-def _divides(
-    module: nn.Module,
-    name: str,
-    layers: list[str],
-    scale: Tensor,
-    before: Tensor,
-    sample: Tensor,
-    kwargs: dict[str, Any],
-) -> bool:
-    owner = module.get_submodule(name)
-    kept = {leaf: value for leaf, value in owner._parameters.items() if value is not None}
-    columns = {layer: _weight(module, layer) for layer in layers}
-    try:
-        for leaf, value in kept.items():
-            divisor = scale.unsqueeze(1) if value.ndim == 2 else scale
-            owner._parameters[leaf] = nn.Parameter(value / divisor, requires_grad=False)
-        for layer, weight in columns.items():
-            module.get_submodule(layer)._parameters["weight"] = nn.Parameter(weight * scale, requires_grad=False)
-        after = call(module, sample, kwargs)
-    finally:
-        owner._parameters.update(kept)
-        for layer, weight in columns.items():
-            module.get_submodule(layer)._parameters["weight"] = nn.Parameter(weight, requires_grad=False)
-    span = (before - sample).abs().max().clamp(min=1e-6)
-    return bool((after - before).abs().max() < 1e-4 * span)
-
-
-def _weight(module: nn.Module, layer: str) -> Tensor:
-    weight = module.get_submodule(layer)._parameters["weight"]
-    assert weight is not None
-    return weight
-
-
-def _first(value: Any, batch: int) -> Any:
-    """The first sequence's part of a keyword argument that has a batch axis."""
-    if isinstance(value, Tensor) and value.ndim and value.shape[0] == batch:
-        return value[:1]
-    if isinstance(value, tuple):
-        return tuple(_first(part, batch) for part in value)
-    return value
+def _first_of_level(stages: list[Stage]) -> Callable[[Stage], int]:
+    """Sorts stages so that those of a level lie together, levels in the order in which they were first met."""
+    first: dict[str, int] = {}
+    for index, stage in enumerate(stages):
+        first.setdefault(stage.level, index)
+    return lambda stage: first[stage.level]
 
 
 def _check_finite(block: Block, name: str, weight: Tensor) -> None:

@@ -19,6 +19,7 @@ from typing import Any, Literal
 Kind = Literal["int", "float"]
 Granularity = Literal["tensor", "channel", "group", "token"]
 Ordering = Literal["none", "weight", "group"]
+StreamKind = Literal["own", "shared"]
 Verdict = Literal["holds", "loses", "undecided"]
 Source = Literal["measured", "predicted"]
 CellKind = Literal["quantize", "evaluate", "diverge", "benchmark"]
@@ -112,12 +113,17 @@ class Awq:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Calibration:
-    """What a data-driven recipe sees: `samples` sequences of `length` tokens cut from `source` in a seeded order."""
+    """What a data-driven recipe sees: `samples` sequences of `length` tokens cut from `source` in a seeded order.
+
+    `stream` says what GPTQ reads at a block: `own`, the outputs of the blocks it has quantized, as published; `shared`,
+    those of the unquantized model, for all recipes of a study at once.
+    """
 
     source: str
     samples: int = 256
     length: int = 512
     seed: int = 0
+    stream: StreamKind = "own"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -118,3 +119,26 @@ def tiny_study(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> di
         "engine": "fake",
         "constraints": {"min_recovery_pct": 50},
     }
+
+
+def some_tensors(count: int = 3) -> dict[str, Any]:
+    """Small tensors that tell themselves apart."""
+    import torch
+
+    return {f"layer.{index}.weight": torch.full((4, 8), float(index)) for index in range(count)}
+
+
+def write_checkpoint(folder: Path, source: Path, *, shard_bytes: int = 10**9) -> None:
+    """`some_tensors`, a piece each, as a checkpoint of bitworth's."""
+    from bitworth.checkpoint import read_config
+    from bitworth.writer import Writer
+
+    with Writer(folder, source, shard_bytes=shard_bytes) as writer:
+        for name, tensor in some_tensors().items():
+            writer.add({name: tensor})
+        writer.finish(read_config(source), {"format": "test"})
+
+
+def left_in(folder: Path) -> list[str]:
+    """Names in a folder."""
+    return sorted(path.name for path in folder.iterdir())

@@ -8,6 +8,7 @@ import pytest
 import torch
 from conftest import save_tiny_llama
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from bitworth.errors import BitworthError
 from bitworth.model import Decoder, call
@@ -34,7 +35,8 @@ def test_walking_block_by_block_is_the_models_own_forward(tiny_llama: Path, chun
     whole.model.norm.register_forward_pre_hook(lambda _module, args: kept.append(args[0]))
     whole(tokens())
     decoder = Decoder(tiny_llama)
-    hidden, kwargs = decoder.first_inputs(list(torch.split(tokens(), 3 if chunks == 1 else 2)))
+    hidden: list[Tensor] = []
+    kwargs = decoder.first_inputs(list(torch.split(tokens(), 3 if chunks == 1 else 2)), hidden.append)
     for index in range(len(decoder)):
         with decoder.loaded(index) as block:
             hidden = [call(block.module, part, kwargs[index][part.shape[0]]) for part in hidden]
@@ -49,7 +51,7 @@ def test_no_more_than_one_block_is_held(tiny_llama: Path) -> None:
         return [name for name, parameter in decoder.model.named_parameters() if not parameter.is_meta]
 
     assert held() == []
-    decoder.first_inputs([tokens()])
+    decoder.first_inputs([tokens()], lambda hidden: None)
     assert held() == []
     with decoder.loaded(1) as block:
         assert {name.split(".")[2] for name in held()} == {"1"}
@@ -94,7 +96,7 @@ def test_weights_that_do_not_match_are_named(tiny_llama: Path, tmp_path: Path) -
     del weights["model.embed_tokens.weight"]
     save_file(weights, without / "model.safetensors")
     with pytest.raises(BitworthError, match=r"no tensor 'model\.embed_tokens\.weight'"):
-        Decoder(without).first_inputs([tokens()])
+        Decoder(without).first_inputs([tokens()], lambda hidden: None)
 
 
 @pytest.mark.parametrize(
@@ -127,4 +129,4 @@ def test_blocks_that_answer_with_tuples_are_refused(tmp_path: Path) -> None:
     config = FalconConfig(hidden_size=64, num_hidden_layers=2, num_attention_heads=4, vocab_size=259)
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
     with pytest.raises(BitworthError, match="passes more than one tensor from block to block"):
-        Decoder(tmp_path).first_inputs([tokens()])
+        Decoder(tmp_path).first_inputs([tokens()], lambda hidden: None)

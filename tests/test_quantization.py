@@ -4,6 +4,7 @@ import errno
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,13 +17,14 @@ import torch
 from conftest import byte_tokenizer, save_tiny_llama
 from safetensors.torch import load_file, save_file
 
-from bitworth import checkpoint as storage
-from bitworth import recipes
+from bitworth import recipes, writer
+from bitworth.calibration import calibration_tokens
 from bitworth.engines.exact import Activation, QuantLinear
 from bitworth.engines.torch import load_exact
 from bitworth.errors import BitworthError, WorkFailed
 from bitworth.quantization import quantize
-from bitworth.types import Calibration, Clip, Gptq, Recipe
+from bitworth.quantizers import InputStats, round_weight
+from bitworth.types import Calibration, Clip, Gptq, QuantizeResult, Recipe
 
 EVERY = [recipes.recipe(name, group_size=32) for name in recipes.NAMES]
 FAMILIES: dict[str, dict[str, Any]] = {
@@ -136,9 +138,7 @@ def test_recipes_walked_together_are_recipes_walked_alone(
     for name in ("w4a16-int-gptq", "w4a16-int-awq", "w8a8-fp"):
         [result] = quantize(tiny_llama, [recipes.recipe(name, group_size=32)], tmp_path / name, calibration=calibration)
         assert result.path == tmp_path / name
-        alone, together = load_file(result.path / "model.safetensors"), load_file(every / name / "model.safetensors")
-        assert alone.keys() == together.keys()
-        assert all(torch.equal(alone[key].view(torch.uint8), together[key].view(torch.uint8)) for key in alone)
+        assert_same_weights(result.path, every / name)
 
 
 def test_what_was_made_says_how(every: Path, tiny_llama: Path, calibration: Calibration) -> None:
@@ -229,8 +229,6 @@ def test_too_little_calibration_text_is_noted(tiny_llama: Path, calibration: Cal
 def test_weights_that_are_not_finite_leave_nothing(
     tiny_llama: Path, calibration: Calibration, tmp_path: Path, recipe: Recipe
 ) -> None:
-    import shutil
-
     model = tmp_path / "broken"
     shutil.copytree(tiny_llama, model)
     weights = load_file(model / "model.safetensors")
@@ -247,31 +245,151 @@ def test_a_full_disk_leaves_nothing(
     def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(storage, "save_file", full)
+    monkeypatch.setattr(writer, "save_file", full)
     with pytest.raises(WorkFailed, match="the disk is full"):
         quantize(tiny_llama, EVERY[:2], tmp_path / "out", calibration=calibration)
     assert [path for path in tmp_path.rglob("*") if path.is_file() or path.suffix == ".partial"] == []
 
+
+# --- killed and taken up ----------------------------------------------------------------------------------------------
 
 KILLED = """
 import os, signal, sys
 from pathlib import Path
 from bitworth.quantization import quantize
 from bitworth.recipes import recipe
+from bitworth.types import Calibration
+model, out, text = sys.argv[1:]
 def stop(what, done, total):
-    if done == 2:
+    if done == 3:
         os.kill(os.getpid(), signal.SIGKILL)
-quantize(Path(sys.argv[1]), [recipe("w8a8-fp")], Path(sys.argv[2]), progress=stop)
+calibration = Calibration(source=text, samples=8, length=64)
+quantize(Path(model), [recipe("w8a8-int-gptq")], Path(out), calibration=calibration, states_mib=0, progress=stop)
 """
 
 
-def test_a_killed_run_leaves_no_checkpoint(tiny_llama: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    ended = subprocess.run([sys.executable, "-c", KILLED, tiny_llama, out], timeout=120, check=False)
+@pytest.fixture(scope="module")
+def deep_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder: Path = tmp_path_factory.mktemp("deep") / "llama"
+    save_tiny_llama(folder, num_hidden_layers=4)
+    return folder
+
+
+def blocks_walked(model: Path, chosen: list[Recipe], out: Path, *, until: int = 99, **options: Any) -> list[int]:
+    """The blocks that a run starts; it is interrupted when it starts block `until`."""
+    seen: list[int] = []
+
+    def progress(what: str, done: int, total: int) -> None:
+        if done == until:
+            raise KeyboardInterrupt
+        seen.append(done)
+
+    quantize(model, chosen, out, progress=progress, **options)
+    return seen
+
+
+@pytest.mark.parametrize("states_mib", [1000, 0], ids=["in-memory", "in-files"])
+@pytest.mark.parametrize("stream", ["own", "shared"])
+def test_an_interrupted_run_goes_on_after_the_last_block(
+    deep_llama: Path, calibration: Calibration, tmp_path: Path, stream: Any, states_mib: int
+) -> None:
+    """The checkpoints are those of an undisturbed run to the last bit; only the blocks left are walked."""
+    names = ["w8a8-fp", "w4a16-int-gptq", "w4a16-int-awq", "w8a8-int-gptq"]
+    chosen = [recipes.recipe(name, group_size=32) for name in names]
+    spec = replace(calibration, stream=stream)
+    with pytest.raises(KeyboardInterrupt):
+        blocks_walked(deep_llama, chosen, tmp_path / "out", until=4, calibration=spec, states_mib=states_mib)
+    assert not any((tmp_path / "out" / name).exists() for name in names)
+    walked = blocks_walked(deep_llama, chosen, tmp_path / "out", calibration=spec, states_mib=states_mib)
+    assert walked[-1] == 4
+    assert walked[0] == 4 if states_mib == 0 else walked[0] >= 2  # states in memory are not saved after every block
+    blocks_walked(deep_llama, chosen, tmp_path / "undisturbed", calibration=spec)
+    for name in names:
+        assert_same_weights(tmp_path / "out" / name, tmp_path / "undisturbed" / name)
+    assert sorted(os.listdir(tmp_path / "out")) == sorted(names)
+
+
+def test_a_killed_run_goes_on_and_another_calibration_starts_afresh(
+    deep_llama: Path, calibration: Calibration, tmp_path: Path
+) -> None:
+    recipe = recipes.recipe("w8a8-int-gptq")
+    arguments = [deep_llama, tmp_path / "out", calibration.source]
+    ended = subprocess.run([sys.executable, "-c", KILLED, *map(str, arguments)], timeout=120, check=False)
     assert ended.returncode == -signal.SIGKILL
-    assert not out.exists()
-    quantize(tiny_llama, [recipes.recipe("w8a8-fp")], out)
-    assert os.listdir(tmp_path) == ["out"]
+    assert os.listdir(tmp_path) == [".out.partial"]
+    shutil.copytree(tmp_path / ".out.partial", tmp_path / ".other.partial")
+    assert blocks_walked(deep_llama, [recipe], tmp_path / "out", calibration=calibration, states_mib=0) == [3, 4]
+    other = replace(calibration, samples=4)
+    assert blocks_walked(deep_llama, [recipe], tmp_path / "other", calibration=other, states_mib=0) == [1, 2, 3, 4]
+    assert sorted(os.listdir(tmp_path)) == ["other", "out"]
+
+
+def test_what_was_made_is_not_made_again(tiny_llama: Path, tmp_path: Path) -> None:
+    """Unless it is damaged or something differs."""
+    steps: list[int] = []
+    fp8, rtn = recipes.recipe("w8a8-fp"), recipes.recipe("w4a16-int-rtn", group_size=32)
+
+    def make(recipe: Recipe) -> QuantizeResult:
+        steps.clear()
+        [result] = quantize(tiny_llama, [recipe], tmp_path / "out", progress=lambda *_: steps.append(1))
+        return result
+
+    first = make(fp8)
+    assert make(fp8) == first
+    assert not steps
+    make(rtn)
+    assert steps
+    made = tmp_path / "out" / "model.safetensors"
+    made.write_bytes(made.read_bytes()[:-1])
+    make(rtn)
+    assert steps
+
+
+# --- one stream for many ----------------------------------------------------------------------------------------------
+
+
+def test_recipes_on_one_stream_are_the_same_alone(deep_llama: Path, calibration: Calibration, tmp_path: Path) -> None:
+    spec = replace(calibration, stream="shared")
+    quantize(deep_llama, EVERY, tmp_path / "together", calibration=spec)
+    for recipe in EVERY:
+        if recipe.needs_calibration:
+            quantize(deep_llama, [recipe], tmp_path / recipe.name, calibration=spec)
+            assert_same_weights(tmp_path / recipe.name, tmp_path / "together" / recipe.name)
+
+
+def test_the_shared_stream_is_the_unquantized_model(
+    deep_llama: Path, calibration: Calibration, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Oracle: GPTQ of the last block alone on what transformers' own model gives it; one chunk and several agree."""
+    from transformers import AutoModelForCausalLM
+
+    recipe = recipes.recipe("w8a8-int-gptq")
+    spec = replace(calibration, stream="shared")
+    quantize(deep_llama, [recipe], tmp_path / "one", calibration=spec)
+    tokens = calibration_tokens(deep_llama, spec, print)
+    model = AutoModelForCausalLM.from_pretrained(deep_llama, dtype=torch.float32)
+    stats = InputStats(64)
+    name = "model.layers.3.self_attn.o_proj"
+    layer = model.get_submodule(name)
+    layer.register_forward_pre_hook(lambda _m, args: stats.add(args[0]))
+    with torch.inference_mode():
+        model(tokens)
+        expected = round_weight(layer.weight, recipe, stats, dtype=torch.bfloat16)
+    made = load_file(tmp_path / "one" / "model.safetensors")[f"{name}.weight"].float()
+    assert (made != expected.codes_OI).float().mean() < 1e-3
+    monkeypatch.setattr("bitworth.quantization.CHUNK_TOKENS", 150)
+    quantize(deep_llama, [recipe], tmp_path / "several", calibration=spec)
+    several = load_file(tmp_path / "several" / "model.safetensors")[f"{name}.weight"].float()
+    assert (several != made).float().mean() < 1e-3
+
+
+def assert_same_weights(one: Path, other: Path) -> None:
+    first, second = load_file(one / "model.safetensors"), load_file(other / "model.safetensors")
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name].view(torch.uint8), second[name].view(torch.uint8)) for name in first)
+
+
+# --- what is refused --------------------------------------------------------------------------------------------------
 
 
 def test_the_model_itself_is_never_overwritten(tiny_llama: Path) -> None:

@@ -15,7 +15,8 @@ from bitworth import recipes
 from bitworth.errors import WorkFailed
 from bitworth.model import Arguments, Block, Decoder, call
 from bitworth.quantizers import InputStats, round_weight
-from bitworth.sequential import BlockPass, Producers, find_producer, round_block, skipped, trace
+from bitworth.sequential import BlockPass, round_block, skipped
+from bitworth.stages import Producers, find_producer, trace
 from bitworth.types import Awq, Grid, Recipe, Rtn, Scheme, SmoothQuant
 
 GPTQ = replace(recipes.recipe("w4a16-int-gptq", group_size=32), transforms=())
@@ -36,12 +37,14 @@ def decoder(tiny_llama: Path) -> Decoder:
 
 def inputs_of(decoder: Decoder, batch: int = 6) -> tuple[list[Tensor], list[Arguments]]:
     tokens = torch.randint(0, 250, (batch, 24), generator=torch.Generator().manual_seed(0))
-    return decoder.first_inputs([tokens])
+    hidden: list[Tensor] = []
+    return hidden, decoder.first_inputs([tokens], hidden.append)
 
 
 def chunked(decoder: Decoder, sizes: list[int]) -> tuple[list[Tensor], list[Arguments]]:
     tokens = torch.randint(0, 250, (sum(sizes), 24), generator=torch.Generator().manual_seed(0))
-    return decoder.first_inputs(list(torch.split(tokens, sizes)))
+    hidden: list[Tensor] = []
+    return hidden, decoder.first_inputs(list(torch.split(tokens, sizes)), hidden.append)
 
 
 # --- true sequential order ------------------------------------------------------------------------------------------
@@ -51,8 +54,9 @@ def test_each_stage_sees_what_the_rounded_stages_before_it_produce(decoder: Deco
     """Oracle: one stage after the other, the block run anew with the weights rounded so far put in place."""
     hidden, kwargs = inputs_of(decoder)
     with decoder.loaded(0) as block:
-        walk = BlockPass(block, GPTQ, decoder.dtype)
-        outputs = walk.run(hidden, kwargs[0])
+        walk = BlockPass(block, [GPTQ], decoder.dtype)
+        outputs = list(hidden)
+        walk.run(outputs, kwargs[0])
     with decoder.loaded(0) as block:
         linears = block.linears()
         for stage in (["q", "k", "v"], ["o"], ["gate", "up"], ["down"]):
@@ -63,7 +67,7 @@ def test_each_stage_sees_what_the_rounded_stages_before_it_produce(decoder: Deco
             handle.remove()
             for name in names:
                 expected = round_weight(linears[name].weight, GPTQ, stats, dtype=decoder.dtype)
-                assert torch.equal(walk.result.rounded[name].codes_OI, expected.codes_OI), name
+                assert torch.equal(walk.results[0].rounded[name].codes_OI, expected.codes_OI), name
                 linears[name]._parameters["weight"] = nn.Parameter(expected.weight(), requires_grad=False)
         expected_output = call(block.module, hidden[0], kwargs[0][6])
     torch.testing.assert_close(outputs[0], expected_output, rtol=0, atol=1e-5)
@@ -77,8 +81,9 @@ def test_several_chunks_give_what_one_gives(decoder: Decoder, name: str, sizes: 
     for split in ([6], sizes):
         hidden, kwargs = chunked(decoder, split)
         with decoder.loaded(0) as block:
-            walk = BlockPass(block, recipe, decoder.dtype)
-            results.append((torch.cat(walk.run(hidden, kwargs[0])), walk.result))
+            walk = BlockPass(block, [recipe], decoder.dtype)
+            walk.run(hidden, kwargs[0])
+            results.append((torch.cat(hidden), walk.results[0]))
     (whole, first), (parts, second) = results
     for layer, rounded in first.rounded.items():
         torch.testing.assert_close(second.rounded[layer].scale_OG, rounded.scale_OG, rtol=1e-2, atol=0)
@@ -94,7 +99,7 @@ def test_a_block_is_left_as_it_was(decoder: Decoder) -> None:
     with decoder.loaded(0) as block:
         before = {name: value.clone() for name, value in block.module.state_dict().items()}
         expected = call(block.module, hidden[0], kwargs[0][6])
-        BlockPass(block, recipes.recipe("w4a16-int-awq", group_size=32), decoder.dtype).run(hidden, kwargs[0])
+        BlockPass(block, [recipes.recipe("w4a16-int-awq", group_size=32)], decoder.dtype).run(list(hidden), kwargs[0])
         assert torch.equal(call(block.module, hidden[0], kwargs[0][6]), expected)
         assert all(torch.equal(value, before[name]) for name, value in block.module.state_dict().items())
 
@@ -109,12 +114,14 @@ def test_folded_scales_leave_the_function_unchanged(decoder: Decoder, transforms
     hidden, kwargs = inputs_of(decoder)
     with decoder.loaded(0) as block:
         before = call(block.module, hidden[0], kwargs[0][6])
-        walk = BlockPass(block, recipe, torch.float32)
-        walk.run(hidden, kwargs[0])
-        assert "input_layernorm.weight" in walk.result.changed
-        assert not torch.allclose(walk.result.changed["input_layernorm.weight"], block.module.input_layernorm.weight)
-        state = {f"{name}.weight": rounded.weight() for name, rounded in walk.result.rounded.items()}
-        for name, value in {**state, **walk.result.changed}.items():
+        walk = BlockPass(block, [recipe], torch.float32)
+        walk.run(list(hidden), kwargs[0])
+        assert "input_layernorm.weight" in walk.results[0].changed
+        assert not torch.allclose(
+            walk.results[0].changed["input_layernorm.weight"], block.module.input_layernorm.weight
+        )
+        state = {f"{name}.weight": rounded.weight() for name, rounded in walk.results[0].rounded.items()}
+        for name, value in {**state, **walk.results[0].changed}.items():
             owner, _, leaf = name.rpartition(".")
             block.module.get_submodule(owner)._parameters[leaf] = nn.Parameter(value, requires_grad=False)
         after = call(block.module, hidden[0], kwargs[0][6])
@@ -207,7 +214,7 @@ def test_weights_that_are_not_finite_are_named(decoder: Decoder, bad: float, rec
     hidden, kwargs = inputs_of(decoder)
     with decoder.loaded(1) as block:
         block.module.mlp.up_proj.weight[3, 5] = bad
-        walk = BlockPass(block, chosen, decoder.dtype)
+        walk = BlockPass(block, [chosen], decoder.dtype)
         rounding: Callable[[], object] = partial(walk.run, hidden, kwargs[1])
         if not chosen.needs_calibration:
             rounding = partial(round_block, block, chosen, decoder.dtype)
@@ -221,7 +228,7 @@ def test_inputs_that_are_not_finite_are_named(decoder: Decoder, recipe: str, siz
     hidden, kwargs = chunked(decoder, sizes)
     hidden[0][2, 3, 4] = math.nan
     with decoder.loaded(0) as block:
-        walk = BlockPass(block, recipes.recipe(recipe, group_size=32), decoder.dtype)
+        walk = BlockPass(block, [recipes.recipe(recipe, group_size=32)], decoder.dtype)
         with pytest.raises(WorkFailed, match=r"model\.layers\.0\.self_attn\.q_proj: .*NaN or infinity"):
             walk.run(hidden, kwargs[0])
 
@@ -249,14 +256,14 @@ def test_experts_are_rounded_with_the_data_that_reaches_them() -> None:
     hidden = torch.randn(3, 8, 32, generator=torch.Generator().manual_seed(0))
     hidden[2, 1, 0] = 100
     block = Block(0, "layers.0", Experts().eval())
-    walk = BlockPass(block, GPTQ, torch.bfloat16)
+    walk = BlockPass(block, [GPTQ], torch.bfloat16)
     walk.run([hidden], {3: {}})
-    assert set(walk.result.rounded) == {"experts.0", "experts.1", "experts.2"}
-    assert walk.result.notes == ["layers.0.experts.2: calibration never reached it, so it was rounded without data"]
+    assert set(walk.results[0].rounded) == {"experts.0", "experts.1", "experts.2"}
+    assert walk.results[0].notes == ["layers.0.experts.2: calibration never reached it, so it was rounded without data"]
     seen = InputStats(32)
     seen.add(hidden[2, 1])
     expected = round_weight(block.linears()["experts.1"].weight, GPTQ, seen, dtype=torch.bfloat16)
-    assert torch.equal(walk.result.rounded["experts.1"].codes_OI, expected.codes_OI)
+    assert torch.equal(walk.results[0].rounded["experts.1"].codes_OI, expected.codes_OI)
 
 
 def test_experts_see_every_chunk() -> None:
@@ -264,9 +271,9 @@ def test_experts_see_every_chunk() -> None:
     hidden[2:, 1:5, 0] = 100
     results = []
     for parts in ([hidden], [hidden[:1], hidden[1:3], hidden[3:]]):
-        walk = BlockPass(Block(0, "layers.0", Experts().eval()), GPTQ, torch.bfloat16)
+        walk = BlockPass(Block(0, "layers.0", Experts().eval()), [GPTQ], torch.bfloat16)
         walk.run(list(parts), {size: {} for size in (1, 2, 4)})
-        results.append(walk.result)
+        results.append(walk.results[0])
     for name, rounded in results[0].rounded.items():
         assert torch.equal(results[1].rounded[name].codes_OI, rounded.codes_OI), name
 

@@ -1,0 +1,143 @@
+"""Which layers of a block read the same tensor, in what order they run, and what could take a scale off their input.
+
+All of it is found by running one sequence, so nothing is listed by architecture.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bitworth.model import call
+from bitworth.quantizers import InputStats
+
+#: By the layers of a stage, the module that can take a scale off their input; None where there is none.
+Producers = dict[tuple[str, ...], str | None]
+
+
+@dataclass(slots=True, eq=False)
+class Stage:
+    """Layers that read the same tensor, what was seen of it, and the module that can take a scale off it.
+
+    `scales` and `weights` belong to the recipes, in their order: what each divides the input by, and what each
+    computes with once the stage is rounded.
+    """
+
+    layers: list[str]
+    producer: str | None = None
+    stats: InputStats | None = None
+    scales: list[Tensor | None] = field(default_factory=list)
+    done: bool = False
+
+    @property
+    def level(self) -> str:
+        """Stages of one level can be measured in one pass: the same layers of different experts."""
+        return re.sub(r"\bexperts\.\d+", "experts.#", self.layers[0])
+
+
+@torch.inference_mode()
+def trace(
+    module: nn.Module, names: list[str], chunk: Tensor, kwargs: dict[str, Any], producers: Producers | None
+) -> list[Stage]:
+    """Stages in the order in which a block runs them, found by running one sequence.
+
+    Unless `producers` is None, each stage also gets the module that could take a scale off its input. What an earlier
+    block of the model had is tried first; a stage that had none there is not searched again.
+    """
+    sample = chunk[:1]
+    one = {key: _first(value, chunk.shape[0]) for key, value in kwargs.items()}
+    inputs: list[tuple[str, Tensor]] = []
+    handles = [
+        module.get_submodule(name).register_forward_pre_hook(lambda _m, args, name=name: inputs.append((name, args[0])))
+        for name in names
+    ]
+    try:
+        call(module, sample, one)
+    finally:
+        for handle in handles:
+            handle.remove()
+    stages: list[Stage] = []
+    seen: list[Tensor] = []
+    for name, tensor in inputs:
+        for stage, known in zip(stages, seen, strict=True):
+            if known is tensor and name not in stage.layers:
+                stage.layers.append(name)
+                break
+        else:
+            stages.append(Stage([name]))
+            seen.append(tensor)
+    if producers is not None:
+        for stage in stages:
+            key = tuple(stage.layers)
+            if key not in producers or producers[key] is not None:
+                producers[key] = find_producer(module, stage.layers, sample, one, likely=producers.get(key))
+            stage.producer = producers[key]
+    return stages
+
+
+def find_producer(
+    module: nn.Module, layers: list[str], sample: Tensor, kwargs: dict[str, Any], *, likely: str | None = None
+) -> str | None:
+    """The norm or linear layer whose output can be divided by a scale that the layers' columns take up instead.
+
+    Found by trying: a candidate is right when dividing its parameters and multiplying the layers' columns leaves the
+    block's output as it was, so nothing is listed by architecture. Norms that hold 1 + weight, and tensors that other
+    modules read too, fail the trial. `likely` is tried first.
+    """
+    width = _weight(module, layers[0]).shape[1]
+    before = call(module, sample, kwargs)
+    scale = torch.linspace(0.5, 2.0, width, device=sample.device)
+    names: list[str] = [name for name, _ in module.named_modules()]
+    for name in sorted(names, key=lambda name: name != likely):
+        weight = module.get_submodule(name)._parameters.get("weight")
+        if name in layers or weight is None or weight.shape[0] != width or weight.ndim > 2:
+            continue
+        if _divides(module, name, layers, scale, before, sample, kwargs):
+            return name
+    return None
+
+
+def _divides(
+    module: nn.Module,
+    name: str,
+    layers: list[str],
+    scale: Tensor,
+    before: Tensor,
+    sample: Tensor,
+    kwargs: dict[str, Any],
+) -> bool:
+    owner = module.get_submodule(name)
+    kept = {leaf: value for leaf, value in owner._parameters.items() if value is not None}
+    columns = {layer: _weight(module, layer) for layer in layers}
+    try:
+        for leaf, value in kept.items():
+            divisor = scale.unsqueeze(1) if value.ndim == 2 else scale
+            owner._parameters[leaf] = nn.Parameter(value / divisor, requires_grad=False)
+        for layer, weight in columns.items():
+            module.get_submodule(layer)._parameters["weight"] = nn.Parameter(weight * scale, requires_grad=False)
+        after = call(module, sample, kwargs)
+    finally:
+        owner._parameters.update(kept)
+        for layer, weight in columns.items():
+            module.get_submodule(layer)._parameters["weight"] = nn.Parameter(weight, requires_grad=False)
+    span = (before - sample).abs().max().clamp(min=1e-6)
+    return bool((after - before).abs().max() < 1e-4 * span)
+
+
+def _weight(module: nn.Module, layer: str) -> Tensor:
+    weight = module.get_submodule(layer)._parameters["weight"]
+    assert weight is not None
+    return weight
+
+
+def _first(value: Any, batch: int) -> Any:
+    """The first sequence's part of a keyword argument that has a batch axis."""
+    if isinstance(value, Tensor) and value.ndim and value.shape[0] == batch:
+        return value[:1]
+    if isinstance(value, tuple):
+        return tuple(_first(part, batch) for part in value)
+    return value

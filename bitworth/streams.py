@@ -1,0 +1,157 @@
+"""Recipes on their way through a model's blocks, together where they read the same hidden states.
+
+A GPTQ recipe carries its own quantization error forward and so has a stream to itself; recipes that only look at the
+unquantized activations share one, and so does GPTQ where `Calibration.stream` says `shared`. What a stream has finished
+is kept block by block, so that a killed run goes on from there.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bitworth import schemes
+from bitworth.model import Arguments, Block, Decoder
+from bitworth.sequential import BlockPass, BlockResult, round_block, skipped
+from bitworth.stages import Producers
+from bitworth.states import Shape, States, writing
+from bitworth.types import Gptq, Recipe
+from bitworth.writer import Writer
+
+_JOURNAL = "journal.json"
+
+
+@dataclass(slots=True)
+class Build:
+    """One checkpoint in the making; `key` identifies everything that could change it."""
+
+    recipe: Recipe
+    writer: Writer
+    key: str
+    notes: list[str] = field(default_factory=list)
+    ignored: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+
+
+@dataclass(slots=True)
+class Stream:
+    """Builds that read the same hidden states; `states` is None where they are made without data."""
+
+    builds: list[Build]
+    propagate: bool = False
+    states: States | None = None
+    producers: Producers = field(default_factory=dict)
+    done: int = 0
+    """Blocks finished and kept."""
+
+    @property
+    def folder(self) -> Path:
+        """Where the journal and the states are kept."""
+        return self.builds[0].writer.scratch
+
+    def walk(self, decoder: Decoder, block: Block, kwargs: Arguments | None) -> None:
+        """Take one block, write what it became and keep where that leaves the stream."""
+        began = time.monotonic()
+        recipes = [build.recipe for build in self.builds]
+        if self.states is None:
+            results = [round_block(block, recipe, decoder.dtype) for recipe in recipes]
+        else:
+            assert kwargs is not None
+            walk = BlockPass(block, recipes, decoder.dtype, propagate=self.propagate, producers=self.producers)
+            walk.run(self.states, kwargs)
+            results = walk.results
+        for build, result in zip(self.builds, results, strict=True):
+            _write(decoder, block, build, result)
+        states = self.states.turn(self.folder) if self.states is not None else None
+        spent = (time.monotonic() - began) / len(self.builds)
+        for build in self.builds:
+            build.seconds += spent
+        if states is not None or self.states is None:
+            self._keep(block.index + 1, states)
+
+    def _keep(self, blocks: int, states: str | None) -> None:
+        page = {
+            "key": self.key,
+            "blocks": blocks,
+            "states": states,
+            "producers": [[list(layers), producer] for layers, producer in self.producers.items()],
+            "builds": [
+                {"pieces": b.writer.pieces, "notes": b.notes, "ignored": b.ignored, "seconds": b.seconds}
+                for b in self.builds
+            ],
+        }
+        new = self.folder / f"{_JOURNAL}.new"
+        with writing(new) as file:
+            file.write(json.dumps(page).encode())
+        new.rename(self.folder / _JOURNAL)
+        self.done = blocks
+
+    @property
+    def key(self) -> str:
+        """Identifies the builds together."""
+        return " ".join(build.key for build in self.builds)
+
+    def take_up(self, shapes: Sequence[Shape]) -> bool:
+        """Go on where a killed run of the same builds stopped; False, and everything cleared, where there is none."""
+        page = self._journal()
+        kept = page is not None and all(
+            build.writer.take_up(row["pieces"]) for build, row in zip(self.builds, page["builds"], strict=True)
+        )
+        if page is None or not kept:
+            for build in self.builds:
+                build.writer.clear()
+            return False
+        for build, row in zip(self.builds, page["builds"], strict=True):
+            build.notes, build.ignored, build.seconds = row["notes"], row["ignored"], row["seconds"]
+        self.producers = {tuple(layers): producer for layers, producer in page["producers"]}
+        if self.states is not None:
+            self.states.load(self.folder / page["states"], shapes)
+        self.done = page["blocks"]
+        return True
+
+    def _journal(self) -> dict[str, Any] | None:
+        try:
+            page: dict[str, Any] = json.loads((self.folder / _JOURNAL).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        same = page.get("key") == self.key
+        states = page.get("states")
+        return page if same and (states is None or (self.folder / states).is_file()) else None
+
+
+def streams_of(builds: Sequence[Build], *, shared: bool) -> list[Stream]:
+    """Who walks with whom; `shared`: GPTQ too reads the unquantized stream."""
+    alone, together, without = [], [], []
+    for build in builds:
+        if not build.recipe.needs_calibration:
+            without.append(build)
+        elif isinstance(build.recipe.rounding, Gptq) and not shared:
+            alone.append(build)
+        else:
+            together.append(build)
+    streams = [Stream([build], propagate=True) for build in alone]
+    return [*streams, *(Stream(group) for group in (together, without) if group)]
+
+
+def _write(decoder: Decoder, block: Block, build: Build, result: BlockResult) -> None:
+    """One piece: the block's rounded layers, and its other tensors as they were or as a transform left them."""
+    layout = schemes.layout_of(build.recipe.scheme)
+    piece = {}
+    for name, rounded in result.rounded.items():
+        tensors = layout.encode(rounded.codes_OI, rounded.scale_OG, decoder.dtype)
+        if rounded.group_of_I is not None:
+            tensors["weight_g_idx"] = rounded.group_of_I
+        piece.update({f"{block.prefix}.{name}.{part}": tensor for part, tensor in tensors.items()})
+    written = {f"{block.prefix}.{name}.weight" for name in result.rounded}
+    for full in sorted(name for name in decoder.reader.names if name.startswith(f"{block.prefix}.")):
+        if full not in written:
+            changed = result.changed.get(full.removeprefix(f"{block.prefix}."))
+            kept = decoder.reader.get(full)
+            piece[full] = kept if changed is None else changed.to(kept.dtype)
+    build.writer.add(piece)
+    build.notes.extend(result.notes)
+    build.ignored.extend(f"{block.prefix}.{name}" for name in block.linears() if skipped(name))
