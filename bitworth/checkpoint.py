@@ -64,6 +64,10 @@ class Reader:
         self._files = {path.name: self._open(path) for path in self._paths()}
         self._where = {name: file for file, handle in self._files.items() for name in handle.keys()}  # noqa: SIM118
 
+    def release(self) -> None:
+        """Unmap the files, whose pages count as this process's memory once they are read; they are mapped again."""
+        self._files = {}
+
     def _paths(self) -> list[Path]:
         index = self.folder / INDEX
         if not index.is_file():
@@ -103,12 +107,18 @@ class Reader:
         """
         if name not in self._where:
             raise BitworthError(f"{self.folder} has no tensor '{name}'; its weights do not match its config.json.")
-        tensor: Tensor = self._files[self._where[name]].get_tensor(name)
+        tensor: Tensor = self._file_of(name).get_tensor(name)
         return tensor
+
+    def _file_of(self, name: str) -> Any:
+        file = self._where[name]
+        if file not in self._files:
+            self._files[file] = self._open(self.folder / file)
+        return self._files[file]
 
     def shape(self, name: str) -> tuple[int, ...]:
         """A tensor's shape, without reading it."""
-        return tuple(self._files[self._where[name]].get_slice(name).get_shape())
+        return tuple(self._file_of(name).get_slice(name).get_shape())
 
     def weights(self) -> WeightReader:
         """The tensors with quantized layers decoded."""

@@ -84,6 +84,7 @@ class Decoder:
             yield block
         finally:
             _drop_parameters(block.module)
+            self.reader.release()
 
     def others(self) -> list[str]:
         """Names of the tensors outside the blocks; a head tied to the embeddings is not one of its own."""
@@ -151,6 +152,7 @@ class Decoder:
                 block.forward = original
             for module in around.values():
                 _drop_parameters(module)
+            self.reader.release()
         return recorded
 
     def _fill(self, module: nn.Module, prefix: str) -> None:

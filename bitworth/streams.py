@@ -25,7 +25,7 @@ from bitworth.writer import Writer
 _JOURNAL = "journal.json"
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Build:
     """One checkpoint in the making; `key` identifies everything that could change it."""
 
@@ -125,16 +125,16 @@ class Stream:
 
 def streams_of(builds: Sequence[Build], *, shared: bool) -> list[Stream]:
     """Who walks with whom; `shared`: GPTQ too reads the unquantized stream."""
-    alone, together, without = [], [], []
-    for build in builds:
-        if not build.recipe.needs_calibration:
-            without.append(build)
-        elif isinstance(build.recipe.rounding, Gptq) and not shared:
-            alone.append(build)
-        else:
-            together.append(build)
+    without = [build for build in builds if not build.recipe.needs_calibration]
+    alone = [build for build in builds if walks_alone(build.recipe, shared=shared)]
+    together = [build for build in builds if build not in without and build not in alone]
     streams = [Stream([build], propagate=True) for build in alone]
     return [*streams, *(Stream(group) for group in (together, without) if group)]
+
+
+def walks_alone(recipe: Recipe, *, shared: bool) -> bool:
+    """Whether a recipe carries its own error forward: GPTQ does, unless told to read the unquantized stream."""
+    return isinstance(recipe.rounding, Gptq) and not shared
 
 
 def _write(decoder: Decoder, block: Block, build: Build, result: BlockResult) -> None:

@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import resource
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bitworth.errors import Unsupported
+from bitworth.errors import BitworthError, Unsupported
 from bitworth.execute import Tell
 from bitworth.hardware import machine
-from bitworth.ledger import revive
-from bitworth.types import Calibration, Cell, Load, Recipe, TaskSpec, UseCase
+from bitworth.ledger import Ledger, revive
+from bitworth.types import Calibration, Cell, Load, QuantizeResult, Recipe, TaskSpec, UseCase
 
 if TYPE_CHECKING:
     from bitworth.engines.torch import TorchModel
@@ -42,25 +43,55 @@ def peak_rss_mib() -> float:
 
 
 def _quantize(cell: Cell, root: Path, tell: Tell) -> dict[str, Any]:
+    """Make the cell's checkpoint, and along with it those of the plan that read the same hidden states."""
+    _models.clear()
+    try:
+        found = _make([cell, *_company(cell, root)], root, tell)
+    except BitworthError:  # another recipe's fault must not be this one's
+        found = _make([cell], root, tell)
+    out = root / cell.where["out"]
+    files = {path.name: path.stat().st_size for path in sorted(out.glob("*.safetensors"))}
+    return {**asdict(replace(found, path=Path(cell.where["out"]))), "path": cell.where["out"], "files": files}
+
+
+def _make(cells: Sequence[Cell], root: Path, tell: Tell) -> QuantizeResult:
+    """The checkpoints of these cells in one walk; the first one's result."""
     from bitworth.quantization import quantize
 
-    _models.clear()
-    inputs, where = cell.inputs, cell.where
+    first = cells[0]
     calibration = None
-    if inputs["calibration"] is not None:
-        calibration = Calibration(**{**inputs["calibration"], "source": where["calibration"]})
-    out = root / where["out"]
-    out.parent.mkdir(parents=True, exist_ok=True)
-    (found,) = quantize(
-        Path(where["model"]),
-        [revive(Recipe, inputs["recipe"])],
-        out,
+    if first.inputs["calibration"] is not None:
+        calibration = Calibration(**{**first.inputs["calibration"], "source": first.where["calibration"]})
+    outs = {cell.format: root / cell.where["out"] for cell in cells}
+    for out in outs.values():
+        out.parent.mkdir(parents=True, exist_ok=True)
+    return quantize(
+        Path(first.where["model"]),
+        [revive(Recipe, cell.inputs["recipe"]) for cell in cells],
+        outs,
         calibration=calibration,
-        allow_group_fallback=inputs["allow_group_fallback"],
+        allow_group_fallback=first.inputs["allow_group_fallback"],
         progress=tell,
-    )
-    files = {path.name: path.stat().st_size for path in sorted(out.glob("*.safetensors"))}
-    return {**asdict(replace(found, path=Path(where["out"]))), "path": where["out"], "files": files}
+    )[0]
+
+
+def _company(cell: Cell, root: Path) -> list[Cell]:
+    """Other cells of the plan that quantize the same model on the same data without a stream of their own."""
+    from bitworth.streams import walks_alone
+
+    def fits(other: Cell) -> bool:
+        if other.kind != "quantize" or other.inputs["calibration"] is None:
+            return False
+        shared = other.inputs["calibration"]["stream"] == "shared"
+        return not walks_alone(revive(Recipe, other.inputs["recipe"]), shared=shared)
+
+    def but_for_the_recipe(one: Cell) -> dict[str, Any]:
+        return {name: value for name, value in one.inputs.items() if name != "recipe"}
+
+    if not (root / "plan.json").is_file() or not fits(cell):
+        return []
+    others = [other for other in Ledger(root).read_plan() if other.format != cell.format and fits(other)]
+    return [other for other in others if but_for_the_recipe(other) == but_for_the_recipe(cell)]
 
 
 def _evaluate(cell: Cell, root: Path, tell: Tell) -> dict[str, Any]:

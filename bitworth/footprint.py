@@ -1,0 +1,104 @@
+"""How much memory quantizing needs at its peak, from shapes alone: it grows with the widest block, not with depth.
+
+    peak = process + block + moments + activations + states + shard
+
+with, in float32 and for P weights in the largest block, I the widest input, D hidden states, C tokens a chunk, N in
+all, R recipes of which S have hidden states of their own:
+
+    block        (2 + 2 R) P       weights and their rounding; codes and rounded weights of every recipe
+    moments      6 I²              Σ x xᵀ, the Hessian, its damped and ordered copies, its factor; all stages' sums
+                                   instead where several chunks read the unquantized stream
+    activations  C (4 I + 4 D)     one chunk inside the block
+    states       (1 + S) N D       the streams' and those being replaced; two chunks where they lie in files
+    shard        as written        pieces joined at the end, at most a gigabyte; never together with the rest
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import psutil
+
+from bitworth.model import Decoder
+from bitworth.streams import walks_alone
+from bitworth.types import Recipe
+from bitworth.writer import SHARD_BYTES
+
+_FLOAT = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Footprint:
+    """MiB at the peak, by what they hold; hidden states lie in files where they exceed their budget."""
+
+    peak_mib: float
+    process_mib: float
+    block_mib: float
+    moments_mib: float
+    activations_mib: float
+    states_mib: float
+    shard_mib: float
+    states_in_files: bool
+
+
+def footprint(
+    decoder: Decoder,
+    recipes: Sequence[Recipe],
+    *,
+    tokens: int,
+    chunk_tokens: int,
+    shared: bool,
+    states_mib: float | None = None,
+) -> Footprint:
+    """What `quantize` would need.
+
+    Args:
+        decoder: the model.
+        recipes: made together.
+        tokens: of calibration, in all.
+        chunk_tokens: that pass a block at once.
+        shared: GPTQ reads the unquantized stream.
+        states_mib: most memory for hidden states; half of what is free unless given.
+    """
+    calibrated = [recipe for recipe in recipes if recipe.needs_calibration]
+    alone = [recipe for recipe in calibrated if walks_alone(recipe, shared=shared)]
+    streams = len(alone) + (len(calibrated) > len(alone))
+    largest = max(_blocks(decoder).values())
+    widths = [columns for name, (_, columns) in decoder.linear_shapes().items() if f"{decoder.prefix}.0." in name]
+    widest = max(widths)
+    all_states = (streams + bool(streams)) * tokens * decoder.width * _FLOAT
+    budget = states_mib * 2**20 if states_mib is not None else psutil.virtual_memory().available / 2
+    in_files = streams * tokens * decoder.width * _FLOAT > budget
+    moments = 6 * widest**2
+    if tokens > chunk_tokens and len(alone) < len(calibrated):
+        moments = max(moments, sum(width**2 for width in set(widths)) + 5 * widest**2)
+    parts = {
+        "process_mib": float(psutil.Process().memory_info().rss),
+        "block_mib": (2 + 2 * len(recipes)) * largest * _FLOAT,
+        "moments_mib": bool(calibrated) * moments * _FLOAT,
+        "activations_mib": min(chunk_tokens, tokens) * (4 * widest + 4 * decoder.width) * _FLOAT,
+        "states_mib": 2 * min(chunk_tokens, tokens) * decoder.width * _FLOAT if in_files else all_states,
+    }
+    shard = min(SHARD_BYTES, _disk(decoder))
+    peak = max(sum(parts.values()), parts["process_mib"] + shard)
+    named = {name: round(size / 2**20, 1) for name, size in {**parts, "shard_mib": shard, "peak_mib": peak}.items()}
+    return Footprint(**named, states_in_files=in_files)
+
+
+def _blocks(decoder: Decoder) -> dict[str, int]:
+    """Weights of each block."""
+    sizes: dict[str, int] = defaultdict(int)
+    for name in decoder.reader.names:
+        if name.startswith(f"{decoder.prefix}."):
+            index = name.removeprefix(f"{decoder.prefix}.").split(".")[0]
+            count = 1
+            for side in decoder.reader.shape(name):
+                count *= side
+            sizes[index] += count
+    return sizes
+
+
+def _disk(decoder: Decoder) -> int:
+    return 2 * sum(_blocks(decoder).values())

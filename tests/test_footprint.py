@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import save_tiny_llama
+
+from bitworth import recipes
+from bitworth.footprint import Footprint, footprint
+from bitworth.model import Decoder
+
+NAMES = ["w4a16-int-gptq", "w8a8-int-gptq"]
+
+MEASURED = """
+import json, resource, sys
+from pathlib import Path
+from bitworth.quantization import quantize
+from bitworth.recipes import recipe
+from bitworth.types import Calibration
+model, out, text, states = sys.argv[1:]
+calibration = Calibration(source=text, samples=64, length=128)
+chosen = [recipe(name, group_size=64) for name in ("w4a16-int-gptq", "w8a8-int-gptq")]
+quantize(Path(model), chosen, Path(out), calibration=calibration, states_mib=float(states))
+print(json.dumps(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024))
+"""
+
+
+def of(model: Path, *, tokens: int = 8192, states_mib: float = 1000, shared: bool = False) -> Footprint:
+    chosen = [recipes.recipe(name, group_size=64) for name in NAMES]
+    return footprint(
+        Decoder(model), chosen, tokens=tokens, chunk_tokens=4096, shared=shared, states_mib=states_mib
+    )  # fmt: skip
+
+
+def test_it_grows_with_width_and_not_with_depth(tmp_path: Path) -> None:
+    save_tiny_llama(tmp_path / "shallow")
+    save_tiny_llama(tmp_path / "deep", num_hidden_layers=6)
+    save_tiny_llama(tmp_path / "wide", intermediate_size=512)
+    shallow, deep, wide = (of(tmp_path / name) for name in ("shallow", "deep", "wide"))
+    for part in ("block_mib", "moments_mib", "activations_mib", "states_mib"):
+        assert getattr(deep, part) == getattr(shallow, part)
+    assert wide.moments_mib == pytest.approx(16 * shallow.moments_mib, rel=0.2)
+    assert wide.activations_mib > shallow.activations_mib
+
+
+def test_states_beyond_their_budget_lie_in_files(tiny_llama: Path) -> None:
+    within, beyond = of(tiny_llama), of(tiny_llama, states_mib=0)
+    assert (within.states_in_files, beyond.states_in_files) == (False, True)
+    assert beyond.states_mib == pytest.approx(2 * 4096 * 64 * 4 / 2**20, abs=0.1)
+    assert of(tiny_llama, shared=True).states_mib < within.states_mib
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_depth_and_is_as_foretold(tmp_path: Path) -> None:
+    """20 more blocks of 6 MB of float32 each: were anything kept, it would show."""
+    text = tmp_path / "text.txt"
+    text.write_text(" ".join(f"The {number}th brown fox jumps over {number * 7} lazy dogs." for number in range(900)))
+    peaks = {}
+    for layers in (2, 22):
+        model = tmp_path / f"model-{layers}"
+        shape = {"hidden_size": 256, "intermediate_size": 1536, "num_hidden_layers": layers}
+        save_tiny_llama(model, **shape)
+        command = [sys.executable, "-c", MEASURED, model, tmp_path / f"out-{layers}", text, "0"]
+        made = subprocess.run([str(part) for part in command], capture_output=True, text=True, timeout=600, check=True)
+        peaks[layers] = json.loads(made.stdout)
+    assert peaks[22] - peaks[2] < 60, peaks
+    foretold = footprint(
+        Decoder(model), [recipes.recipe(name, group_size=64) for name in NAMES], tokens=8192, chunk_tokens=32768,
+        shared=False, states_mib=0,
+    )  # fmt: skip
+    assert 0.7 * peaks[22] < foretold.peak_mib < 1.5 * peaks[22], (foretold, peaks)
