@@ -18,7 +18,7 @@ import bitworth
 from bitworth.console import Terminal, guarded
 from bitworth.errors import BitworthError, WorkFailed
 from bitworth.ledger import Ledger, key_of, revive
-from bitworth.types import Answer, Calibration, Cell, Divergence, Load, TaskSpec
+from bitworth.types import Answer, Calibration, Cell, Divergence, Load, Rule, TaskSpec
 
 if TYPE_CHECKING:
     from bitworth.planning import Subject
@@ -111,10 +111,22 @@ def quantize(
     allow_group_fallback: Annotated[
         bool, typer.Option(help="Take the largest group size that divides every layer, where the asked one does not.")
     ] = False,
-    calibration: Annotated[str | None, typer.Option(help="Plain text or JSONL, or demo:calibration.")] = None,
+    calibration: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Text or JSONL file, hub:organization/name, demo:calibration, random or self; several are mixed, "
+            "SOURCE=2 weighs one twice."
+        ),
+    ] = None,
     samples: Annotated[int, typer.Option(help="Calibration sequences.", min=1)] = 256,
     length: Annotated[int, typer.Option(help="Tokens a calibration sequence.", min=2)] = 512,
-    seed: Annotated[int, typer.Option(help="Seed of the order of calibration sequences.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of what calibration draws and in which order.")] = 0,
+    chat_template: Annotated[
+        str, typer.Option(help="auto: conversations go through it; always: plain text too; never: nothing does.")
+    ] = "auto",
+    bos: Annotated[
+        str, typer.Option(help="Start sequences with BOS: auto (where the tokenizer does), always or never.")
+    ] = "auto",
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -122,20 +134,25 @@ def quantize(
     from bitworth import sources
     from bitworth.quantization import quantize as verb
     from bitworth.recipes import recipe as recipe_named
+    from bitworth.report.calibration import audit_summary
 
     terminal = Terminal(as_json=json, quiet=quiet)
     recipes = [recipe_named(name, group_size=group_size) for name in recipe]
     if len(set(recipe)) < len(recipe):
         raise BitworthError("A recipe is named twice; each makes one folder.")
     spec = None
-    if calibration is not None:
-        source = sources.resolve_file(calibration, "calibration text", note=terminal.note)
-        spec = Calibration(source=str(source), samples=samples, length=length, seed=seed)
+    if calibration:
+        parts = tuple(sources.parse_source(text) for text in calibration)
+        rules = {"chat_template": _rule("--chat-template", chat_template), "bos": _rule("--bos", bos)}
+        asked = Calibration(sources=parts, samples=samples, length=length, seed=seed, **rules)
+        spec = sources.resolve_calibration(asked, note=terminal.note)
     folder = sources.resolve_model(model, note=terminal.note)
     with terminal.steps("quantize") as step:
         made = verb(folder, recipes, out, calibration=spec, allow_group_fallback=allow_group_fallback, progress=step)
     rows = [asdict(result) for result in made]
-    terminal.answer({"model": str(folder), "checkpoints": rows}, lambda: _checkpoint_table(rows))
+    audits = {result.format: result.audit for result in made if result.audit is not None}
+    shown = [audit_summary(audits)] if audits else []
+    terminal.answer({"model": str(folder), "checkpoints": rows}, lambda: Group(_checkpoint_table(rows), *shown))
 
 
 @app.command()
@@ -274,6 +291,17 @@ def parse_load(text: str, streams: int | None = None) -> Load:
             f"load '{text}' is none of synchronous, throughput, constant@RATE and poisson@RATE (requests a second)."
         )
     return revive(Load, {"kind": kind, "rate": value, "streams": streams if kind == "throughput" else None})
+
+
+def _rule(option: str, text: str) -> Rule:
+    """One of auto, always and never.
+
+    Raises:
+        BitworthError: none of these.
+    """
+    if text == "auto" or text == "always" or text == "never":
+        return text
+    raise BitworthError(f"{option} '{text}' is none of auto, always and never.")
 
 
 def _run_cells(terminal: Terminal, cells: tuple[Cell, ...], out: Path | None) -> dict[str, dict[str, Any]]:

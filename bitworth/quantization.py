@@ -17,12 +17,13 @@ import torch
 from torch import Tensor
 
 from bitworth import schemes
-from bitworth.calibration import calibration_tokens
+from bitworth.audit import audit_of
+from bitworth.calibration import calibrate
 from bitworth.checkpoint import Writer, quantization_config
 from bitworth.errors import BitworthError
 from bitworth.model import Arguments, Block, Decoder
 from bitworth.sequential import BlockPass, BlockResult, Producers, round_block, skipped
-from bitworth.types import Calibration, Gptq, QuantizeResult, Recipe
+from bitworth.types import Calibration, Gptq, QuantizeResult, Recipe, StageAudit, TextAudit
 
 Progress = Callable[[str, int, int], None]
 """Called with (what, done, total)."""
@@ -42,6 +43,7 @@ class _Stream:
     hidden: list[Tensor] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     ignored: list[str] = field(default_factory=list)
+    audit: list[StageAudit] = field(default_factory=list)
     producers: Producers = field(default_factory=dict)
     seconds: float = 0.0
 
@@ -67,7 +69,7 @@ def quantize(
     decoder = Decoder(model)
     fitted = [fit_groups(decoder, recipe, allow_group_fallback) for recipe in recipes]
     shared_notes: list[str] = []
-    tokens = _tokens(model, [recipe for recipe, _ in fitted], calibration, shared_notes.append)
+    tokens, text = _tokens(model, [recipe for recipe, _ in fitted], calibration, shared_notes.append, progress)
     with ExitStack() as stack:
         streams = []
         for recipe, notes in fitted:
@@ -85,7 +87,7 @@ def quantize(
                 for stream in streams:
                     _one_block(decoder, block, stream, kwargs[index] if kwargs else None)
             _trim_heap()
-        return [_finish(decoder, stream, calibration) for stream in streams]
+        return [_finish(decoder, stream, calibration, text) for stream in streams]
 
 
 def fit_groups(decoder: Decoder, recipe: Recipe, allow_fallback: bool) -> tuple[Recipe, list[str]]:
@@ -113,14 +115,18 @@ def fit_groups(decoder: Decoder, recipe: Recipe, allow_fallback: bool) -> tuple[
 
 
 def _tokens(
-    model: Path, recipes: list[Recipe], calibration: Calibration | None, note: Callable[[str], None]
-) -> Tensor | None:
+    model: Path,
+    recipes: list[Recipe],
+    calibration: Calibration | None,
+    note: Callable[[str], None],
+    progress: Progress,
+) -> tuple[Tensor | None, TextAudit | None]:
     needing = [recipe.name for recipe in recipes if recipe.needs_calibration]
     if not needing:
-        return None
+        return None, None
     if calibration is None:
         raise BitworthError(f"{', '.join(needing)} needs calibration text; name a file with --calibration.")
-    return calibration_tokens(model, calibration, note)
+    return calibrate(model, calibration, note, progress)
 
 
 def _first_inputs(decoder: Decoder, streams: list[_Stream], tokens: Tensor | None) -> list[Arguments] | None:
@@ -154,6 +160,7 @@ def _one_block(decoder: Decoder, block: Block, stream: _Stream, kwargs: Argument
         result = round_block(block, stream.recipe, decoder.dtype)
     _write_block(decoder, block, stream, result)
     stream.notes.extend(result.notes)
+    stream.audit.extend(result.audit)
     stream.seconds += time.monotonic() - began
 
 
@@ -173,9 +180,12 @@ def _write_block(decoder: Decoder, block: Block, stream: _Stream, result: BlockR
     stream.ignored.extend(f"{block.prefix}.{name}" for name in block.linears() if skipped(name))
 
 
-def _finish(decoder: Decoder, stream: _Stream, calibration: Calibration | None) -> QuantizeResult:
+def _finish(
+    decoder: Decoder, stream: _Stream, calibration: Calibration | None, text: TextAudit | None
+) -> QuantizeResult:
     began = time.monotonic()
     recipe = stream.recipe
+    audit = audit_of(text, stream.audit) if text and recipe.needs_calibration else None
     for name in decoder.others():
         stream.writer.add({name: decoder.reader.get(name)})
     ordering = recipe.rounding.ordering if isinstance(recipe.rounding, Gptq) else None
@@ -189,6 +199,7 @@ def _finish(decoder: Decoder, stream: _Stream, calibration: Calibration | None) 
         "calibration": asdict(calibration) if calibration and recipe.needs_calibration else None,
         "base": {"path": str(decoder.folder), "config_sha256": _sha256(decoder.folder / "config.json")},
         "notes": stream.notes,
+        "audit": asdict(audit) if audit else None,
         "versions": {
             "bitworth": version("bitworth"),
             "torch": version("torch"),
@@ -206,6 +217,7 @@ def _finish(decoder: Decoder, stream: _Stream, calibration: Calibration | None) 
         size_mib=round(size / 2**20, 2),
         bits_per_weight=round(8 * size / weights, 3),
         notes=tuple(stream.notes),
+        audit=audit,
     )
 
 

@@ -16,12 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bitworth.audit import audit_stage
 from bitworth.errors import WorkFailed
 from bitworth.model import Arguments, Block, call
 from bitworth.quantizers import InputStats, Rounded, round_weight
 from bitworth.quantizers.awq import awq_scale
 from bitworth.quantizers.smoothquant import smoothing_scale
-from bitworth.types import Recipe, SmoothQuant
+from bitworth.types import Recipe, SmoothQuant, StageAudit
 
 
 class _Reached(Exception):
@@ -45,11 +46,12 @@ class Stage:
 
 @dataclass(slots=True)
 class BlockResult:
-    """What a block became: rounded layers, other parameters that changed, and notes by layer."""
+    """What a block became: rounded layers, other parameters that changed, notes by layer, what its inputs were like."""
 
     rounded: dict[str, Rounded] = field(default_factory=dict)
     changed: dict[str, Tensor] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    audit: list[StageAudit] = field(default_factory=list)
 
 
 def skipped(name: str) -> bool:
@@ -153,6 +155,7 @@ class BlockPass:
                 f"{self._block.prefix}.{stage.layers[0]}: its calibration inputs hold NaN or infinity; check the model "
                 "in its own dtype first."
             )
+        self.result.audit.append(audit_stage(self._block.prefix, stage.layers, stats))
         for transform in self._recipe.transforms:
             if stage.producer is None:
                 continue
@@ -182,6 +185,7 @@ class BlockPass:
             if name not in self.result.rounded:
                 rounded = round_weight(layer.weight, self._recipe, None, dtype=self._dtype)
                 self.result.rounded[name] = rounded
+                self.result.audit.append(audit_stage(self._block.prefix, [name], None))
                 self.result.notes.extend(f"{self._block.prefix}.{name}: {note}" for note in rounded.notes)
 
     def _fold(self, stages: list[Stage]) -> None:

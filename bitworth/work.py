@@ -16,7 +16,8 @@ from bitworth.errors import Unsupported
 from bitworth.execute import Tell
 from bitworth.hardware import machine
 from bitworth.ledger import revive
-from bitworth.types import Calibration, Cell, Load, Recipe, TaskSpec, UseCase
+from bitworth.planning import calibration_of
+from bitworth.types import Cell, Load, Recipe, TaskSpec, UseCase
 
 if TYPE_CHECKING:
     from bitworth.engines.torch import TorchModel
@@ -46,16 +47,13 @@ def _quantize(cell: Cell, root: Path, tell: Tell) -> dict[str, Any]:
 
     _models.clear()
     inputs, where = cell.inputs, cell.where
-    calibration = None
-    if inputs["calibration"] is not None:
-        calibration = Calibration(**{**inputs["calibration"], "source": where["calibration"]})
     out = root / where["out"]
     out.parent.mkdir(parents=True, exist_ok=True)
     (found,) = quantize(
         Path(where["model"]),
         [revive(Recipe, inputs["recipe"])],
         out,
-        calibration=calibration,
+        calibration=calibration_of(cell),
         allow_group_fallback=inputs["allow_group_fallback"],
         progress=tell,
     )
