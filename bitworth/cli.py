@@ -122,10 +122,10 @@ def quantize(
     length: Annotated[int, typer.Option(help="Tokens a calibration sequence.", min=2)] = 512,
     seed: Annotated[int, typer.Option(help="Seed of what calibration draws and in which order.")] = 0,
     chat_template: Annotated[
-        str, typer.Option(help="auto: conversations go through it; always: plain text too; never: nothing does.")
+        Rule, typer.Option(help="auto: conversations go through it; always: plain text too; never: nothing does.")
     ] = "auto",
     bos: Annotated[
-        str, typer.Option(help="Start sequences with BOS: auto (where the tokenizer does), always or never.")
+        Rule, typer.Option(help="Start sequences with BOS: auto (where the tokenizer does), always or never.")
     ] = "auto",
     json: Json = False,
     quiet: Quiet = False,
@@ -143,8 +143,8 @@ def quantize(
     spec = None
     if calibration:
         parts = tuple(sources.parse_source(text) for text in calibration)
-        rules = {"chat_template": _rule("--chat-template", chat_template), "bos": _rule("--bos", bos)}
-        asked = Calibration(sources=parts, samples=samples, length=length, seed=seed, **rules)
+        sizes = {"samples": samples, "length": length, "seed": seed}
+        asked = Calibration(sources=parts, chat_template=chat_template, bos=bos, **sizes)
         spec = sources.resolve_calibration(asked, note=terminal.note)
     folder = sources.resolve_model(model, note=terminal.note)
     with terminal.steps("quantize") as step:
@@ -291,17 +291,6 @@ def parse_load(text: str, streams: int | None = None) -> Load:
             f"load '{text}' is none of synchronous, throughput, constant@RATE and poisson@RATE (requests a second)."
         )
     return revive(Load, {"kind": kind, "rate": value, "streams": streams if kind == "throughput" else None})
-
-
-def _rule(option: str, text: str) -> Rule:
-    """One of auto, always and never.
-
-    Raises:
-        BitworthError: none of these.
-    """
-    if text == "auto" or text == "always" or text == "never":
-        return text
-    raise BitworthError(f"{option} '{text}' is none of auto, always and never.")
 
 
 def _run_cells(terminal: Terminal, cells: tuple[Cell, ...], out: Path | None) -> dict[str, dict[str, Any]]:

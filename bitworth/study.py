@@ -3,7 +3,7 @@
 model: demo:smollm2            # hub id, folder, or the demo's model
 formats: [baseline, w8a8-fp, w8a8-int-gptq, w4a16-int-gptq]
 group_size: 64
-calibration: {source: demo:calibration, samples: 32, length: 512}    # sources: [{source: FILE, weight: 2}, random] mixes
+calibration: {source: demo:calibration, samples: 32, length: 512}  # or sources: [{source: FILE, weight: 2}, random]
 tasks: [{name: arc_challenge, limit: 100}]
 use_cases: [{name: rag, scale: 0.1}]
 loads: [synchronous, {kind: throughput, streams: 8}]

@@ -68,8 +68,8 @@ def fetch_text(reference: str, note: Note = silent) -> Path:
     config, _, split = rest.partition(":")
     if not is_id(identifier) or ":" in split or bool(at) != bool(revision):
         raise BitworthError(
-            f"'{reference}' is not a dataset of the hub; write hub:organization/name, and @revision, :config and :split "
-            "after it where they are needed."
+            f"'{reference}' is not a dataset of the hub; write hub:organization/name, and @revision, :config and "
+            ":split after it where they are needed."
         )
     split = split or "train"
 
