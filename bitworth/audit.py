@@ -1,8 +1,8 @@
 """What calibration data is and what it does inside the model, so that its user can judge whether it will do.
 
 The text side looks at the token sequences. The activation side looks at the inputs of each stage, the linear layers
-that read one tensor (q, k and v; gate and up), in the block walk. With m_i = max|x_i| over the calibration tokens, one a
-column i:
+that read one tensor (q, k and v; gate and up), in the block walk. With m_i = max|x_i| over the calibration tokens, one
+a column:
 
     outlier ratio      max_i m_i / median_i m_i
     outlier column     m_i >= 10 median_i m_i

@@ -143,8 +143,9 @@ def quantize(
     spec = None
     if calibration:
         parts = tuple(sources.parse_source(text) for text in calibration)
-        sizes = {"samples": samples, "length": length, "seed": seed}
-        asked = Calibration(sources=parts, chat_template=chat_template, bos=bos, **sizes)
+        asked = Calibration(
+            sources=parts, samples=samples, length=length, seed=seed, chat_template=chat_template, bos=bos
+        )
         spec = sources.resolve_calibration(asked, note=terminal.note)
     folder = sources.resolve_model(model, note=terminal.note)
     with terminal.steps("quantize") as step:

@@ -102,7 +102,7 @@ def calibration_inputs(
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """A calibration's part of a cell's inputs, and of its `where`: everything that could change its tokens.
 
-    A file stands in the inputs by its content, the hub's by its name, revision and content, `self` by the model's
+    A file stands in the inputs by its content and whether it is JSON Lines, the hub's by its name, revision and content, `self` by the model's
     identity; where the files lie and what they are called does not count.
 
     Raises:
@@ -119,7 +119,8 @@ def calibration_inputs(
         elif asked.source == OWN_TEXT:
             content = f"{OWN_TEXT} {model_identity}"
         else:
-            content = fingerprint.of_file(Path(found.source))
+            path = Path(found.source)
+            content = f"{fingerprint.of_file(path)}{path.suffix if path.suffix == '.jsonl' else ''}"
         hub = asked.source if asked.source.startswith("hub:") else None
         rows.append({"content": content, "hub": hub, "weight": asked.weight})
     return {**asdict(replace(spec, source=None, sources=())), "sources": rows}, where
