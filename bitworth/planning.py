@@ -102,8 +102,8 @@ def calibration_inputs(
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """A calibration's part of a cell's inputs, and of its `where`: everything that could change its tokens.
 
-    A file stands in the inputs by its content and whether it is JSON Lines, the hub's by its name, revision and content, `self` by the model's
-    identity; where the files lie and what they are called does not count.
+    A file stands in the inputs by its content and whether it is JSON Lines, the hub's by its name and revision too,
+    `self` by the model's identity; where the files lie and what they are called does not count.
 
     Raises:
         BitworthError: a source cannot be had.
