@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import byte_tokenizer
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -100,7 +100,8 @@ def test_scripts(text: str, expected: dict[str, float]) -> None:
         ("{{ raise_exception('no') }}", ()),
         ("{% for m in messages %}{{ m['content'] }}{% endfor %}", ()),
         (
-            "{{ bos_token }}{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}",
+            "{{ bos_token }}"
+            "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}",
             ("<|im_start|>user", "<|im_end|>\n<|im_start|>assistant"),
         ),
         (
@@ -184,11 +185,12 @@ def test_figures_do_not_depend_on_scale_or_order(values: list[float]) -> None:
     assert (one is None) == (other is None)
     assert one is None or one == pytest.approx(other)
     assert len(outlier_columns(peaks)) == len(outlier_columns(turned))
-    same = rank_correlation(peaks, peaks * 3 + 1)
+    same = rank_correlation(peaks, peaks * 4)
     assert same is None or same == pytest.approx(1)
     assert top_overlap(torch.stack([peaks, peaks])) == 1.0
 
 
+@settings(deadline=None)  # the first example imports scipy
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=3, max_size=30))
 def test_rank_correlation_is_scipys(pairs: list[tuple[int, int]]) -> None:
     scipy_stats = pytest.importorskip("scipy.stats")

@@ -46,21 +46,23 @@ def _text_table(text: TextAudit) -> Table:
 
 
 def _stage_table(audits: Mapping[str, Audit]) -> Table:
-    table = Table("format", "outlier ratio", "outlier columns", "top overlap", "rank correlation", "experts unreached")
+    """Medians over the stages, with the worst stage's figure in parentheses."""
+    mixtures = any(audit.experts for audit in audits.values())
+    columns = ["outlier ratio", "with outliers", "overlap", "rank corr.", *(["experts unreached"] if mixtures else [])]
+    table = Table("format", *columns, title="Inputs of its layers: median stage (worst stage)", title_justify="left")
     for name, audit in audits.items():
         ratios = [row.outlier_ratio for row in audit.stages if row.outlier_ratio is not None]
         overlaps = [row.top_overlap for row in audit.stages if row.top_overlap is not None]
         ranks = [row.rank_correlation for row in audit.stages if row.rank_correlation is not None]
+        cells = [
+            f"{median(ratios):.1f} ({max(ratios):.1f})" if ratios else "",
+            f"{sum(row.outliers > 0 for row in audit.stages)} of {len(audit.stages)}",
+            f"{median(overlaps):.2f} ({min(overlaps):.2f})" if overlaps else "",
+            f"{median(ranks):.2f} ({min(ranks):.2f})" if ranks else "",
+        ]
         experts = sum(len(mixture.tokens) for mixture in audit.experts)
         unreached = sum(len(mixture.unreached) for mixture in audit.experts)
-        table.add_row(
-            name,
-            f"{median(ratios):.1f}, at most {max(ratios):.1f}" if ratios else "",
-            f"in {sum(row.outliers > 0 for row in audit.stages)} of {len(audit.stages)} stages",
-            f"{median(overlaps):.2f}, at least {min(overlaps):.2f}" if overlaps else "",
-            f"{median(ranks):.2f}, at least {min(ranks):.2f}" if ranks else "",
-            f"{unreached} of {experts}" if experts else "",
-        )
+        table.add_row(name, *cells, *([f"{unreached} of {experts}"] if mixtures else []))
     return table
 
 
