@@ -99,8 +99,9 @@ def scripts(texts: Sequence[str]) -> dict[str, float]:
 def chat_markers(tokenizer: Any) -> tuple[str, ...]:
     """What the chat template writes before a user's and before an assistant's words; none where there is no template.
 
-    Found by rendering a conversation of words that no template holds: the assistant's marker is all that stands between
-    a question and its answer, the user's what stands both before the first question and before the second.
+    Found by rendering a conversation of words that no template holds: the assistant's marker is what stands between a
+    question and its answer, the user's what stands both before the first question and before the second. Of several
+    lines the last counts, since those before it end the turn or are a system prompt.
     """
     from jinja2 import TemplateError
 
@@ -119,7 +120,7 @@ def chat_markers(tokenizer: Any) -> tuple[str, ...]:
     answers = text[first + len(words[0]) : second]
     asks = text[second + len(words[1]) : places[2]]
     found = (_common_end(before, asks).strip(), answers.strip())
-    return tuple(marker for marker in found if marker)
+    return tuple(marker.splitlines()[-1] for marker in found if marker)
 
 
 def _common_end(one: str, other: str) -> str:

@@ -102,12 +102,12 @@ def test_scripts(text: str, expected: dict[str, float]) -> None:
         (
             "{{ bos_token }}"
             "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}",
-            ("<|im_start|>user", "<|im_end|>\n<|im_start|>assistant"),
+            ("<|im_start|>user", "<|im_start|>assistant"),
         ),
         (
             "<|im_start|>system\nBe kind.<|im_end|>\n"
             "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}",
-            ("<|im_end|>\n<|im_start|>user", "<|im_end|>\n<|im_start|>assistant"),
+            ("<|im_start|>user", "<|im_start|>assistant"),
         ),
         (
             "{% for m in messages %}{% if m['role'] == 'user' %}[INST] {{ m['content'] }} [/INST]"

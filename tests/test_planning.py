@@ -174,3 +174,14 @@ def test_the_probe_measures_something() -> None:
     assert isinstance(rates, Rates)
     assert rates.operations > 1e8
     assert rates.bytes > 1e8
+
+
+def test_writing_its_own_calibration_text_takes_longer(tiny_study: dict[str, Any], tiny_llama: Path) -> None:
+    def seconds(*names: str) -> float:
+        asked = {"sources": list(names), "samples": 256, "length": 512}
+        cells = plan_cells(parse_study({**tiny_study, "calibration": asked}))
+        [cell] = [cell for cell in cells if cell.title == "quantize w8a8-int-gptq"]
+        return estimates([cell])[key_of(cell)].seconds
+
+    none, half, all_of_it = seconds("random"), seconds("random", "self"), seconds("self")
+    assert none < half < all_of_it
