@@ -146,6 +146,16 @@ def test_a_source_too_light_for_a_sample_is_noted(tiny_llama: Path, tmp_path: Pa
     assert notes == ["the calibration source a.txt has too small a weight for one of the samples"]
 
 
+def test_a_dataset_of_the_hub_is_a_source(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    rows = [{"text": f"{number:015d}"} for number in range(40)]
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: iter(rows))
+    tokens, audit = calibrate(tiny_llama, spec("hub:org/name@v1:en", "random"), pytest.fail)
+    assert [(row.source, row.samples) for row in audit.sources] == [("hub:org/name@v1:en", 6), ("random", 6)]
+    assert sum(text(tiny_llama, row).endswith("<eos>") for row in tokens.tolist()) == 6
+
+
 @pytest.mark.parametrize(
     ("parts", "said"),
     [

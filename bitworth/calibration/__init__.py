@@ -1,7 +1,7 @@
 """Calibration sources to token sequences of one length.
 
-A source is a text or JSON Lines file, `random` or `self`; several are mixed by weight. What is on the hub or in the
-demo is a file by the time it gets here (`sources.resolve_calibration`).
+A source is a text or JSON Lines file, or a name that stands for one (`sources`), `random` or `self`; several are mixed
+by weight.
 """
 
 from __future__ import annotations
@@ -20,11 +20,14 @@ from bitworth.calibration.cutting import cut, largest_remainder, longest
 from bitworth.calibration.documents import documents, separates
 from bitworth.calibration.synthetic import Progress, own_text, random_tokens
 from bitworth.errors import BitworthError
+from bitworth.sources import resolve_file
 from bitworth.types import OWN_TEXT, RANDOM_TOKENS, Calibration, CalibrationSource, SourceShare, TextAudit
 
 __all__ = ["calibrate", "calibration_tokens", "load_tokenizer"]
 
 Note = Callable[[str], None]
+
+_NAMED = ("hub:", "demo:")
 
 
 def calibrate(
@@ -102,6 +105,8 @@ class _Drawing:
         if part.source == OWN_TEXT:
             keep = self.spec.bos != "never"
             return _rows(own_text(self.model, self.tokenizer, keep_bos=keep, progress=self.progress, **size))
+        if part.source.startswith(_NAMED):
+            return self._of_file(resolve_file(part.source, "calibration text"), part, count)
         return self._of_file(Path(part.source), part, count)
 
     def _of_file(self, path: Path, part: CalibrationSource, count: int) -> list[list[int]]:
@@ -159,7 +164,7 @@ def _check(mix: tuple[CalibrationSource, ...]) -> None:
 
 
 def _name(part: CalibrationSource) -> str:
-    return part.name or Path(part.source).name
+    return part.name or (part.source if part.source.startswith(_NAMED) else Path(part.source).name)
 
 
 def _rows(tokens_ST: Tensor) -> list[list[int]]:

@@ -26,10 +26,16 @@ ROWS_AT_ONCE = 32
 
 
 def random_tokens(model: Path, tokenizer: Any, *, samples: int, length: int, bos: int | None, seed: int) -> Tensor:
-    """(samples, length) ids, uniform over the vocabulary without special tokens; `bos` goes first where it is given."""
+    """(samples, length) ids, uniform over the vocabulary without special tokens; `bos` goes first where it is given.
+
+    Raises:
+        BitworthError: the vocabulary holds special tokens only.
+    """
     known = _vocabulary(model)
     barred = special_ids(tokenizer)
     words = torch.tensor(sorted({id for id in tokenizer.get_vocab().values() if id < known and id not in barred}))
+    if not len(words):
+        raise BitworthError("The model's vocabulary holds special tokens only, so none can be drawn; name a file.")
     chosen = torch.randint(len(words), (samples, length), generator=torch.Generator().manual_seed(seed))
     tokens_ST = words[chosen]
     if bos is not None:
