@@ -127,7 +127,7 @@ def settings_of(study: Study) -> dict[str, str]:
     calibration = study.calibration
     settings = {
         "tasks": ", ".join(tasks) or "none",
-        "calibration": f"{calibration.samples} x {calibration.length} tokens of {calibration.source}, "
+        "calibration": f"{calibration.samples} x {calibration.length} tokens of {calibration.words()}, "
         f"seed {calibration.seed}",
         "engine for speed": study.engine,
         "requests": f"{study.requests} a use case and load, after a warm-up",
@@ -156,5 +156,5 @@ def _done(results: Results, kind: str) -> list[tuple[Cell, Mapping[str, Any]]]:
 
 
 def _noun(kind: type[Any], result: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of a result that is the noun's."""
-    return {name: result[name] for name in kind.__dataclass_fields__}
+    """The part of a result that is the noun's; an older ledger may lack what the noun has a default for."""
+    return {name: result[name] for name in kind.__dataclass_fields__ if name in result}

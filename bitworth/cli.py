@@ -15,10 +15,11 @@ from rich.table import Table
 from rich.text import Text
 
 import bitworth
-from bitworth.console import Terminal, guarded
+from bitworth.cli_quantize import quantize
+from bitworth.console import Json, Quiet, Terminal, guarded
 from bitworth.errors import BitworthError, WorkFailed
 from bitworth.ledger import Ledger, key_of, revive
-from bitworth.types import Answer, Calibration, Cell, Divergence, Load, TaskSpec
+from bitworth.types import Answer, Cell, Divergence, Load, TaskSpec
 
 if TYPE_CHECKING:
     from bitworth.planning import Subject
@@ -31,8 +32,6 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No notes and no progress on standard error.")]
 Out = Annotated[Path, typer.Option("--out", help="Folder for the results; what is finished there is not run again.")]
 Results = Annotated[Path, typer.Argument(help="A folder that `bitworth run STUDY --out FOLDER` wrote.")]
 StudyFile = Annotated[Path, typer.Argument(help="A study file (YAML).")]
@@ -102,40 +101,7 @@ def status(results: Results, json: Json = False) -> None:
     Terminal(as_json=json).answer(document, lambda: _status_table(document))
 
 
-@app.command()
-def quantize(
-    model: Annotated[str, typer.Argument(help="Hub id, folder, or demo:smollm2.")],
-    recipe: Annotated[list[str], typer.Option("--recipe", help="A recipe's name; several make several folders.")],
-    out: Annotated[Path, typer.Option("--out", help="The checkpoint's folder, or the folder of several.")],
-    group_size: Annotated[int | None, typer.Option(help="Input columns that share a scale (128).", min=1)] = None,
-    allow_group_fallback: Annotated[
-        bool, typer.Option(help="Take the largest group size that divides every layer, where the asked one does not.")
-    ] = False,
-    calibration: Annotated[str | None, typer.Option(help="Plain text or JSONL, or demo:calibration.")] = None,
-    samples: Annotated[int, typer.Option(help="Calibration sequences.", min=1)] = 256,
-    length: Annotated[int, typer.Option(help="Tokens a calibration sequence.", min=2)] = 512,
-    seed: Annotated[int, typer.Option(help="Seed of the order of calibration sequences.")] = 0,
-    json: Json = False,
-    quiet: Quiet = False,
-) -> None:
-    """Quantize a model into checkpoints that vLLM and transformers load."""
-    from bitworth import sources
-    from bitworth.quantization import quantize as verb
-    from bitworth.recipes import recipe as recipe_named
-
-    terminal = Terminal(as_json=json, quiet=quiet)
-    recipes = [recipe_named(name, group_size=group_size) for name in recipe]
-    if len(set(recipe)) < len(recipe):
-        raise BitworthError("A recipe is named twice; each makes one folder.")
-    spec = None
-    if calibration is not None:
-        source = sources.resolve_file(calibration, "calibration text", note=terminal.note)
-        spec = Calibration(source=str(source), samples=samples, length=length, seed=seed)
-    folder = sources.resolve_model(model, note=terminal.note)
-    with terminal.steps("quantize") as step:
-        made = verb(folder, recipes, out, calibration=spec, allow_group_fallback=allow_group_fallback, progress=step)
-    rows = [asdict(result) for result in made]
-    terminal.answer({"model": str(folder), "checkpoints": rows}, lambda: _checkpoint_table(rows))
+app.command()(quantize)
 
 
 @app.command()
@@ -343,15 +309,6 @@ def _status_table(document: dict[str, Any]) -> RenderableType:
     lines += [Text(f"failed: {row['title']}: {row['cause']}") for row in document["cells"] if row["cause"]]
     lines += [Text(f"damaged, will be run again: {path}") for path in document["damaged"]]
     return Group(*lines)
-
-
-def _checkpoint_table(rows: list[dict[str, Any]]) -> RenderableType:
-    table = Table("format", "bits a weight", "MiB", "seconds", "peak MiB", "folder")
-    for row in rows:
-        figures = (f"{row['bits_per_weight']:.2f}", f"{row['size_mib']:,.1f}", f"{row['seconds']:.1f}")
-        table.add_row(row["format"], *figures, f"{row['peak_rss_mib']:,.0f}", str(row["path"]))
-    notes = [Text(f"{row['format']}: {note}") for row in rows for note in row["notes"]]
-    return Group(table, *notes)
 
 
 def _evaluation_table(document: dict[str, Any]) -> RenderableType:

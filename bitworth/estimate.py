@@ -14,7 +14,7 @@ from pathlib import Path
 from bitworth import tasks
 from bitworth.checkpoint import Reader
 from bitworth.ledger import key_of, revive
-from bitworth.types import Cell, Recipe
+from bitworth.types import OWN_TEXT, Cell, Recipe
 
 _START_S = 8.0
 """Importing torch and transformers and loading a model, once a cell that uses one."""
@@ -114,16 +114,37 @@ def _estimate(cell: Cell, size: Size, rates: Rates) -> Estimate:
 
 
 def _quantize(cell: Cell, size: Size, rates: Rates, forward: float) -> Estimate:
-    recipe = revive(Recipe, cell.inputs["recipe"])
+    calibration = cell.inputs["calibration"]
+    tokens = calibration["samples"] * calibration["length"] if calibration is not None else 0
+    found = quantizing(revive(Recipe, cell.inputs["recipe"]), tokens, size, rates)
+    own = _own_text(cell, size, rates, forward) if tokens else 0.0
+    return Estimate(seconds=found.seconds + own, bytes=found.bytes)
+
+
+def quantizing(recipe: Recipe, tokens: int, size: Size, rates: Rates) -> Estimate:
+    """One recipe alone on so many calibration tokens (0: none); its checkpoint's bytes."""
     grid = recipe.scheme.weight
     bits = grid.bits + (16 / grid.group_size if grid.group_size else 0) if grid else 16
     left = int(size.linear * bits / 8 + 2 * size.head)
     seconds = _START_S + 4 * (size.linear + size.head) / rates.bytes * 10
-    if cell.inputs["calibration"] is not None:
-        tokens = cell.inputs["calibration"]["samples"] * cell.inputs["calibration"]["length"]
-        moments = 2 * size.squares * 4 / 7 / rates.operations  # q, k, v share theirs, and so do gate and up
-        seconds += 1.7 * tokens * (forward + moments)
-    return Estimate(seconds=seconds, bytes=left)
+    return Estimate(seconds=seconds + walking(tokens, size, rates), bytes=left)
+
+
+def walking(tokens: int, size: Size, rates: Rates) -> float:
+    """Seconds of one stream's forward passes, second moments and roundings."""
+    forward = 2 * size.linear / rates.operations
+    moments = 2 * size.squares * 4 / 7 / rates.operations  # q, k, v share theirs, and so do gate and up
+    return 1.7 * tokens * (forward + moments)
+
+
+def _own_text(cell: Cell, size: Size, rates: Rates, forward: float) -> float:
+    """Writing the calibration's own share of text: 32 sequences side by side, a token of each at a time."""
+    calibration = cell.inputs["calibration"]
+    rows = calibration["sources"]
+    own = sum(row["weight"] for row in rows if row["content"].startswith(OWN_TEXT))
+    samples = calibration["samples"] * own / sum(row["weight"] for row in rows)
+    step = max(32 * forward, 4 * (size.linear + size.head) / rates.bytes)
+    return float(samples / 32 * calibration["length"] * step)
 
 
 def _requests(cell: Cell, size: Size, rates: Rates, forward: float) -> float:

@@ -12,7 +12,18 @@ from pathlib import Path
 from bitworth.errors import BitworthError, WorkFailed
 from bitworth.ledger import write_atomic
 
-_MODEL_FILES = ("config.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "chat_template.jinja")
+_MODEL_FILES = (
+    "config.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+)
 
 
 def of_file(path: Path, memory: Path | None = None) -> str:

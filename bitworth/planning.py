@@ -6,7 +6,7 @@ nothing again, and a changed calibration runs only what rests on it.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,18 @@ from bitworth.hardware import machine
 from bitworth.ledger import key_of
 from bitworth.sources import Note, silent
 from bitworth.study import Study
-from bitworth.types import BASELINE, Calibration, Cell, Load, Recipe, TaskSpec, UseCase
+from bitworth.types import (
+    BASELINE,
+    OWN_TEXT,
+    RANDOM_TOKENS,
+    Calibration,
+    CalibrationSource,
+    Cell,
+    Load,
+    Recipe,
+    TaskSpec,
+    UseCase,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,12 +91,55 @@ def quantize_cell(baseline: Subject, recipe: Recipe, study: Study, *, note: Note
     }
     where = {"model": baseline.path}
     if recipe.needs_calibration:
-        spec: Calibration = study.calibration_spec()
-        source = sources.resolve_file(spec.source, "calibration text", note=note)
-        inputs["calibration"] = {**asdict(spec), "source": fingerprint.of_file(source)}
-        where["calibration"] = str(source.resolve())
+        inputs["calibration"], places = calibration_inputs(study.calibration_spec(), baseline.identity, note=note)
+        where |= places
     cell = Cell(kind="quantize", title=f"quantize {recipe.name}", format=recipe.name, inputs=inputs, where=where)
     return Cell(**{**_fields(cell), "where": {**where, "out": f"checkpoints/{recipe.name}-{key_of(cell)[:8]}"}})
+
+
+def calibration_inputs(
+    spec: Calibration, model_identity: str, *, note: Note = silent
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """A calibration's part of a cell's inputs, and of its `where`: everything that could change its tokens.
+
+    A file stands in the inputs by its content and whether it is JSON Lines, the hub's by its name and revision too,
+    `self` by the model's identity; where the files lie and what they are called does not count.
+
+    Raises:
+        BitworthError: a source cannot be had.
+    """
+    rows, where = [], {}
+    for index, (asked, found) in enumerate(
+        zip(spec.mix, sources.resolve_calibration(spec, note=note).mix, strict=True)
+    ):
+        where[f"calibration.{index}"] = found.source
+        where[f"calibration.{index}.name"] = found.name or asked.source
+        if asked.source == RANDOM_TOKENS:
+            content = RANDOM_TOKENS
+        elif asked.source == OWN_TEXT:
+            content = f"{OWN_TEXT} {model_identity}"
+        else:
+            path = Path(found.source)
+            content = f"{fingerprint.of_file(path)}{path.suffix if path.suffix == '.jsonl' else ''}"
+        hub = asked.source if asked.source.startswith("hub:") else None
+        rows.append({"content": content, "hub": hub, "weight": asked.weight})
+    return {**asdict(replace(spec, source=None, sources=())), "sources": rows}, where
+
+
+def calibration_of(cell: Cell) -> Calibration | None:
+    """The calibration that a quantize cell's inputs stand for, on this machine; None where it needs none."""
+    inputs = cell.inputs["calibration"]
+    if inputs is None:
+        return None
+    parts = tuple(
+        CalibrationSource(
+            source=cell.where[f"calibration.{index}"],
+            weight=row["weight"],
+            name=cell.where[f"calibration.{index}.name"],
+        )
+        for index, row in enumerate(inputs["sources"])
+    )
+    return Calibration(**{**inputs, "sources": parts})
 
 
 def evaluation_inputs(

@@ -20,14 +20,16 @@ import psutil
 import torch
 from torch import Tensor
 
-from bitworth.calibration import calibration_tokens
+from bitworth.audit import audit_of
+from bitworth.calibration import calibrate
 from bitworth.checkpoint import PROVENANCE, quantization_config
 from bitworth.errors import BitworthError
+from bitworth.ledger import revive
 from bitworth.model import Arguments, Decoder
 from bitworth.sequential import skipped
 from bitworth.states import InFiles, InMemory, Shape
 from bitworth.streams import Build, Stream, streams_of
-from bitworth.types import Calibration, Gptq, QuantizeResult, Recipe
+from bitworth.types import Calibration, Gptq, QuantizeResult, Recipe, TextAudit
 from bitworth.writer import Writer, check_replaceable
 
 Progress = Callable[[str, int, int], None]
@@ -73,7 +75,7 @@ def quantize(
     decoder = open_decoder(model, device)
     shared_notes: list[str] = []
     fitted = [fit_groups(decoder, recipe, allow_group_fallback) for recipe in recipes]
-    tokens = _tokens(model, [recipe for recipe, _ in fitted], calibration, shared_notes.append)
+    tokens, text = _tokens(model, [recipe for recipe, _ in fitted], calibration, shared_notes.append, progress)
     folders = out if isinstance(out, Mapping) else folders_of(out, recipes)
     for folder in folders.values():
         check_replaceable(folder, model)
@@ -98,7 +100,7 @@ def quantize(
                         stream.walk(decoder, block, kwargs[index] if kwargs else None)
             _trim_heap()
         for build in builds:
-            made[build.recipe.name] = _finish(decoder, build, calibration)
+            made[build.recipe.name] = _finish(decoder, build, calibration, text)
     return [made[recipe.name] for recipe, _ in fitted]
 
 
@@ -144,14 +146,18 @@ def chunks_of(tokens: Tensor) -> list[Tensor]:
 
 
 def _tokens(
-    model: Path, recipes: list[Recipe], calibration: Calibration | None, note: Callable[[str], None]
-) -> Tensor | None:
+    model: Path,
+    recipes: list[Recipe],
+    calibration: Calibration | None,
+    note: Callable[[str], None],
+    progress: Progress,
+) -> tuple[Tensor | None, TextAudit | None]:
     needing = [recipe.name for recipe in recipes if recipe.needs_calibration]
     if not needing:
-        return None
+        return None, None
     if calibration is None:
         raise BitworthError(f"{', '.join(needing)} needs calibration text; name a file with --calibration.")
-    return calibration_tokens(model, calibration, note)
+    return calibrate(model, calibration, note, progress)
 
 
 def _warnings(recipe: Recipe) -> list[str]:
@@ -183,9 +189,9 @@ def _made_before(folder: Path, key: str) -> QuantizeResult | None:
         page = json.loads((folder / PROVENANCE).read_text(encoding="utf-8"))
         same = page["key"] == key
         whole = all((folder / name).stat().st_size == size for name, size in page["files"].items())
-        row = {**page["result"], "path": folder, "notes": tuple(page["notes"])}
-        return QuantizeResult(**row) if same and whole else None
-    except (OSError, ValueError, KeyError, TypeError):
+        row = {**page["result"], "path": folder, "notes": page["notes"], "audit": page["audit"]}
+        return revive(QuantizeResult, row) if same and whole else None
+    except (OSError, ValueError, KeyError, TypeError, BitworthError):
         return None
 
 
@@ -233,9 +239,10 @@ def _trim_heap() -> None:
             trim(0)
 
 
-def _finish(decoder: Decoder, build: Build, calibration: Calibration | None) -> QuantizeResult:
+def _finish(decoder: Decoder, build: Build, calibration: Calibration | None, text: TextAudit | None) -> QuantizeResult:
     began = time.monotonic()
     recipe, writer = build.recipe, build.writer
+    audit = audit_of(text, build.audit) if text and recipe.needs_calibration else None
     for name in decoder.others():
         writer.add({name: decoder.reader.get(name)})
     ordering = recipe.rounding.ordering if isinstance(recipe.rounding, Gptq) else None
@@ -252,14 +259,16 @@ def _finish(decoder: Decoder, build: Build, calibration: Calibration | None) -> 
         size_mib=round(writer.size / 2**20, 2),
         bits_per_weight=round(8 * writer.size / weights, 3),
         notes=tuple(build.notes),
+        audit=audit,
     )
-    kept = [field.name for field in fields(result) if field.name not in ("path", "notes")]
+    kept = [field.name for field in fields(result) if field.name not in ("path", "notes", "audit")]
     provenance = {
         "format": recipe.name,
         "recipe": asdict(recipe),
         "calibration": asdict(calibration) if calibration and recipe.needs_calibration else None,
         "base": {"path": str(decoder.folder), "config_sha256": _sha256(decoder.folder / "config.json")},
         "notes": build.notes,
+        "audit": asdict(audit) if audit else None,
         "versions": _versions(),
         "key": build.key,
         "result": {name: getattr(result, name) for name in kept},

@@ -19,13 +19,14 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from bitworth.audit import audit_stage
 from bitworth.errors import WorkFailed
 from bitworth.model import Arguments, Block, call
 from bitworth.quantizers import InputStats, Rounded, round_weight
 from bitworth.quantizers.awq import awq_scale
 from bitworth.quantizers.smoothquant import smoothing_scale
 from bitworth.stages import Producers, Stage, trace
-from bitworth.types import Awq, Grid, Recipe, SmoothQuant
+from bitworth.types import Awq, Grid, Recipe, SmoothQuant, StageAudit
 
 
 class Chunks(Protocol):
@@ -55,6 +56,7 @@ class BlockResult:
     rounded: dict[str, Rounded] = field(default_factory=dict)
     changed: dict[str, Tensor] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    audit: list[StageAudit] = field(default_factory=list)
 
 
 def skipped(name: str) -> bool:
@@ -193,6 +195,7 @@ class BlockPass:
                 f"{self._block.prefix}.{stage.layers[0]}: its calibration inputs hold NaN or infinity; check the model "
                 "in its own dtype first."
             )
+        seen = audit_stage(self._block.prefix, stage.layers, stage.stats)
         prepared: dict[object, tuple[Tensor, InputStats, Tensor | None]] = {}
         for recipe, result in zip(self._recipes, self.results, strict=True):
             alike = (recipe.transforms, recipe.scheme.weight if recipe.transforms else None)
@@ -200,6 +203,7 @@ class BlockPass:
                 prepared[alike] = self._transformed(stacked, stage, recipe)
             weight, stats, scale = prepared[alike]
             stage.scales.append(scale)
+            result.audit.append(seen)
             self._round(stage, weight, stats, recipe, result)
         stage.done = True
         stage.stats = None
@@ -235,6 +239,7 @@ class BlockPass:
                 if name not in result.rounded:
                     rounded = round_weight(layer.weight, recipe, None, dtype=self._dtype)
                     result.rounded[name] = rounded
+                    result.audit.append(audit_stage(self._block.prefix, [name], None))
                     result.notes.extend(f"{self._block.prefix}.{name}: {note}" for note in rounded.notes)
 
     def _fold(self, index: int, stages: Iterable[Stage]) -> None:

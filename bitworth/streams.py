@@ -9,17 +9,18 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from bitworth import schemes
+from bitworth.ledger import revive
 from bitworth.model import Arguments, Block, Decoder
 from bitworth.sequential import BlockPass, BlockResult, round_block, skipped
 from bitworth.stages import Producers
 from bitworth.states import Shape, States, writing
-from bitworth.types import Gptq, Recipe
+from bitworth.types import Gptq, Recipe, StageAudit
 from bitworth.writer import Writer
 
 _JOURNAL = "journal.json"
@@ -34,7 +35,19 @@ class Build:
     key: str
     notes: list[str] = field(default_factory=list)
     ignored: list[str] = field(default_factory=list)
+    audit: list[StageAudit] = field(default_factory=list)
     seconds: float = 0.0
+
+    def kept(self) -> dict[str, Any]:
+        """What a killed run needs to know of it, as JSON values."""
+        audit = [asdict(stage) for stage in self.audit]
+        row = {"pieces": self.writer.pieces, "notes": self.notes, "ignored": self.ignored, "audit": audit}
+        return {**row, "seconds": self.seconds}
+
+    def take_up(self, row: Mapping[str, Any]) -> None:
+        """Be what `kept` said."""
+        self.notes, self.ignored, self.seconds = row["notes"], row["ignored"], row["seconds"]
+        self.audit = [revive(StageAudit, stage) for stage in row["audit"]]
 
 
 @dataclass(slots=True)
@@ -79,10 +92,7 @@ class Stream:
             "blocks": blocks,
             "states": states,
             "producers": [[list(layers), producer] for layers, producer in self.producers.items()],
-            "builds": [
-                {"pieces": b.writer.pieces, "notes": b.notes, "ignored": b.ignored, "seconds": b.seconds}
-                for b in self.builds
-            ],
+            "builds": [build.kept() for build in self.builds],
         }
         new = self.folder / f"{_JOURNAL}.new"
         with writing(new) as file:
@@ -106,7 +116,7 @@ class Stream:
                 build.writer.clear()
             return False
         for build, row in zip(self.builds, page["builds"], strict=True):
-            build.notes, build.ignored, build.seconds = row["notes"], row["ignored"], row["seconds"]
+            build.take_up(row)
         self.producers = {tuple(layers): producer for layers, producer in page["producers"]}
         if self.states is not None:
             self.states.load(self.folder / page["states"], shapes)
@@ -154,4 +164,5 @@ def _write(decoder: Decoder, block: Block, build: Build, result: BlockResult) ->
             piece[full] = kept if changed is None else changed.to(kept.dtype)
     build.writer.add(piece)
     build.notes.extend(result.notes)
+    build.audit.extend(result.audit)
     build.ignored.extend(f"{block.prefix}.{name}" for name in block.linears() if skipped(name))

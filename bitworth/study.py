@@ -3,7 +3,7 @@
 model: demo:smollm2            # hub id, folder, or the demo's model
 formats: [baseline, w8a8-fp, w8a8-int-gptq, w4a16-int-gptq]
 group_size: 64
-calibration: {source: demo:calibration, samples: 32, length: 512}
+calibration: {source: demo:calibration, samples: 32, length: 512}  # or sources: [{source: FILE, weight: 2}, random]
 tasks: [{name: arc_challenge, limit: 100}]
 use_cases: [{name: rag, scale: 0.1}]
 loads: [synchronous, {kind: throughput, streams: 8}]
@@ -29,6 +29,7 @@ from bitworth.errors import BitworthError
 from bitworth.types import (
     BASELINE,
     Calibration,
+    CalibrationSource,
     Clip,
     Constraint,
     Gptq,
@@ -37,14 +38,22 @@ from bitworth.types import (
     Ordering,
     Recipe,
     Rtn,
+    Rule,
+    StreamKind,
     TaskSpec,
     UseCase,
 )
+
+DEMO_CALIBRATION = "demo:calibration"
 
 
 def _named(value: Any) -> Any:
     """Let a bare name stand for the mapping that holds only it."""
     return {"name": value} if isinstance(value, str) else value
+
+
+def _sourced(value: Any) -> Any:
+    return {"source": value} if isinstance(value, str) else value
 
 
 def _kind(value: Any) -> Any:
@@ -91,13 +100,45 @@ class FormatEntry(_Part):
         return self
 
 
-class CalibrationEntry(_Part):
-    """What data-driven recipes see."""
+class SourceEntry(_Part):
+    """One source of a calibration mix: a file, hub:organization/name, demo:calibration, `random` or `self`."""
 
-    source: str = "demo:calibration"
+    source: str = Field(min_length=1)
+    weight: float = Field(1.0, gt=0, allow_inf_nan=False)
+
+
+class CalibrationEntry(_Part):
+    """What data-driven recipes see: one `source`, or several `sources` mixed by weight."""
+
+    source: str | None = Field(None, min_length=1)
+    sources: list[Annotated[SourceEntry, BeforeValidator(_sourced)]] = []
     samples: int = Field(128, gt=0)
     length: int = Field(512, gt=1)
     seed: int = 0
+    chat_template: Rule = "auto"
+    bos: Rule = "auto"
+    stream: StreamKind = "own"
+
+    @model_validator(mode="after")
+    def _one_way(self) -> CalibrationEntry:
+        names = [entry.source for entry in self.sources]
+        if self.source is not None and self.sources:
+            raise ValueError("give `source` or `sources`, not both")
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise ValueError(f"source `{twice}` is listed twice; add up its weights instead")
+        return self
+
+    def mix(self) -> tuple[CalibrationSource, ...]:
+        """The sources as values; the demo's text where none is named."""
+        if self.sources:
+            return tuple(CalibrationSource(**entry.model_dump()) for entry in self.sources)
+        return (CalibrationSource(source=self.source or DEMO_CALIBRATION),)
+
+    def words(self) -> str:
+        """`chat.jsonl`, or `chat.jsonl (2), random (1)` with the weights."""
+        first, *rest = self.mix()
+        return ", ".join(f"{part.source} ({part.weight:g})" for part in (first, *rest)) if rest else first.source
 
 
 class TaskEntry(_Part):
@@ -216,7 +257,9 @@ class Study(_Part):
 
     def calibration_spec(self) -> Calibration:
         """The calibration as a value."""
-        return Calibration(**self.calibration.model_dump())
+        entry = self.calibration
+        rest = entry.model_dump(exclude={"source", "sources"})
+        return Calibration(sources=entry.mix(), **rest)
 
     def task_specs(self) -> list[TaskSpec]:
         """The tasks as values."""
@@ -311,4 +354,6 @@ def _keys_at(loc: tuple[int | str, ...]) -> list[str]:
         "constraints": ConstraintEntry,
     }
     part = parts.get(str(loc[0]), Study) if loc else Study
+    if "sources" in loc:
+        part = SourceEntry
     return list(part.model_fields)

@@ -19,15 +19,18 @@ from typing import Any, Literal
 Kind = Literal["int", "float"]
 Granularity = Literal["tensor", "channel", "group", "token"]
 Ordering = Literal["none", "weight", "group"]
-StreamKind = Literal["own", "shared"]
 Verdict = Literal["holds", "loses", "undecided"]
 Source = Literal["measured", "predicted"]
 CellKind = Literal["quantize", "evaluate", "diverge", "benchmark"]
+StreamKind = Literal["own", "shared"]
+Rule = Literal["auto", "always", "never"]
 
 BASELINE = "baseline"
 """The format of the model as it came, which everything is compared with."""
 AVERAGE = "average"
 """The task name of a recovery over the plain mean of tasks (paper, section 4)."""
+RANDOM_TOKENS, OWN_TEXT = "random", "self"
+"""Calibration sources that are no text of the user's: uniform tokens of the vocabulary, and what the model writes."""
 
 
 # --- number formats -----------------------------------------------------------------------------------------------
@@ -112,18 +115,40 @@ class Awq:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Calibration:
-    """What a data-driven recipe sees: `samples` sequences of `length` tokens cut from `source` in a seeded order.
+class CalibrationSource:
+    """One source of a mix: a file, `random` or `self`; its share of the samples is its weight over all weights.
 
-    `stream` says what GPTQ reads at a block: `own`, the outputs of the blocks it has quantized, as published; `shared`,
-    those of the unquantized model, for all recipes of a study at once.
+    `name` is what reports call it, where that is not the source itself.
     """
 
     source: str
+    weight: float = 1.0
+    name: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Calibration:
+    """What a data-driven recipe sees: `samples` sequences of `length` tokens from `source`, or from a mix of `sources`.
+
+    `chat_template`: auto renders conversations, always wraps plain text as a user's turn too, never joins the bare
+    messages. `bos`: auto starts each sequence with BOS where the tokenizer itself starts texts so. `stream`: GPTQ reads
+    at each block what its `own` quantized blocks give, as published, or what those of the unquantized model give, which
+    all recipes of a study have `shared`.
+    """
+
+    source: str | None = None
+    sources: tuple[CalibrationSource, ...] = ()
     samples: int = 256
     length: int = 512
     seed: int = 0
+    chat_template: Rule = "auto"
+    bos: Rule = "auto"
     stream: StreamKind = "own"
+
+    @property
+    def mix(self) -> tuple[CalibrationSource, ...]:
+        """The sources, one or several."""
+        return self.sources if self.source is None else (CalibrationSource(source=self.source), *self.sources)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -378,6 +403,74 @@ class Cell:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SourceShare:
+    """How many of the calibration's sequences one source gave."""
+
+    source: str
+    weight: float
+    samples: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextAudit:
+    """What the calibration's sequences hold; shares are in [0, 1].
+
+    `scripts` are shares of the letters by Unicode script, not languages. `chat_share` is that of the sequences with a
+    marker of the model's chat template, None where it has none; `duplicates` counts sequences that repeat another.
+    """
+
+    tokens: int
+    samples: int
+    length: int
+    sources: tuple[SourceShare, ...]
+    scripts: Mapping[str, float]
+    chat_markers: tuple[str, ...]
+    chat_share: float | None
+    bos_token: str | None
+    tokenizer_adds_bos: bool
+    bos_share: float
+    special_share: float
+    vocabulary_share: float
+    duplicates: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageAudit:
+    """The inputs of layers that read one tensor; see `bitworth.audit` for the definitions.
+
+    `outliers` counts the outlier columns, `outlier_columns` lists the largest of them. None where there was too little
+    data for a figure.
+    """
+
+    layers: tuple[str, ...]
+    tokens: int
+    outlier_ratio: float | None = None
+    outliers: int = 0
+    outlier_columns: tuple[int, ...] = ()
+    top_overlap: float | None = None
+    rank_correlation: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExpertAudit:
+    """Calibration tokens that each expert of one mixture saw, by its number, and the experts that saw none."""
+
+    module: str
+    tokens: Mapping[int, int]
+    unreached: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Audit:
+    """What calibration data was, what it did inside the model, and what that puts in doubt, in sentences."""
+
+    text: TextAudit
+    stages: tuple[StageAudit, ...]
+    experts: tuple[ExpertAudit, ...]
+    doubts: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class QuantizeResult:
     """One checkpoint made, and what it took."""
 
@@ -388,6 +481,7 @@ class QuantizeResult:
     size_mib: float
     bits_per_weight: float
     notes: tuple[str, ...] = ()
+    audit: Audit | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,7 +17,8 @@ from bitworth.errors import BitworthError, Unsupported
 from bitworth.execute import Tell
 from bitworth.hardware import machine
 from bitworth.ledger import Ledger, revive
-from bitworth.types import Calibration, Cell, Load, QuantizeResult, Recipe, TaskSpec, UseCase
+from bitworth.planning import calibration_of
+from bitworth.types import Cell, Load, QuantizeResult, Recipe, TaskSpec, UseCase
 
 if TYPE_CHECKING:
     from bitworth.engines.torch import TorchModel
@@ -59,9 +60,6 @@ def _make(cells: Sequence[Cell], root: Path, tell: Tell) -> QuantizeResult:
     from bitworth.quantization import quantize
 
     first = cells[0]
-    calibration = None
-    if first.inputs["calibration"] is not None:
-        calibration = Calibration(**{**first.inputs["calibration"], "source": first.where["calibration"]})
     outs = {cell.format: root / cell.where["out"] for cell in cells}
     for out in outs.values():
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -69,7 +67,7 @@ def _make(cells: Sequence[Cell], root: Path, tell: Tell) -> QuantizeResult:
         Path(first.where["model"]),
         [revive(Recipe, cell.inputs["recipe"]) for cell in cells],
         outs,
-        calibration=calibration,
+        calibration=calibration_of(first),
         allow_group_fallback=first.inputs["allow_group_fallback"],
         progress=tell,
     )[0]

@@ -33,6 +33,8 @@ VERBS = {
         "--samples",
         "--length",
         "--seed",
+        "--chat-template",
+        "--bos",
         "--json",
         "--quiet",
     },
@@ -290,6 +292,39 @@ def test_calibration_that_is_missing(call: Run, tiny_llama: Path, tmp_path: Path
     wanted = ("--recipe", "w8a8-int-gptq", "--out", tmp_path / "out")
     refused(call("quantize", tiny_llama, *wanted), "needs calibration text", "--calibration")
     refused(call("quantize", tiny_llama, *wanted, "--calibration", tmp_path / "no.txt"), "no.txt")
+
+
+def test_calibration_is_mixed_and_audited(
+    call: Run, tiny_llama: Path, tiny_study: dict[str, Any], tmp_path: Path
+) -> None:
+    source = tiny_study["calibration"]["source"]
+    wanted = ("quantize", tiny_llama, "--recipe", "w8a8-int-gptq", "--samples", "8", "--length", "32")
+    mixed = ("--calibration", f"{source}=3", "--calibration", "random", "--bos", "always", "--out", tmp_path / "out")
+    code, stdout, _ = call(*wanted, *mixed, "--json")
+    assert code == 0
+    [made] = json.loads(stdout)["checkpoints"]
+    text = made["audit"]["text"]
+    assert [(row["source"], row["weight"], row["samples"]) for row in text["sources"]] == [
+        ("calibration.txt", 3.0, 6),
+        ("random", 1.0, 2),
+    ]
+    assert text["bos_share"] == 1.0
+    assert len(made["audit"]["stages"]) == 8
+    assert json.loads((tmp_path / "out" / "bitworth.json").read_text())["audit"] == made["audit"]
+    code, stdout, _ = call(*wanted, *mixed)
+    assert code == 0
+    for said in ("256 in 8 sequences of 32", "75 % calibration.txt (6)", "25 % random (2)", "outlier ratio"):
+        assert said in stdout, stdout
+
+
+def test_calibration_that_makes_no_sense(call: Run, tiny_llama: Path, tmp_path: Path) -> None:
+    wanted = ("quantize", tiny_llama, "--recipe", "w8a8-int-gptq", "--out", tmp_path / "out")
+    refused(call(*wanted, "--calibration", "random=0"), "write a positive number")
+    refused(call(*wanted, "--calibration", "random", "--calibration", "random=2"), "named twice")
+    refused(call(*wanted, "--calibration", "hub:alpaca"), "write hub:organization/name")
+    code, _, stderr = call(*wanted, "--calibration", "random", "--bos", "sometimes")
+    assert code == 2
+    assert "'sometimes' is not one of" in stderr
 
 
 def test_a_port_that_answers_nothing_useful(call: Run, tiny_llama: Path) -> None:

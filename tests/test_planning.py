@@ -9,9 +9,9 @@ import pytest
 from bitworth.errors import BitworthError
 from bitworth.estimate import Rates, estimates, probe, size_of
 from bitworth.ledger import key_of
-from bitworth.planning import plan_cells
+from bitworth.planning import calibration_of, plan_cells
 from bitworth.study import parse_study
-from bitworth.types import Cell
+from bitworth.types import Calibration, CalibrationSource, Cell
 
 
 def keys(study: dict[str, Any], **changes: Any) -> dict[str, str]:
@@ -59,6 +59,70 @@ def test_new_calibration_text_makes_new_checkpoints(tiny_study: dict[str, Any], 
     assert {title for title in after if after[title] == before[title]} == {
         title for title in before if "gptq" not in title
     }
+
+
+def with_calibration(study: dict[str, Any], **changes: Any) -> dict[str, str]:
+    wanted = {name: value for name, value in study["calibration"].items() if name != "source"}
+    found = keys(study, calibration={**wanted, **changes})
+    return {title: key for title, key in found.items() if title.startswith("quantize")}
+
+
+def test_all_that_changes_calibration_tokens_changes_the_key(tiny_study: dict[str, Any], tmp_path: Path) -> None:
+    text = Path(tiny_study["calibration"]["source"])
+    renamed, lines = tmp_path / "renamed.txt", tmp_path / "text.jsonl"
+    shutil.copy(text, renamed)
+    shutil.copy(text, lines)
+    mix = [{"source": str(text), "weight": 2}, {"source": "random"}]
+    first = with_calibration(tiny_study, sources=mix)
+    assert with_calibration(tiny_study, sources=[{"source": str(renamed), "weight": 2}, "random"]) == first
+    others = [
+        with_calibration(tiny_study, sources=mix[::-1]),
+        with_calibration(tiny_study, sources=[{**mix[0], "weight": 3}, mix[1]]),
+        with_calibration(tiny_study, sources=[mix[0], "self"]),
+        with_calibration(tiny_study, sources=[{"source": str(lines), "weight": 2}, "random"]),
+        with_calibration(tiny_study, sources=mix, bos="always"),
+        with_calibration(tiny_study, sources=mix, chat_template="always"),
+        with_calibration(tiny_study, sources=mix, seed=1),
+        with_calibration(tiny_study, source=str(text)),
+    ]
+    for title in ("quantize w8a8-int-gptq", "quantize w4a16-int-gptq"):
+        assert len({first[title], *(other[title] for other in others)}) == 1 + len(others)
+    assert {other["quantize w8a8-fp"] for other in others} == {first["quantize w8a8-fp"]}
+
+
+def test_a_hub_datasets_revision_and_rows_are_in_the_key(
+    tiny_study: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import datasets
+
+    monkeypatch.setenv("BITWORTH_CACHE", str(tmp_path / "one"))
+    rows = [{"text": "some rows"}]
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: iter(rows))
+    title = "quantize w8a8-int-gptq"
+    first = with_calibration(tiny_study, source="hub:org/name@v1")[title]
+    assert with_calibration(tiny_study, source="hub:org/name@v2")[title] != first
+    rows = [{"text": "other rows"}]
+    assert with_calibration(tiny_study, source="hub:org/name@v1")[title] == first  # it is in the cache
+    monkeypatch.setenv("BITWORTH_CACHE", str(tmp_path / "other"))
+    assert with_calibration(tiny_study, source="hub:org/name@v1")[title] != first
+
+
+def test_a_cell_gives_its_calibration_back(tiny_study: dict[str, Any]) -> None:
+    text = tiny_study["calibration"]["source"]
+    asked = {"sources": [{"source": text, "weight": 2}, "self"], "samples": 9, "length": 32, "bos": "never"}
+    cells = plan_cells(parse_study({**tiny_study, "calibration": asked}))
+    [cell] = [cell for cell in cells if cell.title == "quantize w8a8-int-gptq"]
+    assert calibration_of(cell) == Calibration(
+        sources=(
+            CalibrationSource(source=text, weight=2.0, name="calibration.txt"),
+            CalibrationSource(source="self", name="self"),
+        ),
+        samples=9,
+        length=32,
+        bos="never",
+    )
+    [free] = [cell for cell in cells if cell.title == "quantize w8a8-fp"]
+    assert calibration_of(free) is None
 
 
 def test_sources_that_are_missing_are_named(tiny_study: dict[str, Any]) -> None:
@@ -110,3 +174,16 @@ def test_the_probe_measures_something() -> None:
     assert isinstance(rates, Rates)
     assert rates.operations > 1e8
     assert rates.bytes > 1e8
+
+
+def test_writing_its_own_calibration_text_takes_longer(tiny_study: dict[str, Any]) -> None:
+    def cell(*names: str) -> Cell:
+        asked = {"sources": list(names), "samples": 256, "length": 512}
+        cells = plan_cells(parse_study({**tiny_study, "calibration": asked}))
+        return next(cell for cell in cells if cell.title == "quantize w8a8-int-gptq")
+
+    cells = [cell("random"), cell("random", "self"), cell("self")]
+    found = estimates(cells)  # at once: each call measures the machine anew
+    none, half, whole = (found[key_of(cell)].seconds for cell in cells)
+    assert none < half < whole
+    assert whole - half == pytest.approx(half - none, rel=1e-6)

@@ -146,7 +146,18 @@ def test_what_was_made_says_how(every: Path, tiny_llama: Path, calibration: Cali
     assert page["recipe"]["scheme"]["weight"]["group_size"] == 32
     assert page["calibration"]["samples"] == calibration.samples
     assert page["versions"].keys() == {"bitworth", "torch", "transformers"}
-    assert json.loads((every / "w8a8-fp" / "bitworth.json").read_text())["calibration"] is None
+    assert page["audit"]["text"]["samples"] == calibration.samples
+    stages = page["audit"]["stages"]
+    assert [stage["layers"][0].removeprefix("model.layers.") for stage in stages[:4]] == [
+        "0.self_attn.q_proj",
+        "0.self_attn.o_proj",
+        "0.mlp.gate_proj",
+        "0.mlp.down_proj",
+    ]
+    assert len(stages) == 8
+    assert {stage["tokens"] for stage in stages} == {calibration.samples * calibration.length}
+    free = json.loads((every / "w8a8-fp" / "bitworth.json").read_text())
+    assert (free["calibration"], free["audit"]) == (None, None)
 
 
 def test_results_count_bits_and_bytes(tiny_llama: Path, tmp_path: Path) -> None:

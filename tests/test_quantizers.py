@@ -290,12 +290,34 @@ def test_statistics_of_parts_are_those_of_the_whole(columns: int) -> None:
     assert stats.tokens == 60
 
 
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=8))
+def test_halves_share_no_token_and_are_as_large_as_each_other(rows: list[int]) -> None:
+    """Each token has a column of its own, so that which half it is in shows."""
+    tokens = sum(rows)
+    stats = InputStats(max(1, tokens))
+    for part in torch.eye(max(1, tokens))[:tokens].split(rows):
+        stats.add(part)
+    sizes = stats.half_max_abs_2I.sum(1).tolist()
+    assert stats.half_max_abs_2I.sum(0)[:tokens].tolist() == [1.0] * tokens
+    assert sizes[1] - sizes[0] in (0, 1)
+
+
+def test_halves_are_the_first_and_second_rows_of_each_chunk() -> None:
+    inputs = normal(2, 6, 5)
+    stats = InputStats(5)
+    for chunk in inputs:
+        stats.add(chunk)
+    expected = torch.stack([inputs[:, :3].abs().amax((0, 1)), inputs[:, 3:].abs().amax((0, 1))])
+    assert torch.equal(stats.half_max_abs_2I, expected)
+
+
 def test_scaled_statistics_are_those_of_scaled_inputs() -> None:
     inputs, scale = normal(60, 9), torch.linspace(0.5, 2, 9)
     found, expected = stats_of(inputs).divided_by(scale), stats_of(inputs / scale)
     torch.testing.assert_close(found.hessian_II, expected.hessian_II)
     torch.testing.assert_close(found.mean_abs_I, expected.mean_abs_I)
     torch.testing.assert_close(found.max_abs_I, expected.max_abs_I)
+    torch.testing.assert_close(found.half_max_abs_2I, expected.half_max_abs_2I)
     assert found.tokens == expected.tokens
 
 

@@ -120,6 +120,38 @@ def test_a_changed_constraint_or_price_runs_nothing(tiny_study: dict[str, Any], 
     assert assemble(results).costs[0].usd_per_hour == 9
 
 
+def test_a_study_with_mixed_calibration(
+    tiny_study: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BITWORTH_CACHE", str(tmp_path / "cache"))
+    asked = {"sources": [{"source": tiny_study["calibration"]["source"], "weight": 2}, "random", "self"]}
+    mixed = {
+        **{name: tiny_study[name] for name in ("model", "group_size", "engine")},
+        "formats": ["baseline", "w8a8-fp", "w8a8-int-gptq"],
+        "calibration": {**asked, "samples": 8, "length": 32},
+    }
+    executor = Here()
+    result = running.run(parse_study(mixed), tmp_path / "out", executor=executor)
+    assert "quantize w8a8-int-gptq" in executor.titles
+    assert result.missing == ()
+    audit = result.checkpoints["w8a8-int-gptq"].audit
+    assert audit is not None
+    shares = [(row.source, row.samples) for row in audit.text.sources]
+    assert shares == [("calibration.txt", 4), ("random", 2), ("self", 2)]
+    assert len(audit.stages) == 8
+    assert result.checkpoints["w8a8-fp"].audit is None
+    assert result.settings["calibration"].endswith("calibration.txt (2), random (1), self (1), seed 0")
+
+
+def test_results_from_before_there_was_an_audit_are_read(results: Path) -> None:
+    ledger = Ledger(results)
+    for cell in ledger.read_plan():
+        found = ledger.get(cell)
+        if cell.kind == "quantize" and found is not None:
+            ledger.put(cell, {name: value for name, value in found.items() if name != "audit"})
+    assert {row.audit for row in assemble(results).checkpoints.values()} == {None}
+
+
 def test_a_changed_calibration_runs_what_rests_on_it(tiny_study: dict[str, Any], results: Path) -> None:
     changed = {**tiny_study, "calibration": {**tiny_study["calibration"], "seed": 1}}
     titles = again(parse_study(changed), results)

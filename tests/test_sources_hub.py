@@ -193,6 +193,39 @@ def test_hub_text_is_kept_as_json_lines(folder: Path, monkeypatch: pytest.Monkey
     assert asked[1] == ("org/name", None, "train", True)
 
 
+def test_hub_text_of_a_revision(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    asked: list[dict[str, Any]] = []
+
+    def load_dataset(name: str, config: str | None, **options: Any) -> Iterator[dict[str, Any]]:
+        asked.append({"name": name, "config": config, **options})
+        return iter([{"text": f"as of {options['revision']}"}])
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    one, other = (sources.resolve_file(f"hub:org/name@{at}:english", "calibration text") for at in ("v1", "v2"))
+    assert asked[0] == {"name": "org/name", "config": "english", "split": "train", "streaming": True, "revision": "v1"}
+    assert [json.loads(path.read_text()) for path in (one, other)] == [{"text": "as of v1"}, {"text": "as of v2"}]
+    with pytest.raises(BitworthError, match="@revision"):
+        sources.resolve_file("hub:org/name@", "calibration text")
+
+
+def test_hub_text_through_the_datasets_library(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No hub is reached: the library reads a folder of that name as it reads a dataset of the hub."""
+    from huggingface_hub import constants
+
+    (tmp_path / "here" / "org" / "name").mkdir(parents=True)
+    rows = [{"text": "one", "id": 1}, {"text": "two", "id": 2}]
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    (tmp_path / "here" / "org" / "name" / "train.jsonl").write_text(lines)
+    monkeypatch.chdir(tmp_path / "here")
+    path = sources.resolve_file("hub:org/name", "calibration text")
+    assert [json.loads(line) for line in path.read_text().splitlines()] == [{"text": "one"}, {"text": "two"}]
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    with pytest.raises(BitworthError, match=r"org/name on the hub cannot be used.*test"):
+        sources.resolve_file("hub:org/name::test", "calibration text")
+
+
 def test_hub_text_stops_when_there_is_enough(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hub, "TEXT_CHARACTERS", 1000)
     dataset_gives(monkeypatch, [{"text": "x" * 100}] * 50)

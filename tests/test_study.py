@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from bitworth.errors import BitworthError
 from bitworth.study import load_study, parse_study
-from bitworth.types import Clip, Gptq
+from bitworth.types import Calibration, CalibrationSource, Clip, Gptq
 
 MINIMAL: dict[str, Any] = {"model": "demo:smollm2", "formats": ["baseline", "w8a8-fp"]}
 
@@ -49,6 +49,38 @@ def test_names_become_objects() -> None:
     assert (local.usd_per_hour, local.price_source) == (0.2, "the study file")
     assert (h100.count, h100.usd_per_hour) == (2, 6.38)
     assert study.constraint().min_recovery_pct == 98
+
+
+def test_calibration_sources() -> None:
+    assert parse_study(MINIMAL).calibration_spec().mix == (CalibrationSource(source="demo:calibration"),)
+    single = parse_study({**MINIMAL, "calibration": {"source": "chat.jsonl", "samples": 256}}).calibration_spec()
+    assert (single.mix, single.samples) == ((CalibrationSource(source="chat.jsonl"),), 256)
+    asked = {"sources": [{"source": "chat.jsonl", "weight": 2}, "random"], "samples": 9, "seed": 3, "bos": "never"}
+    study = parse_study({**MINIMAL, "calibration": asked})
+    assert study.calibration_spec() == Calibration(
+        sources=(CalibrationSource(source="chat.jsonl", weight=2.0), CalibrationSource(source="random")),
+        samples=9,
+        length=512,
+        seed=3,
+        bos="never",
+    )
+    assert study.calibration.words() == "chat.jsonl (2), random (1)"
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"source": "a", "sources": ["b"]}, "calibration: give `source` or `sources`, not both"),
+        ({"sources": ["b", {"source": "b", "weight": 2}]}, "source `b` is listed twice"),
+        ({"sources": [{"source": "b", "wieght": 2}]}, "unknown key 'wieght'; did you mean 'weight'?"),
+        ({"sources": [{"source": "b", "weight": 0}]}, r"calibration\.sources\.0\.weight: .*greater than 0"),
+        ({"sources": [{"source": "b", "weight": float("inf")}]}, "finite"),
+        ({"source": "a", "chat_template": "perhaps"}, r"calibration\.chat_template: .*'auto', 'always' or 'never'"),
+    ],
+)
+def test_calibration_that_makes_no_sense(asked: dict[str, Any], said: str) -> None:
+    with pytest.raises(BitworthError, match=said):
+        parse_study({**MINIMAL, "calibration": asked})
 
 
 @pytest.mark.parametrize(

@@ -15,12 +15,15 @@ _PANELS = 4  # of the symmetric sum of x xᵀ only the panels right of the diago
 class InputStats:
     """Second moments and magnitudes of a layer's inputs, gathered chunk by chunk.
 
-    `hessian_II` is the mean of x xᵀ over tokens (GPTQ's H up to the factor 2, which cancels).
+    `hessian_II` is the mean of x xᵀ over tokens (GPTQ's H up to the factor 2, which cancels). `half_max_abs_2I` is
+    max|x| a column over two halves of the tokens, which share no token and differ by one at most: the first and second
+    half of the rows of each chunk, whose odd row goes to the half that has fewer.
     """
 
     def __init__(self, columns: int, device: torch.device | str = "cpu") -> None:
         self._sum_II = torch.zeros(columns, columns, device=device)
         self._abs_I = torch.zeros(columns, device=device)
+        self.half_max_abs_2I = torch.zeros(2, columns, device=device)
         self.max_abs_I = torch.zeros(columns, device=device)
         self.tokens = 0
 
@@ -34,7 +37,11 @@ class InputStats:
             self._sum_II[panel, start:].addmm_(rows_TI[:, panel].T, rows_TI[:, start:])
         magnitude = rows_TI.abs()
         self._abs_I += magnitude.sum(0)
-        torch.maximum(self.max_abs_I, magnitude.amax(0), out=self.max_abs_I)
+        first = (rows_TI.shape[0] + self.tokens % 2) // 2
+        for half, part in enumerate((magnitude[:first], magnitude[first:])):
+            if part.shape[0]:
+                self.half_max_abs_2I[half] = torch.maximum(self.half_max_abs_2I[half], part.amax(0))
+        self.max_abs_I = self.half_max_abs_2I.amax(0)
         self.tokens += rows_TI.shape[0]
 
     @property
@@ -53,6 +60,7 @@ class InputStats:
         other = InputStats(0)
         other._sum_II = self._sum_II / scale_I.unsqueeze(0) / scale_I.unsqueeze(1)
         other._abs_I = self._abs_I / scale_I
+        other.half_max_abs_2I = self.half_max_abs_2I / scale_I
         other.max_abs_I = self.max_abs_I / scale_I
         other.tokens = self.tokens
         return other

@@ -184,7 +184,8 @@ def _divergence(row: Divergence) -> Json:
 
 
 def _checkpoint(row: QuantizeResult) -> Json:
-    return {name: value for name, value in asdict(row).items() if name != "format"}
+    # The audit has a row a stage of layers; the checkpoint's own bitworth.json holds it.
+    return {name: value for name, value in asdict(row).items() if name not in ("format", "audit")}
 
 
 def _facts(facts: EngineFacts | None) -> Json | None:

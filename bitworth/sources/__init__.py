@@ -2,7 +2,8 @@
 
 demo:smollm2, demo:data, demo:calibration, demo:heldout    made from pinned wheels (see `demo`)
 organization/name                                          a model of the hub
-hub:organization/name[:config[:split]]                     calibration text of the hub
+hub:organization/name[@revision][:config[:split]]          calibration text of the hub
+random, self                                               calibration that is made, from the model's tokenizer or by it
 anything else                                              a path
 """
 
@@ -10,12 +11,14 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from bitworth.errors import BitworthError
 from bitworth.sources import hub
 from bitworth.sources.cache import Note, cache_folder, silent
 from bitworth.sources.demo import demo_calibration, demo_data, demo_encoder, demo_heldout, demo_model
+from bitworth.types import OWN_TEXT, RANDOM_TOKENS, Calibration, CalibrationSource
 
 __all__ = [
     "Note",
@@ -25,6 +28,8 @@ __all__ = [
     "demo_encoder",
     "demo_heldout",
     "demo_model",
+    "parse_source",
+    "resolve_calibration",
     "resolve_data",
     "resolve_file",
     "resolve_model",
@@ -77,6 +82,43 @@ def resolve_file(reference: str, what: str, note: Note = silent) -> Path:
         wrong = "is a folder" if path.is_dir() else "does not exist"
         raise BitworthError(f"The {what} {path} {wrong}; name a file, or one of {', '.join(_FILES)}.")
     return path
+
+
+def parse_source(text: str) -> CalibrationSource:
+    """`FILE`, or `FILE=2` with a weight, as the command line gives a calibration source.
+
+    A file of that whole name is meant before a weight is.
+
+    Raises:
+        BitworthError: a weight that is not positive.
+    """
+    name, equals, number = text.rpartition("=")
+    try:
+        weight = float(number)
+    except ValueError:
+        return CalibrationSource(source=text)
+    if not equals or not name or Path(text).expanduser().is_file():
+        return CalibrationSource(source=text)
+    if not 0 < weight < float("inf"):
+        raise BitworthError(f"The calibration source '{text}' has weight {number}; write a positive number after '='.")
+    return CalibrationSource(source=name, weight=weight)
+
+
+def resolve_calibration(spec: Calibration, note: Note = silent) -> Calibration:
+    """The calibration with every source that stands for a file turned into its absolute path, under its own name.
+
+    Raises:
+        BitworthError: see `resolve_file`.
+    """
+    return replace(spec, source=None, sources=tuple(_located(part, note) for part in spec.mix))
+
+
+def _located(part: CalibrationSource, note: Note) -> CalibrationSource:
+    if part.source in (RANDOM_TOKENS, OWN_TEXT):
+        return part
+    path = resolve_file(part.source, "calibration text", note).resolve()
+    made = part.source.startswith(("hub:", "demo:"))
+    return replace(part, source=str(path), name=part.name or (part.source if made else path.name))
 
 
 def resolve_data(reference: str | None, note: Note = silent) -> Path | None:

@@ -54,39 +54,41 @@ def fetch_model(identifier: str, note: Note = silent) -> Path:
 
 
 def fetch_text(reference: str, note: Note = silent) -> Path:
-    """Calibration text from `hub:organization/name[:config[:split]]`, written once to the cache as JSON Lines.
+    """Calibration text from `hub:organization/name[@revision][:config[:split]]`, kept in the cache as JSON Lines.
 
     The rows come in the dataset's order, until there are eight million characters; only the columns that calibration
-    reads are kept. Without a split it is `train`.
+    reads are kept. Without a split it is `train`; without a revision what the hub has on the day it is first fetched.
 
     Raises:
         BitworthError: a reference of another shape, no such dataset, config or split, or no column of text.
         WorkFailed: the hub does not answer, or the disk is full.
     """
     identifier, _, rest = reference.removeprefix("hub:").partition(":")
+    identifier, at, revision = identifier.partition("@")
     config, _, split = rest.partition(":")
-    if not is_id(identifier) or ":" in split:
+    if not is_id(identifier) or ":" in split or bool(at) != bool(revision):
         raise BitworthError(
-            f"'{reference}' is not a dataset of the hub; write hub:organization/name, and :config and :split after it "
-            "where they are needed."
+            f"'{reference}' is not a dataset of the hub; write hub:organization/name, and @revision, :config and "
+            ":split after it where they are needed."
         )
     split = split or "train"
 
     def build(folder: Path) -> None:
         note(f"fetching calibration text from {identifier} on the hub ({split} split)")
-        lines = list(_lines(_rows(identifier, config or None, split), reference))
+        lines = list(_lines(_rows(identifier, config or None, split, revision), reference))
         (folder / "text.jsonl").write_text("".join(lines), encoding="utf-8")
 
-    name = re.sub(r"[^\w.-]", "--", f"hub-{identifier}:{config}:{split}")
+    name = re.sub(r"[^\w.-]", "--", f"hub-{identifier}{at}{revision}:{config}:{split}")
     return cached(name, f"{TEXT_CHARACTERS} 1", build, note) / "text.jsonl"
 
 
-def _rows(identifier: str, config: str | None, split: str) -> Iterator[dict[str, Any]]:
+def _rows(identifier: str, config: str | None, split: str, revision: str) -> Iterator[dict[str, Any]]:
     """The dataset's rows, streamed: a corpus can be far larger than what is wanted of it."""
     import datasets
 
     try:
-        yield from datasets.load_dataset(identifier, config, split=split, streaming=True)
+        pinned = {"revision": revision} if revision else {}
+        yield from datasets.load_dataset(identifier, config, split=split, streaming=True, **pinned)
     except Exception as error:  # see fetch_model; `datasets` adds classes of its own and of every file format
         raise _failure(error, identifier, "dataset") from error
 
