@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -143,8 +144,11 @@ class WeightReader:
         self._layout = schemes.layout_of(self.scheme) if self.scheme else None
         scaled = [name.removesuffix("_scale") for name in reader.names if name.endswith(".weight_scale")]
         self.quantized = frozenset(name.removesuffix(".weight") for name in scaled)
-        parts = {f"{layer}.{part}" for layer in self.quantized for part in _PARTS}
-        self.names = (reader.names - parts) | {f"{layer}.weight" for layer in self.quantized}
+        parts = {f"{layer}.{part}" for layer in self.quantized for part in (*_PARTS, _INPUT_SCALE)}
+        cached = self.scheme is not None and self.scheme.kv_cache is not None
+        scales = {name for name in reader.names if cached and name.endswith((".k_scale", ".v_scale"))}
+        self.cache_scales = {name: reader.get(name) for name in sorted(scales)}
+        self.names = (reader.names - parts - scales) | {f"{layer}.weight" for layer in self.quantized}
 
     def get(self, name: str) -> Tensor:
         """A tensor; quantized ones in float32."""
@@ -156,6 +160,11 @@ class WeightReader:
             return codes * scale[:, self._reader.get(f"{layer}.weight_g_idx").long()]
         return from_codes(codes, scale)
 
+    def input_divisor(self, layer: str) -> Tensor | None:
+        """The global scale of a layer's inputs, shape (1,), where the format has one."""
+        name = f"{layer}.{_INPUT_SCALE}"
+        return self._reader.get(name) if name in self._reader.names else None
+
     def codes(self, layer: str) -> tuple[Tensor, Tensor]:
         """A quantized layer's codes (out, in) and scales (out, groups), float32."""
         assert self._layout is not None
@@ -163,7 +172,8 @@ class WeightReader:
         return self._layout.decode({part: self._reader.get(f"{layer}.{part}") for part in names})
 
 
-_PARTS = ("weight", "weight_packed", "weight_scale", "weight_shape", "weight_g_idx")
+_PARTS = ("weight", "weight_packed", "weight_scale", "weight_global_scale", "weight_shape", "weight_g_idx")
+_INPUT_SCALE = "input_global_scale"
 
 
 class Writer:
@@ -337,7 +347,7 @@ def quantization_config(scheme: Scheme, ignore: list[str], ordering: str | None)
         "quantization_status": "compressed",
         "config_groups": {"group_0": group},
         "ignore": ignore,
-        "kv_cache_scheme": None,
+        "kv_cache_scheme": _grid_args(scheme.kv_cache),
         "global_compression_ratio": None,
     }
 
@@ -345,15 +355,22 @@ def quantization_config(scheme: Scheme, ignore: list[str], ordering: str | None)
 def _grid_args(grid: Grid | None) -> dict[str, Any] | None:
     if grid is None:
         return None
-    return {
+    under_global = grid.scales == "e4m3"
+    args = {
         "num_bits": grid.bits,
         "type": grid.kind,
         "symmetric": grid.symmetric,
-        "strategy": grid.granularity,
+        "strategy": "tensor_group" if under_global else grid.granularity,
         "group_size": grid.group_size,
-        "dynamic": grid.dynamic,
+        "dynamic": "local" if under_global and grid.dynamic else grid.dynamic,
         "observer": None if grid.dynamic else "minmax",
     }
+    return args if grid.scales == "float" else {**args, "scale_dtype": _SCALE_DTYPES[grid.scales]}
+
+
+_SCALE_DTYPES = {"e4m3": "torch.float8_e4m3fn", "e8m0": "torch.uint8"}
+#: What tells one grid from another in a checkpoint's arguments, and what a missing argument means.
+_TELLING = {"num_bits": None, "type": "int", "strategy": None, "symmetric": True, "group_size": None, "dynamic": False}
 
 
 def scheme_from_config(config: Mapping[str, Any]) -> Scheme:
@@ -372,17 +389,47 @@ def scheme_from_config(config: Mapping[str, Any]) -> Scheme:
         raise BitworthError(
             f"The checkpoint mixes {len(groups)} quantization schemes; bitworth reads one a checkpoint."
         )
-    weights, inputs = groups[0].get("weights") or {}, groups[0].get("input_activations")
-    kind = "fp" if weights.get("type") == "float" else "int"
-    name = f"w{weights.get('num_bits')}a{inputs['num_bits'] if inputs else 16}-{kind}"
-    scheme = schemes.get(name, group_size=weights.get("group_size"))
-    expected = {"weights": scheme.weight, "input activations": scheme.activation}
-    for what, args in (("weights", weights), ("input activations", inputs)):
-        grid = expected[what]
-        if grid is not None and args is not None:
-            found = (args.get("strategy"), args.get("symmetric", True), bool(args.get("dynamic", False)))
-            if found != (grid.granularity, grid.symmetric, grid.dynamic):
-                raise BitworthError(
-                    f"The checkpoint's {what} are {found}, which {name} here does not cover; re-quantize it."
-                )
-    return scheme
+    scheme = _scheme_of(groups[0].get("weights") or {}, groups[0].get("input_activations"))
+    cache = config.get("kv_cache_scheme")
+    if cache is not None and _told(cache) != _told(_grid_args(schemes.FP8_CACHE)):
+        raise BitworthError(
+            "The checkpoint's key-value cache is quantized otherwise than to FP8 with one scale a tensor, which is all "
+            "that bitworth reads; quantize it again."
+        )
+    return scheme if cache is None else replace(scheme, kv_cache=schemes.FP8_CACHE)
+
+
+def _scheme_of(weights: Mapping[str, Any], inputs: Mapping[str, Any] | None) -> Scheme:
+    """The known scheme with these grids.
+
+    Raises:
+        BitworthError: none; names what is near it, if anything is.
+    """
+    near = None
+    for name in schemes.NAMES:
+        scheme = schemes.get(name, group_size=weights.get("group_size"))
+        expected = (_told(_grid_args(scheme.weight)), _told(_grid_args(scheme.activation)))
+        found = (_told(weights), _told(inputs))
+        if found == expected:
+            return scheme
+        if near is None and [_numbers(args) for args in found] == [_numbers(args) for args in expected]:
+            near = (name, found)
+    if near is None:
+        bits = inputs["num_bits"] if inputs else 16
+        named = f"w{weights.get('num_bits')}a{bits}, {weights.get('type', 'int')}"
+        raise BitworthError(f"Unknown number format '{named}'; known: {', '.join(schemes.NAMES)}.")
+    raise BitworthError(
+        f"The checkpoint's weights and input activations are {near[1]}, which {near[0]} here does not cover; "
+        "re-quantize it."
+    )
+
+
+def _told(args: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    if args is None:
+        return None
+    told = {key: args.get(key, default) for key, default in _TELLING.items()}
+    return {**told, "group_size": None if told["group_size"] == -1 else told["group_size"]}  # -1: the whole channel
+
+
+def _numbers(args: Mapping[str, Any] | None) -> tuple[Any, Any] | None:
+    return None if args is None else (args["num_bits"], args["type"])

@@ -16,7 +16,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bitworth.scales import ScaleType
+from bitworth.scales import ScaleType, Stored
 from bitworth.types import Clip, Grid
 
 FLOAT8 = torch.float8_e4m3fn
@@ -40,16 +40,14 @@ def half_range(grid: Grid) -> float:
     return (high - low) / 2
 
 
-def scale_of(
-    weight_OI: Tensor, grid: Grid, *, shrink: Tensor | float = 1.0, dtype: torch.dtype | ScaleType = torch.float32
-) -> Tensor:
+def scale_of(weight_OI: Tensor, grid: Grid, *, shrink: Tensor | float = 1.0, dtype: Stored = torch.float32) -> Tensor:
     """Symmetric absmax scales, shape (out, groups), rounded to `dtype` and returned in float32; dead groups get 1."""
     size = group_size_of(grid, weight_OI.shape[1])
     peak = _grouped(weight_OI, size).abs().amax(-1)
     return as_stored(peak * shrink / half_range(grid), dtype)
 
 
-def as_stored(scale: Tensor, dtype: torch.dtype | ScaleType) -> Tensor:
+def as_stored(scale: Tensor, dtype: Stored) -> Tensor:
     """A scale as it reads back from a checkpoint; zeros become a stored 1 so that dead groups stay exactly zero."""
     return (dtype if isinstance(dtype, ScaleType) else ScaleType(dtype)).read_back(scale)
 
@@ -89,7 +87,7 @@ def clipped_scale(
     grid: Grid,
     clip: Clip,
     *,
-    dtype: torch.dtype | ScaleType = torch.float32,
+    dtype: Stored = torch.float32,
     importance_I: Tensor | None = None,
 ) -> Tensor:
     """Scales by grid search over the shrink factor (published recipe: p = 1 - i/100, i < 80, sum |q - w|**2.4).
@@ -109,9 +107,7 @@ def clipped_scale(
     return torch.cat(parts)
 
 
-def _clip_rows(
-    weight_OI: Tensor, grid: Grid, clip: Clip, dtype: torch.dtype | ScaleType, importance_I: Tensor | None
-) -> Tensor:
+def _clip_rows(weight_OI: Tensor, grid: Grid, clip: Clip, dtype: Stored, importance_I: Tensor | None) -> Tensor:
     size = group_size_of(grid, weight_OI.shape[1])
     grouped = _grouped(weight_OI, size)
     weigh = None if importance_I is None else importance_I.float().view(-1, size)

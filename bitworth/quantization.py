@@ -160,10 +160,12 @@ def _one_block(decoder: Decoder, block: Block, stream: _Stream, kwargs: Argument
 def _write_block(decoder: Decoder, block: Block, stream: _Stream, result: BlockResult) -> None:
     layout = schemes.layout_of(stream.recipe.scheme)
     for name, rounded in result.rounded.items():
-        tensors = layout.encode(rounded.codes_OI, rounded.scale_OG, decoder.dtype)
+        tensors = layout.encode(rounded.codes_OI, rounded.scale_OG, rounded.dtype) | rounded.beside
         if rounded.group_of_I is not None:
             tensors["weight_g_idx"] = rounded.group_of_I
         stream.writer.add({f"{block.prefix}.{name}.{part}": tensor for part, tensor in tensors.items()})
+    scales = {f"{block.prefix}.{name}": scale.to(decoder.dtype) for name, scale in result.cache_scales.items()}
+    stream.writer.add(scales)
     written = {f"{block.prefix}.{name}.weight" for name in result.rounded}
     for full in sorted(name for name in decoder.reader.names if name.startswith(f"{block.prefix}.")):
         if full not in written:

@@ -62,6 +62,9 @@ class ScaleType:
 
 POWERS_OF_TWO = ScaleType(E8M0)
 
+Stored = torch.dtype | ScaleType
+"""What scales are stored in; a dtype stands for itself."""
+
 
 def _exponent(scale: Tensor) -> Tensor:
     """The power of two for an absmax scale, int32.

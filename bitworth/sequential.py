@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from bitworth.errors import WorkFailed
-from bitworth.model import Arguments, Block, call
+from bitworth.kv_cache import watching
+from bitworth.model import Arguments, Block, call, stacks
 from bitworth.quantizers import InputStats, Rounded, round_weight
 from bitworth.quantizers.awq import awq_scale
 from bitworth.quantizers.smoothquant import smoothing_scale
@@ -45,9 +46,10 @@ class Stage:
 
 @dataclass(slots=True)
 class BlockResult:
-    """What a block became: rounded layers, other parameters that changed, and notes by layer."""
+    """What a block became: rounded layers, the cache's scales, other parameters that changed, and notes by layer."""
 
     rounded: dict[str, Rounded] = field(default_factory=dict)
+    cache_scales: dict[str, Tensor] = field(default_factory=dict)
     changed: dict[str, Tensor] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
@@ -60,11 +62,23 @@ def skipped(name: str) -> bool:
 def round_block(block: Block, recipe: Recipe, dtype: torch.dtype) -> BlockResult:
     """Round every layer of a block without data."""
     result = BlockResult()
-    for name, layer in block.linears().items():
-        if not skipped(name):
-            _check_finite(block, name, layer.weight)
-            result.rounded[name] = round_weight(layer.weight, recipe, None, dtype=dtype)
+    linears = {name: layer for name, layer in block.linears().items() if not skipped(name)}
+    for name, layer in linears.items():
+        _check_finite(block, name, layer.weight)
+    _round_blindly(block, linears, recipe, dtype, result)
     return result
+
+
+def _round_blindly(
+    block: Block, linears: dict[str, nn.Linear], recipe: Recipe, dtype: torch.dtype, result: BlockResult
+) -> None:
+    """Round layers that no data is there for, those that engines merge as one stack."""
+    for names in stacks(linears):
+        layers = [linears[name] for name in names]
+        rounded = round_weight(torch.cat([layer.weight for layer in layers]), recipe, None, dtype=dtype)
+        for name, part in zip(names, rounded.split([layer.out_features for layer in layers]), strict=True):
+            result.rounded[name] = part
+            result.notes.extend(f"{block.prefix}.{name}: {note}" for note in rounded.notes)
 
 
 class BlockPass:
@@ -102,13 +116,20 @@ class BlockPass:
                         self._stage_of[name] = stages[-1]
                 for stage in stages:
                     self._measure(stage, hidden, kwargs)
-            outputs = [call(module, chunk, kwargs[chunk.shape[0]]) for chunk in hidden]
+            outputs = self._outputs(hidden, kwargs)
         finally:
             for layer in self._linears.values():
                 vars(layer).pop("forward", None)  # the class's own shows again
         self._round_unreached()
         self._fold(stages)
         return outputs
+
+    def _outputs(self, hidden: list[Tensor], kwargs: Arguments) -> list[Tensor]:
+        module, grid = self._block.module, self._recipe.scheme.kv_cache
+        if grid is None:
+            return [call(module, chunk, kwargs[chunk.shape[0]]) for chunk in hidden]
+        with watching(module, grid, self._dtype) as self.result.cache_scales:
+            return [call(module, chunk, kwargs[chunk.shape[0]]) for chunk in hidden]
 
     def _forward(self, name: str, layer: nn.Linear) -> Callable[[Tensor], Tensor]:
         def forward(inputs: Tensor) -> Tensor:
@@ -153,10 +174,12 @@ class BlockPass:
                 f"{self._block.prefix}.{stage.layers[0]}: its calibration inputs hold NaN or infinity; check the model "
                 "in its own dtype first."
             )
+        assert self._recipe.scheme.weight is not None
         for transform in self._recipe.transforms:
             if stage.producer is None:
                 continue
-            assert self._recipe.scheme.weight is not None
+            if stage.producer in self.result.rounded and self.result.rounded[stage.producer].dtype.coarse:
+                continue  # its scales cannot be divided: they would not be stored as they came out
             scale = (
                 smoothing_scale(stacked, stats, transform)
                 if isinstance(transform, SmoothQuant)
@@ -178,11 +201,8 @@ class BlockPass:
 
     def _round_unreached(self) -> None:
         """Experts that no calibration token chose: rounded without data, and named."""
-        for name, layer in self._linears.items():
-            if name not in self.result.rounded:
-                rounded = round_weight(layer.weight, self._recipe, None, dtype=self._dtype)
-                self.result.rounded[name] = rounded
-                self.result.notes.extend(f"{self._block.prefix}.{name}: {note}" for note in rounded.notes)
+        unreached = {name: layer for name, layer in self._linears.items() if name not in self.result.rounded}
+        _round_blindly(self._block, unreached, self._recipe, self._dtype, self.result)
 
     def _fold(self, stages: list[Stage]) -> None:
         """Take each stage's scale out of the module that makes its input."""
@@ -191,7 +211,7 @@ class BlockPass:
                 continue
             if stage.producer in self.result.rounded:
                 rounded = self.result.rounded[stage.producer]
-                rounded.scale_OG = (rounded.scale_OG / stage.scale_I.unsqueeze(1)).to(self._dtype).float()
+                rounded.scale_OG = rounded.dtype.read_back(rounded.scale_OG / stage.scale_I.unsqueeze(1))
                 bias = self._linears[stage.producer].bias
                 if bias is not None:
                     self.result.changed[f"{stage.producer}.bias"] = bias / stage.scale_I

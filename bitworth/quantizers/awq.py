@@ -11,13 +11,13 @@ from torch import Tensor
 
 from bitworth.numerics import from_codes, round_to_grid, scale_of
 from bitworth.quantizers.stats import InputStats
-from bitworth.scales import ScaleType
+from bitworth.scales import scale_type
 from bitworth.types import Awq, Grid
 
 _ROWS = 256  # output rows that the search looks at, evenly spread: one scale serves all, and their losses are alike
 
 
-def awq_scale(weight_OI: Tensor, grid: Grid, stats: InputStats, settings: Awq, *, dtype: torch.dtype | ScaleType) -> Tensor:
+def awq_scale(weight_OI: Tensor, grid: Grid, stats: InputStats, settings: Awq, *, dtype: torch.dtype) -> Tensor:
     """Per-column divisor of the inputs, shape (in,), normalized to a geometric middle of 1."""
     hessian = stats.hessian_II
     sample = weight_OI[:: max(1, weight_OI.shape[0] // _ROWS)]
@@ -32,10 +32,8 @@ def awq_scale(weight_OI: Tensor, grid: Grid, stats: InputStats, settings: Awq, *
     return best
 
 
-def _loss(
-    weight_OI: Tensor, scale_I: Tensor, grid: Grid, hessian_II: Tensor, dtype: torch.dtype | ScaleType
-) -> float:
+def _loss(weight_OI: Tensor, scale_I: Tensor, grid: Grid, hessian_II: Tensor, dtype: torch.dtype) -> float:
     scaled = weight_OI * scale_I
-    scales = scale_of(scaled, grid, dtype=dtype)
+    scales = scale_of(scaled, grid, dtype=scale_type(scaled, grid, dtype))
     delta = from_codes(round_to_grid(scaled, scales, grid), scales) / scale_I - weight_OI
     return float(((delta @ hessian_II) * delta).sum())

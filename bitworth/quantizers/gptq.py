@@ -22,13 +22,13 @@ from bitworth.numerics import clipped_scale, group_size_of, scale_of, to_codes
 from bitworth.quantizers.refine import refine
 from bitworth.quantizers.rtn import choose_scale
 from bitworth.quantizers.stats import InputStats, Rounded
-from bitworth.scales import ScaleType
+from bitworth.scales import Stored
 from bitworth.types import Gptq, Grid
 
 _FIRST_DAMPING, _MOST_DAMPING = 0.001, 1.0
 
 
-def gptq(weight_OI: Tensor, grid: Grid, settings: Gptq, stats: InputStats, *, dtype: torch.dtype | ScaleType) -> Rounded:
+def gptq(weight_OI: Tensor, grid: Grid, settings: Gptq, stats: InputStats, *, dtype: Stored) -> Rounded:
     """Round `weight_OI` (out, in) under second moments `stats`, then `refine` codes and scales.
 
     Raises:
@@ -107,7 +107,7 @@ class _ColumnLoop:
     """GPTQ's walk over the columns in processing order, with each column's scale found in advance or on the way."""
 
     def __init__(
-        self, weight_OI: Tensor, grid: Grid, settings: Gptq, stats: InputStats, order: Tensor, dtype: torch.dtype | ScaleType
+        self, weight_OI: Tensor, grid: Grid, settings: Gptq, stats: InputStats, order: Tensor, dtype: Stored
     ) -> None:
         self._grid, self._clip, self._dtype = grid, settings.clip, dtype
         self._size = group_size_of(grid, weight_OI.shape[1])

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from bitworth.numerics import as_stored, from_codes, to_codes
-from bitworth.scales import ScaleType
+from bitworth.scales import ScaleType, Stored
 from bitworth.types import Grid
 
 _BLOCK = 32  # columns whose updates stay in the processor's cache
@@ -28,7 +28,7 @@ def refine(
     hessian_II: Tensor,
     sweeps: int,
     *,
-    dtype: torch.dtype | ScaleType,
+    dtype: Stored,
 ) -> tuple[Tensor, Tensor]:
     """Codes (out, in) and scales (out, groups) of a lower objective.
 
@@ -44,18 +44,14 @@ def refine(
     for _ in range(sweeps):
         refitted_OG = refit_scale(weight_OI, codes_OI, scale_OG, hessian_II, dtype=dtype)
         if isinstance(dtype, ScaleType) and dtype.coarse:  # rounding may have undone a row's gain
-            before, after = (
-                _row_losses(weight_OI, codes_OI, scales, hessian_II) for scales in (scale_OG, refitted_OG)
-            )
+            before, after = (_row_losses(weight_OI, codes_OI, scales, hessian_II) for scales in (scale_OG, refitted_OG))
             refitted_OG = torch.where((after < before).unsqueeze(1), refitted_OG, scale_OG)
         scale_OG = refitted_OG
         codes_OI = sweep_codes(weight_OI, codes_OI, scale_OG, grid, hessian_II)
     return codes_OI, scale_OG
 
 
-def refit_scale(
-    weight_OI: Tensor, codes_OI: Tensor, scale_OG: Tensor, hessian_II: Tensor, *, dtype: torch.dtype | ScaleType
-) -> Tensor:
+def refit_scale(weight_OI: Tensor, codes_OI: Tensor, scale_OG: Tensor, hessian_II: Tensor, *, dtype: Stored) -> Tensor:
     """The scales that minimize the objective under these codes, a (groups, groups) system a row.
 
     A scale that would leave half to twice its old value, or whose codes are all zero, stays: such a system says little.
