@@ -15,7 +15,6 @@ from bitworth.numerics import from_codes, round_to_grid, scale_of
 from bitworth.scales import scale_type
 from bitworth.types import Grid, Scheme
 
-
 PRESETS = {
     "w8a8-fp": "FP8_DYNAMIC",
     "w8a8-int": "W8A8",
