@@ -47,6 +47,9 @@ if mode in ("deaf", "never"):
 if mode == "out of memory":
     print("INFO loading\\ntorch.OutOfMemoryError: CUDA out of memory. Tried to allocate 20.00 GiB", flush=True)
     sys.exit(1)
+if mode == "groups of 64":
+    print("ValueError: W4A8 kernels require group quantization with group size 128", flush=True)
+    sys.exit(1)
 if mode == "killed":
     os.kill(os.getpid(), signal.SIGKILL)
 from aiohttp import web
@@ -131,6 +134,11 @@ def test_serves_times_and_leaves_nothing(fake: Path, monkeypatch: pytest.MonkeyP
         ("out of memory", WorkFailed, r"The vLLM server stopped: it ran out of memory; free some.* \(log: \S+\)\.$"),
         ("killed", WorkFailed, r"was killed, most likely for want of memory \(log: \S+\)\.$"),
         ("no kernel", Unsupported, r"^The vLLM server stopped: vLLM has no kernel for this format on this CPU\.$"),
+        (
+            "groups of 64",
+            Unsupported,
+            r"vLLM multiplies W4A8-FP in groups of 128 only; quantize it with --group-size 128",
+        ),
         ("never", WorkFailed, r"was not ready after 2 s; its log is \S+\.$"),
     ],
     indirect=["fake"],
