@@ -129,8 +129,8 @@ def _clip_rows(weight_OI: Tensor, grid: Grid, clip: Clip, dtype: Stored, importa
 def _factors(grid: Grid, clip: Clip) -> list[float]:
     """What the absmax scale is multiplied by, in the order tried.
 
-    Powers of two have three candidates. E2M1's codes lie unevenly, so that leaving 6 unused can be better (Cook et al.,
-    "Four Over Six", arXiv 2512.02010).
+    Powers of two have three candidates. E2M1's codes lie unevenly, so that leaving 6 unused can be better (the idea of
+    Cook et al., "Four Over Six").
     """
     if grid.scales == "e8m0":
         return [1.0, 2.0, 0.5]
