@@ -2,8 +2,9 @@
 
 Keys and values are met where they enter the cache, after norms and rotation: whatever an attention is given as its
 `past_key_values` is wrapped, whether it is a cache or None. Attentions are told as compressed-tensors tells them, since
-it (and vLLM after it) looks for `k_scale` and `v_scale` there. Queries stay as they are, though vLLM's FP8 attention on
-GPUs may quantize them too.
+it (and vLLM after it) looks for `k_scale` and `v_scale` there. Numbers are rounded to the nearest, as it does; vLLM's
+CPU build rounds them toward zero (measured at 0.32). Queries stay as they are, though vLLM's FP8 attention on GPUs may
+quantize them too.
 """
 
 from __future__ import annotations

@@ -18,9 +18,10 @@ from torch import Tensor
 
 from bitworth import schemes
 from bitworth.calibration import calibration_tokens
-from bitworth.checkpoint import Writer, quantization_config
+from bitworth.checkpoint import Writer
 from bitworth.errors import BitworthError
 from bitworth.model import Arguments, Block, Decoder
+from bitworth.schemes.config import quantization_config
 from bitworth.sequential import BlockPass, BlockResult, Producers, round_block, skipped
 from bitworth.types import Calibration, Gptq, QuantizeResult, Recipe
 

@@ -14,8 +14,9 @@ from safetensors.torch import load_file, save_file
 
 from bitworth import checkpoint as module
 from bitworth import schemes
-from bitworth.checkpoint import Reader, Writer, quantization_config, read_config, scheme_from_config
+from bitworth.checkpoint import Reader, Writer, read_config
 from bitworth.errors import BitworthError, WorkFailed
+from bitworth.schemes.config import quantization_config, scheme_from_config
 
 
 def tensors(count: int = 3) -> dict[str, torch.Tensor]:

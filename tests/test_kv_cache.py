@@ -12,13 +12,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from bitworth import recipes, schemes
-from bitworth.checkpoint import quantization_config, scheme_from_config
 from bitworth.engines.exact import inputs_as_they_are
 from bitworth.engines.kernels import kernel_for
 from bitworth.engines.torch import TorchModel, load_exact
 from bitworth.errors import BitworthError, Unsupported
 from bitworth.kv_cache import CacheGrid, attentions, cache_as_it_is, watching
 from bitworth.quantization import quantize
+from bitworth.schemes.config import quantization_config, scheme_from_config
 from bitworth.types import Calibration
 
 FAMILIES: dict[str, dict[str, Any]] = {

@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from bitworth import schemes
-from bitworth.checkpoint import quantization_config
 from bitworth.errors import BitworthError
 from bitworth.numerics import from_codes, round_to_grid, scale_of
 from bitworth.scales import scale_type
+from bitworth.schemes.config import quantization_config
 from bitworth.types import Grid, Scheme
 
 PRESETS = {

@@ -1,7 +1,7 @@
 """W4A8-INT: INT4 weights in groups of input columns, INT8 activations, dynamic, by token.
 
-Each code is stored in a byte of its own, as compressed-tensors does and as vLLM's kernel for Arm and x86 CPUs reads
-them; it packs two a byte in memory. Packed in the file, vLLM's GPU build would take them for 16-bit activations.
+Each code is stored in a byte of its own, as compressed-tensors does and as vLLM's kernel for CPUs reads them; it packs
+two a byte in memory, and quantizes activations asymmetrically.
 """
 
 from __future__ import annotations
