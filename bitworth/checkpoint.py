@@ -1,9 +1,8 @@
-"""Model folders and named tensors, read lazily; what compressed-tensors' config says of a checkpoint's format."""
+"""Model folders and named tensors, read lazily."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from torch import Tensor
 from bitworth import schemes
 from bitworth.errors import BitworthError
 from bitworth.numerics import from_codes
-from bitworth.types import Grid, Scheme
+from bitworth.schemes.config import scheme_from_config
 
 INDEX = "model.safetensors.index.json"
 PROVENANCE = "bitworth.json"
@@ -135,8 +134,11 @@ class WeightReader:
         self._layout = schemes.layout_of(self.scheme) if self.scheme else None
         scaled = [name.removesuffix("_scale") for name in reader.names if name.endswith(".weight_scale")]
         self.quantized = frozenset(name.removesuffix(".weight") for name in scaled)
-        parts = {f"{layer}.{part}" for layer in self.quantized for part in _PARTS}
-        self.names = (reader.names - parts) | {f"{layer}.weight" for layer in self.quantized}
+        parts = {f"{layer}.{part}" for layer in self.quantized for part in (*_PARTS, _INPUT_SCALE)}
+        cached = self.scheme is not None and self.scheme.kv_cache is not None
+        scales = {name for name in reader.names if cached and name.endswith((".k_scale", ".v_scale"))}
+        self.cache_scales = {name: reader.get(name) for name in sorted(scales)}
+        self.names = (reader.names - parts - scales) | {f"{layer}.weight" for layer in self.quantized}
 
     def get(self, name: str) -> Tensor:
         """A tensor; quantized ones in float32."""
@@ -148,6 +150,11 @@ class WeightReader:
             return codes * scale[:, self._reader.get(f"{layer}.weight_g_idx").long()]
         return from_codes(codes, scale)
 
+    def input_divisor(self, layer: str) -> Tensor | None:
+        """The global scale of a layer's inputs, shape (1,), where the format has one."""
+        name = f"{layer}.{_INPUT_SCALE}"
+        return self._reader.get(name) if name in self._reader.names else None
+
     def codes(self, layer: str) -> tuple[Tensor, Tensor]:
         """A quantized layer's codes (out, in) and scales (out, groups), float32."""
         assert self._layout is not None
@@ -155,74 +162,5 @@ class WeightReader:
         return self._layout.decode({part: self._reader.get(f"{layer}.{part}") for part in names})
 
 
-_PARTS = ("weight", "weight_packed", "weight_scale", "weight_shape", "weight_g_idx")
-
-
-def quantization_config(scheme: Scheme, ignore: list[str], ordering: str | None) -> dict[str, Any]:
-    """The `quantization_config` that compressed-tensors and vLLM read."""
-    layout = schemes.layout_of(scheme).name
-    weights = _grid_args(scheme.weight)
-    if weights is not None and ordering in ("weight", "group"):
-        weights["actorder"] = ordering
-    group = {
-        "targets": ["Linear"],
-        "weights": weights,
-        "input_activations": _grid_args(scheme.activation),
-        "output_activations": None,
-        "format": layout,
-    }
-    return {
-        "quant_method": "compressed-tensors",
-        "format": layout,
-        "quantization_status": "compressed",
-        "config_groups": {"group_0": group},
-        "ignore": ignore,
-        "kv_cache_scheme": None,
-        "global_compression_ratio": None,
-    }
-
-
-def _grid_args(grid: Grid | None) -> dict[str, Any] | None:
-    if grid is None:
-        return None
-    return {
-        "num_bits": grid.bits,
-        "type": grid.kind,
-        "symmetric": grid.symmetric,
-        "strategy": grid.granularity,
-        "group_size": grid.group_size,
-        "dynamic": grid.dynamic,
-        "observer": None if grid.dynamic else "minmax",
-    }
-
-
-def scheme_from_config(config: Mapping[str, Any]) -> Scheme:
-    """The scheme of a compressed-tensors checkpoint.
-
-    Raises:
-        BitworthError: another method's checkpoint, several schemes in one, or a format not known here.
-    """
-    method = config.get("quant_method")
-    if method != "compressed-tensors":
-        raise BitworthError(
-            f"The checkpoint is quantized by '{method}'; bitworth reads compressed-tensors checkpoints."
-        )
-    groups = list((config.get("config_groups") or {}).values())
-    if len(groups) != 1:
-        raise BitworthError(
-            f"The checkpoint mixes {len(groups)} quantization schemes; bitworth reads one a checkpoint."
-        )
-    weights, inputs = groups[0].get("weights") or {}, groups[0].get("input_activations")
-    kind = "fp" if weights.get("type") == "float" else "int"
-    name = f"w{weights.get('num_bits')}a{inputs['num_bits'] if inputs else 16}-{kind}"
-    scheme = schemes.get(name, group_size=weights.get("group_size"))
-    expected = {"weights": scheme.weight, "input activations": scheme.activation}
-    for what, args in (("weights", weights), ("input activations", inputs)):
-        grid = expected[what]
-        if grid is not None and args is not None:
-            found = (args.get("strategy"), args.get("symmetric", True), bool(args.get("dynamic", False)))
-            if found != (grid.granularity, grid.symmetric, grid.dynamic):
-                raise BitworthError(
-                    f"The checkpoint's {what} are {found}, which {name} here does not cover; re-quantize it."
-                )
-    return scheme
+_PARTS = ("weight", "weight_packed", "weight_scale", "weight_global_scale", "weight_shape", "weight_g_idx")
+_INPUT_SCALE = "input_global_scale"

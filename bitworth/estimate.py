@@ -124,7 +124,8 @@ def _quantize(cell: Cell, size: Size, rates: Rates, forward: float) -> Estimate:
 def quantizing(recipe: Recipe, tokens: int, size: Size, rates: Rates) -> Estimate:
     """One recipe alone on so many calibration tokens (0: none); its checkpoint's bytes."""
     grid = recipe.scheme.weight
-    bits = grid.bits + (16 / grid.group_size if grid.group_size else 0) if grid else 16
+    scale_bits = 16 if grid is None or grid.scales == "float" else 8
+    bits = grid.bits + (scale_bits / grid.group_size if grid.group_size else 0) if grid else 16
     left = int(size.linear * bits / 8 + 2 * size.head)
     seconds = _START_S + 4 * (size.linear + size.head) / rates.bytes * 10
     return Estimate(seconds=seconds + walking(tokens, size, rates), bytes=left)

@@ -7,7 +7,7 @@ empty blocks.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +21,9 @@ from bitworth.errors import BitworthError
 
 #: Keyword arguments of a block's call by the batch size they were recorded at.
 Arguments = dict[int, dict[str, Any]]
+
+MERGED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
+"""Children of one module that multiply the same input, which serving engines run as one product."""
 
 
 @dataclass(slots=True)
@@ -186,6 +189,15 @@ def call(block: nn.Module, hidden: Tensor, kwargs: dict[str, Any]) -> Tensor:
     out = block(hidden, *kwargs.get("args", ()), **named)
     hidden_states: Tensor = out[0] if isinstance(out, tuple) else out
     return hidden_states
+
+
+def stacks(names: Iterable[str]) -> list[list[str]]:
+    """Layers that serving engines run as one product put together, by name; the others alone."""
+    found: dict[tuple[str, object], list[str]] = {}
+    for name in names:
+        owner, _, leaf = name.rpartition(".")
+        found.setdefault((owner, next((group for group in MERGED if leaf in group), leaf)), []).append(name)
+    return list(found.values())
 
 
 def _skeleton(folder: Path) -> nn.Module:

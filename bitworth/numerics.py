@@ -1,7 +1,8 @@
 """Scale, round and pack: the arithmetic of the number formats, in pure torch.
 
-A quantized weight is `codes * scale`, codes on a `Grid`, one scale a channel or group. Scales are rounded to the dtype
-they are stored in before anything is rounded with them, so that what was optimized is what the loaders compute.
+A quantized weight is `codes * scale`, codes on a `Grid`, one scale a channel or group. Scales are rounded to what they
+are stored in (`scales.ScaleType`) before anything is rounded with them, so that what was optimized is what the loaders
+compute.
 
 >>> grid = Grid(bits=4, granularity="group", group_size=2)
 >>> weight = torch.tensor([[7.0, -3.4, 0.5, 0.1]])
@@ -15,9 +16,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from bitworth.scales import ScaleType, Stored
 from bitworth.types import Clip, Grid
 
 FLOAT8 = torch.float8_e4m3fn
+_MAGNITUDES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)  # of E2M1, in the order of their bits
 _CLIP_ELEMENTS = 1 << 17  # searched at once, so that the temporaries stay in the processor's cache
 
 
@@ -37,27 +40,33 @@ def half_range(grid: Grid) -> float:
     return (high - low) / 2
 
 
-def scale_of(
-    weight_OI: Tensor, grid: Grid, *, shrink: Tensor | float = 1.0, dtype: torch.dtype = torch.float32
-) -> Tensor:
+def scale_of(weight_OI: Tensor, grid: Grid, *, shrink: Tensor | float = 1.0, dtype: Stored = torch.float32) -> Tensor:
     """Symmetric absmax scales, shape (out, groups), rounded to `dtype` and returned in float32; dead groups get 1."""
     size = group_size_of(grid, weight_OI.shape[1])
     peak = _grouped(weight_OI, size).abs().amax(-1)
     return as_stored(peak * shrink / half_range(grid), dtype)
 
 
-def as_stored(scale: Tensor, dtype: torch.dtype) -> Tensor:
-    """A scale as it reads back from a checkpoint of `dtype`; zeros become 1 so that dead groups stay exactly zero."""
-    stored = scale.to(dtype).float()
-    return torch.where(stored > 0, stored, torch.ones_like(stored))
+def as_stored(scale: Tensor, dtype: Stored) -> Tensor:
+    """A scale as it reads back from a checkpoint; zeros become a stored 1 so that dead groups stay exactly zero."""
+    return (dtype if isinstance(dtype, ScaleType) else ScaleType(dtype)).read_back(scale)
 
 
 def to_codes(scaled: Tensor, grid: Grid) -> Tensor:
     """Nearest code of a tensor already divided by its scale, as float32: ties to even, saturating."""
     low, high = grid.levels
     if grid.kind == "float":
-        return scaled.clamp(low, high).to(FLOAT8).float()
+        clamped = scaled.clamp(low, high)
+        return clamped.to(FLOAT8).float() if grid.bits == 8 else _to_e2m1(clamped)
     return scaled.round().clamp(low, high)
+
+
+def _to_e2m1(clamped: Tensor) -> Tensor:
+    """Nearest E2M1 number: steps of 0.5 below 2, of 1 below 4, of 2 up to 6; small negative numbers give -0."""
+    magnitude = clamped.abs()
+    step = 0.5 + 0.5 * (magnitude >= 2) + (magnitude >= 4)
+    # + 0.0: compressed-tensors keeps the sign of a number rounded to zero, not that of a zero
+    return ((clamped + 0.0) / step).round_().mul_(step)
 
 
 def round_to_grid(weight_OI: Tensor, scale_OG: Tensor, grid: Grid) -> Tensor:
@@ -78,7 +87,7 @@ def clipped_scale(
     grid: Grid,
     clip: Clip,
     *,
-    dtype: torch.dtype = torch.float32,
+    dtype: Stored = torch.float32,
     importance_I: Tensor | None = None,
 ) -> Tensor:
     """Scales by grid search over the shrink factor (published recipe: p = 1 - i/100, i < 80, sum |q - w|**2.4).
@@ -98,15 +107,15 @@ def clipped_scale(
     return torch.cat(parts)
 
 
-def _clip_rows(weight_OI: Tensor, grid: Grid, clip: Clip, dtype: torch.dtype, importance_I: Tensor | None) -> Tensor:
+def _clip_rows(weight_OI: Tensor, grid: Grid, clip: Clip, dtype: Stored, importance_I: Tensor | None) -> Tensor:
     size = group_size_of(grid, weight_OI.shape[1])
     grouped = _grouped(weight_OI, size)
     weigh = None if importance_I is None else importance_I.float().view(-1, size)
     full = scale_of(weight_OI, grid)
     best = as_stored(full, dtype)
     least = torch.full_like(best, torch.inf)
-    for step in range(int(clip.shrink * clip.steps)):
-        scale = as_stored(full * (1 - step / clip.steps), dtype)
+    for factor in _factors(grid, clip):
+        scale = as_stored(full * factor, dtype)
         error = to_codes(grouped / scale.unsqueeze(-1), grid).mul_(scale.unsqueeze(-1)).sub_(grouped).abs_()
         # torch's pow is a thousand times slower than exp(norm * log), which it vectorizes; log 0 = -inf gives 0 back
         error = error.square_() if clip.norm == 2 else error.log_().mul_(clip.norm).exp_()
@@ -115,6 +124,18 @@ def _clip_rows(weight_OI: Tensor, grid: Grid, clip: Clip, dtype: torch.dtype, im
         least = torch.where(better, loss, least)
         best = torch.where(better, scale, best)
     return best
+
+
+def _factors(grid: Grid, clip: Clip) -> list[float]:
+    """What the absmax scale is multiplied by, in the order tried.
+
+    Powers of two have three candidates. E2M1's codes lie unevenly, so that leaving 6 unused can be better (the idea of
+    Cook et al., "Four Over Six").
+    """
+    if grid.scales == "e8m0":
+        return [1.0, 2.0, 0.5]
+    shrinking = [1 - step / clip.steps for step in range(int(clip.shrink * clip.steps))]
+    return [*shrinking, 1.5] if grid.kind == "float" and grid.bits == 4 else shrinking
 
 
 def quantize_token(hidden: Tensor, grid: Grid) -> Tensor:
@@ -147,3 +168,23 @@ def unpack_int4(packed_OW: Tensor, columns: int) -> Tensor:
     shifts = torch.arange(0, 32, 4, dtype=torch.int32, device=packed_OW.device)
     nibbles = (packed_OW.unsqueeze(-1) >> shifts) & 0xF
     return (nibbles.flatten(1)[:, :columns] - 8).to(torch.int8)
+
+
+def pack_fp4(codes_OI: Tensor) -> Tensor:
+    """Two E2M1 codes a byte, first column in the low half: the sign above the index of the magnitude.
+
+    Bit for bit what compressed-tensors' `pack_fp4_to_uint8` writes.
+    """
+    doubled = codes_OI.abs() * 2
+    index = (doubled - 1.0 * (doubled > 5) - 1.0 * (doubled > 7) - 3.0 * (doubled > 9)).to(
+        torch.uint8
+    )  # 6, 8, 12 are 5, 6, 7
+    nibbles = index | (torch.signbit(codes_OI).to(torch.uint8) << 3)
+    return nibbles[:, ::2] | (nibbles[:, 1::2] << 4)
+
+
+def unpack_fp4(packed_OB: Tensor) -> Tensor:
+    """The codes that `pack_fp4` packed, float32, shape (out, 2 * bytes)."""
+    nibbles = torch.stack((packed_OB & 0xF, packed_OB >> 4), dim=-1).flatten(1)
+    table = torch.tensor([*_MAGNITUDES, *(-magnitude for magnitude in _MAGNITUDES)], device=packed_OB.device)
+    return table[nibbles.long()]

@@ -20,12 +20,14 @@ import psutil
 import torch
 from torch import Tensor
 
+from bitworth import schemes
 from bitworth.audit import audit_of
 from bitworth.calibration import calibrate
-from bitworth.checkpoint import PROVENANCE, quantization_config
+from bitworth.checkpoint import PROVENANCE
 from bitworth.errors import BitworthError
 from bitworth.ledger import revive
 from bitworth.model import Arguments, Decoder
+from bitworth.schemes.config import quantization_config
 from bitworth.sequential import skipped
 from bitworth.states import InFiles, InMemory, Shape
 from bitworth.streams import Build, Stream, streams_of
@@ -108,11 +110,18 @@ def fit_groups(decoder: Decoder, recipe: Recipe, allow_fallback: bool) -> tuple[
     """The recipe with a group size that divides every layer's input.
 
     Raises:
-        BitworthError: it does not and no other was allowed; names the layers and what would do.
+        BitworthError: it does not and no other was allowed; names the layers and what would do. Or the format cannot
+            store groups that follow the activations' order.
     """
     grid = recipe.scheme.weight
     if grid is None or grid.granularity != "group" or grid.group_size is None:
         return recipe, []
+    ordered = isinstance(recipe.rounding, Gptq) and recipe.rounding.ordering == "group"
+    if ordered and schemes.layout_of(recipe.scheme).name != "pack-quantized":
+        raise BitworthError(
+            f"{recipe.name}: {recipe.scheme.name} stores no group a column, so its groups cannot follow the "
+            "activations' order; use ordering: weight."
+        )
     size = grid.group_size
     shapes = {name: shape for name, shape in decoder.linear_shapes().items() if not skipped(name)}
     misfits = [name for name, (_, columns) in shapes.items() if columns % size]
@@ -121,7 +130,8 @@ def fit_groups(decoder: Decoder, recipe: Recipe, allow_fallback: bool) -> tuple[
     fits = [s for s in GROUP_SIZES if s < size and all(columns % s == 0 for _, columns in shapes.values())]
     named = ", ".join(misfits[:3]) + (f" and {len(misfits) - 3} more" if len(misfits) > 3 else "")
     if not allow_fallback or not fits:
-        hint = f"--group-size {fits[0]} would, or allow the fallback" if fits else f"none of {GROUP_SIZES} does"
+        none = f"none of {GROUP_SIZES} does" if grid.scales == "float" else "the format has no others"
+        hint = f"--group-size {fits[0]} would, or allow the fallback" if fits else none
         raise BitworthError(f"{recipe.name}: groups of {size} do not divide the inputs of {named}; {hint}.")
     note = f"groups of {size} do not divide the inputs of {named}; groups of {fits[0]} were used throughout"
     scheme = replace(recipe.scheme, weight=replace(grid, group_size=fits[0]))

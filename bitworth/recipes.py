@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from bitworth import schemes
 from bitworth.errors import BitworthError
 from bitworth.types import Awq, Clip, Gptq, Recipe, Rtn, SmoothQuant
@@ -21,19 +23,47 @@ _ROWS: dict[str, tuple[str, Rtn | Gptq, tuple[SmoothQuant | Awq, ...]]] = {
     # the published method: MSE clipping at norm 2.4 on the weights updated so far, columns as they lie
     "w4a16-int-gptq-published": ("w4a16-int", Gptq(clip=Clip()), ()),
     "w4a16-int-awq": ("w4a16-int", Rtn(clip=_OURS), (Awq(),)),
+    "w4a8-fp-rtn": ("w4a8-fp", Rtn(), ()),
+    "w4a8-fp-gptq": ("w4a8-fp", Gptq(clip=_OURS, ordering="weight", sweeps=2), ()),
+    "w4a8-int-rtn": ("w4a8-int", Rtn(), ()),
+    "w4a8-int-gptq": ("w4a8-int", Gptq(clip=_OURS, ordering="weight", sweeps=2), ()),
+    "nvfp4-rtn": ("nvfp4", Rtn(), ()),
+    "nvfp4-gptq": ("nvfp4", Gptq(clip=_OURS, ordering="weight", sweeps=2), ()),
+    "nvfp4a16-rtn": ("nvfp4a16", Rtn(), ()),
+    "nvfp4a16-gptq": ("nvfp4a16", Gptq(clip=_OURS, ordering="weight", sweeps=2), ()),
+    "mxfp4-rtn": ("mxfp4", Rtn(), ()),
+    "mxfp4-gptq": ("mxfp4", Gptq(clip=_OURS, ordering="weight", sweeps=2), ()),
+    "mxfp4a16-rtn": ("mxfp4a16", Rtn(), ()),
+    "mxfp4a16-gptq": ("mxfp4a16", Gptq(clip=_OURS, ordering="weight", sweeps=2), ()),
 }
 NAMES = tuple(_ROWS)
+#: What may follow a recipe's name: the key-value cache in FP8, its scales found on the calibration text.
+ADDITIONS = {"+kv-fp8": schemes.FP8_CACHE}
+
+
+def known(name: str) -> bool:
+    """Whether there is a recipe of that name, with or without an addition."""
+    return _parted(name)[0] in _ROWS
 
 
 def recipe(name: str, *, group_size: int | None = None) -> Recipe:
-    """The recipe of that name; `group_size` counts where weights are grouped (128 unless given).
+    """The recipe of that name; `group_size` counts where the format leaves it open (128 unless given).
 
     Raises:
         BitworthError: no such recipe.
     """
-    if name not in _ROWS:
-        raise BitworthError(f"Unknown recipe '{name}'; known: {', '.join(NAMES)}.")
-    scheme, rounding, transforms = _ROWS[name]
-    return Recipe(
-        name=name, scheme=schemes.get(scheme, group_size=group_size), rounding=rounding, transforms=transforms
-    )
+    base, addition = _parted(name)
+    if base not in _ROWS:
+        added = ", ".join(ADDITIONS)
+        raise BitworthError(f"Unknown recipe '{name}'; known: {', '.join(NAMES)}, each with or without {added}.")
+    row, rounding, transforms = _ROWS[base]
+    scheme = schemes.get(row, group_size=group_size)
+    if addition:
+        scheme = replace(scheme, kv_cache=ADDITIONS[addition])
+    return Recipe(name=name, scheme=scheme, rounding=rounding, transforms=transforms)
+
+
+def _parted(name: str) -> tuple[str, str]:
+    """A recipe's row and the addition behind it."""
+    addition = next((addition for addition in ADDITIONS if name.endswith(addition)), "")
+    return name.removesuffix(addition), addition

@@ -12,6 +12,7 @@ stage; the unquantized stream, where no stage waits for another, still runs once
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Protocol
@@ -21,7 +22,8 @@ from torch import Tensor, nn
 
 from bitworth.audit import audit_stage
 from bitworth.errors import WorkFailed
-from bitworth.model import Arguments, Block, call
+from bitworth.kv_cache import watching
+from bitworth.model import Arguments, Block, call, stacks
 from bitworth.quantizers import InputStats, Rounded, round_weight
 from bitworth.quantizers.awq import awq_scale
 from bitworth.quantizers.smoothquant import smoothing_scale
@@ -51,9 +53,10 @@ class _Reached(Exception):
 
 @dataclass(slots=True)
 class BlockResult:
-    """What a block became: rounded layers, other parameters that changed, and notes by layer."""
+    """What a block became: rounded layers, the cache's scales, other parameters that changed, and notes by layer."""
 
     rounded: dict[str, Rounded] = field(default_factory=dict)
+    cache_scales: dict[str, Tensor] = field(default_factory=dict)
     changed: dict[str, Tensor] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     audit: list[StageAudit] = field(default_factory=list)
@@ -67,11 +70,23 @@ def skipped(name: str) -> bool:
 def round_block(block: Block, recipe: Recipe, dtype: torch.dtype) -> BlockResult:
     """Round every layer of a block without data."""
     result = BlockResult()
-    for name, layer in block.linears().items():
-        if not skipped(name):
-            _check_finite(block, name, layer.weight)
-            result.rounded[name] = round_weight(layer.weight, recipe, None, dtype=dtype)
+    linears = {name: layer for name, layer in block.linears().items() if not skipped(name)}
+    for name, layer in linears.items():
+        _check_finite(block, name, layer.weight)
+    _round_blindly(block, linears, recipe, dtype, result)
     return result
+
+
+def _round_blindly(
+    block: Block, linears: dict[str, nn.Linear], recipe: Recipe, dtype: torch.dtype, result: BlockResult
+) -> None:
+    """Round layers that no data is there for, those that engines merge as one stack."""
+    for names in stacks(linears):
+        layers = [linears[name] for name in names]
+        rounded = round_weight(torch.cat([layer.weight for layer in layers]).float(), recipe, None, dtype=dtype)
+        for name, part in zip(names, rounded.split([layer.out_features for layer in layers]), strict=True):
+            result.rounded[name] = part
+            result.notes.extend(f"{block.prefix}.{name}: {note}" for note in rounded.notes)
 
 
 class BlockPass:
@@ -174,6 +189,15 @@ class BlockPass:
                 self._quantize(stage)
 
     def _pass(self, hidden: Chunks, kwargs: Arguments, *, keep: bool) -> None:
+        """Run all chunks through the block; `keep` puts its outputs in their place, and sees what enters the cache."""
+        with ExitStack() as stack:
+            for recipe, result in zip(self._recipes, self.results, strict=True):
+                if keep and recipe.scheme.kv_cache is not None:
+                    seen = watching(self._block.module, recipe.scheme.kv_cache, self._dtype)
+                    result.cache_scales = stack.enter_context(seen)
+            self._chunks(hidden, kwargs, keep=keep)
+
+    def _chunks(self, hidden: Chunks, kwargs: Arguments, *, keep: bool) -> None:
         for index in range(len(hidden)):
             chunk = hidden[index]
             try:
@@ -200,7 +224,7 @@ class BlockPass:
         for recipe, result in zip(self._recipes, self.results, strict=True):
             alike = (recipe.transforms, recipe.scheme.weight if recipe.transforms else None)
             if alike not in prepared:
-                prepared[alike] = self._transformed(stacked, stage, recipe)
+                prepared[alike] = self._transformed(stacked, stage, recipe, result)
             weight, stats, scale = prepared[alike]
             stage.scales.append(scale)
             result.audit.append(seen)
@@ -208,11 +232,14 @@ class BlockPass:
         stage.done = True
         stage.stats = None
 
-    def _transformed(self, stacked: Tensor, stage: Stage, recipe: Recipe) -> tuple[Tensor, InputStats, Tensor | None]:
+    def _transformed(
+        self, stacked: Tensor, stage: Stage, recipe: Recipe, result: BlockResult
+    ) -> tuple[Tensor, InputStats, Tensor | None]:
         stats, total = stage.stats, None
         assert stats is not None
-        if stage.producer is None:
-            return stacked, stats, None
+        made = result.rounded.get(stage.producer or "")
+        if stage.producer is None or (made is not None and made.dtype.coarse):
+            return stacked, stats, None  # coarse scales cannot be divided: they would not be stored as they came out
         for transform in recipe.transforms:
             assert recipe.scheme.weight is not None
             scale = _scale_of(transform, stacked, recipe.scheme.weight, stats, self._dtype)
@@ -235,12 +262,9 @@ class BlockPass:
     def _round_unreached(self) -> None:
         """Experts that no calibration token chose: rounded without data, and named."""
         for recipe, result in zip(self._recipes, self.results, strict=True):
-            for name, layer in self._linears.items():
-                if name not in result.rounded:
-                    rounded = round_weight(layer.weight, recipe, None, dtype=self._dtype)
-                    result.rounded[name] = rounded
-                    result.audit.append(audit_stage(self._block.prefix, [name], None))
-                    result.notes.extend(f"{self._block.prefix}.{name}: {note}" for note in rounded.notes)
+            unreached = {name: layer for name, layer in self._linears.items() if name not in result.rounded}
+            result.audit.extend(audit_stage(self._block.prefix, [name], None) for name in unreached)
+            _round_blindly(self._block, unreached, recipe, self._dtype, result)
 
     def _fold(self, index: int, stages: Iterable[Stage]) -> None:
         """Take each stage's scale out of the module that makes its input."""
@@ -251,7 +275,7 @@ class BlockPass:
                 continue
             if stage.producer in result.rounded:
                 rounded = result.rounded[stage.producer]
-                rounded.scale_OG = (rounded.scale_OG / scale.unsqueeze(1)).to(self._dtype).float()
+                rounded.scale_OG = rounded.dtype.read_back(rounded.scale_OG / scale.unsqueeze(1))
                 bias = self._linears[stage.producer].bias
                 if bias is not None:
                     result.changed[f"{stage.producer}.bias"] = bias / scale

@@ -152,10 +152,11 @@ def _write(decoder: Decoder, block: Block, build: Build, result: BlockResult) ->
     layout = schemes.layout_of(build.recipe.scheme)
     piece = {}
     for name, rounded in result.rounded.items():
-        tensors = layout.encode(rounded.codes_OI, rounded.scale_OG, decoder.dtype)
+        tensors = layout.encode(rounded.codes_OI, rounded.scale_OG, rounded.dtype) | rounded.beside
         if rounded.group_of_I is not None:
             tensors["weight_g_idx"] = rounded.group_of_I
         piece.update({f"{block.prefix}.{name}.{part}": tensor for part, tensor in tensors.items()})
+    piece.update({f"{block.prefix}.{name}": scale.to(decoder.dtype) for name, scale in result.cache_scales.items()})
     written = {f"{block.prefix}.{name}.weight" for name in result.rounded}
     for full in sorted(name for name in decoder.reader.names if name.startswith(f"{block.prefix}.")):
         if full not in written:

@@ -67,7 +67,7 @@ class _Part(BaseModel):
 class FormatEntry(_Part):
     """A number format: a preset's name, or a preset (`base`) with some of its steps changed under a name of its own."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=80)
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$", max_length=80)
     base: str | None = None
     group_size: int | None = Field(None, gt=0)
     clip: Literal["none", "mse", "mse-hessian"] | None = None
@@ -95,7 +95,7 @@ class FormatEntry(_Part):
     def _known(self) -> FormatEntry:
         known = [BASELINE, *recipes.NAMES]
         wanted = self.base or self.name
-        if wanted not in known:
+        if wanted != BASELINE and not recipes.known(wanted):
             raise ValueError(unknown("format", wanted, known))
         return self
 

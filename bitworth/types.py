@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 Kind = Literal["int", "float"]
 Granularity = Literal["tensor", "channel", "group", "token"]
+ScaleKind = Literal["float", "e4m3", "e8m0"]
 Ordering = Literal["none", "weight", "group"]
 Verdict = Literal["holds", "loses", "undecided"]
 Source = Literal["measured", "predicted"]
@@ -38,7 +39,11 @@ RANDOM_TOKENS, OWN_TEXT = "random", "self"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Grid:
-    """The numbers a tensor may take: a code times a scale that a tensor, channel, group or token shares."""
+    """The numbers a tensor may take: a code times a scale that a tensor, channel, group or token shares.
+
+    `scales` says what a scale may be: a `float` of the model's dtype, an `e4m3` number under a float32 scale of the
+    whole tensor (NVFP4), or a power of two, `e8m0` (the microscaling formats).
+    """
 
     bits: int
     kind: Kind = "int"
@@ -46,12 +51,13 @@ class Grid:
     group_size: int | None = None
     symmetric: bool = True
     dynamic: bool = False
+    scales: ScaleKind = "float"
 
     @property
     def levels(self) -> tuple[float, float]:
-        """Least and greatest code: two's complement for integers, the finite range of E4M3 for 8-bit floats."""
+        """Least and greatest code: two's complement for integers, the finite range of E4M3 or E2M1 for floats."""
         if self.kind == "float":
-            return (-448.0, 448.0)
+            return (-448.0, 448.0) if self.bits == 8 else (-6.0, 6.0)
         return (-(2 ** (self.bits - 1)), 2 ** (self.bits - 1) - 1)
 
 
@@ -64,6 +70,16 @@ class Scheme:
     activation: Grid | None = None
     kv_cache: Grid | None = None
     ignore: tuple[str, ...] = ("lm_head",)
+
+    @property
+    def has_static_scales(self) -> bool:
+        """True when the checkpoint holds scales of activations, keys or values, which only data can give."""
+        return self.kv_cache is not None or (self.activation is not None and self.activation.scales == "e4m3")
+
+    @property
+    def title(self) -> str:
+        """The name, and what was done to the key-value cache."""
+        return self.name if self.kv_cache is None else f"{self.name}+kv-fp8"
 
 
 # --- recipes ------------------------------------------------------------------------------------------------------
@@ -163,7 +179,7 @@ class Recipe:
     @property
     def needs_calibration(self) -> bool:
         """True when any step reads activations."""
-        return isinstance(self.rounding, Gptq) or bool(self.transforms)
+        return isinstance(self.rounding, Gptq) or bool(self.transforms) or self.scheme.has_static_scales
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,8 +9,9 @@ from safetensors.torch import save_file
 
 from bitworth import checkpoint as module
 from bitworth import schemes
-from bitworth.checkpoint import Reader, quantization_config, read_config, scheme_from_config
+from bitworth.checkpoint import Reader, read_config
 from bitworth.errors import BitworthError
+from bitworth.schemes.config import quantization_config, scheme_from_config
 
 # --- reading ------------------------------------------------------------------------------------------------------
 

@@ -171,12 +171,13 @@ def test_loads_that_are_none(text: str) -> None:
 
 def test_quantize_evaluate_benchmark(call: Run, tiny_llama: Path, tiny_study: dict[str, Any], tmp_path: Path) -> None:
     source, out = str(tiny_study["calibration"]["source"]), tmp_path / "made"
-    recipes = ("--recipe", "w8a8-fp", "--recipe", "w4a16-int-gptq", "--group-size", "32")
+    names = ("w8a8-fp", "w4a16-int-gptq", "nvfp4-rtn", "mxfp4-rtn+kv-fp8")
+    recipes = [*(part for name in names for part in ("--recipe", name)), "--group-size", "32"]
     sizes = ("--calibration", source, "--samples", "8", "--length", "64")
     code, stdout, _ = call("quantize", tiny_llama, *recipes, *sizes, "--out", out, "--json")
     assert code == 0
     made = {row["format"]: row for row in json.loads(stdout)["checkpoints"]}
-    assert set(made) == {"w8a8-fp", "w4a16-int-gptq"}
+    assert set(made) == set(names)
     assert {"seconds", "peak_rss_mib", "size_mib", "bits_per_weight", "path"} <= set(made["w8a8-fp"])
     checkpoint = out / "w4a16-int-gptq"
 

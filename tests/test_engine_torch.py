@@ -7,7 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from bitworth import schemes
 from bitworth.engines import packing
 from bitworth.engines.exact import Activation, QuantLinear, activation_of
 from bitworth.engines.scorer import Scorer
@@ -137,11 +140,59 @@ def test_fp8_activations_are_vllms() -> None:
     torch.testing.assert_close(Activation("float")(x), expected, rtol=0, atol=1e-6)
 
 
+@settings(deadline=None, max_examples=30)
+@given(st.sampled_from(["NVFP4", "MXFP4"]), st.integers(0, 2**31), st.floats(0, 4))
+def test_fp4_inputs_are_compressed_tensors(preset: str, seed: int, spread: float) -> None:
+    """Oracle: its dynamic group scales and its fake quantization; groups of zeros and very small ones included."""
+    from compressed_tensors.quantization.lifecycle.forward import fake_quantize
+    from compressed_tensors.quantization.quant_scheme import preset_name_to_scheme
+    from compressed_tensors.quantization.utils import compute_dynamic_scales_and_zp
+
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(2, 5, 64, generator=generator) * 10 ** (spread * torch.rand(2, 5, 64, generator=generator))
+    x = x.to(torch.bfloat16).float()
+    x[0, 0], x[1, 1, :32], x[0, 2, 32:] = 0, 0, x[0, 2, 32:] * 1e-8
+    divisor = torch.tensor([448 * 6 / 3000.0]) if preset == "NVFP4" else None  # some groups exceed it
+    args = preset_name_to_scheme(preset, ["Linear"]).input_activations
+    scale, zero = compute_dynamic_scales_and_zp(x, args, torch.nn.Module(), global_scale=divisor)
+    expected = fake_quantize(x, scale, zero, args, global_scale=divisor)
+    grid = schemes.get(preset.lower()).activation
+    assert grid is not None
+    torch.testing.assert_close(activation_of(grid, divisor)(x), expected.nan_to_num(0.0), rtol=0, atol=0)
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(0, 2**31))
+def test_nvfp4_inputs_are_vllms_but_for_ties(seed: int) -> None:
+    """vLLM's emulation multiplies by reciprocals: max/6 and x/scale may differ in float32's last digit."""
+    x = torch.randn(50, 64, generator=torch.Generator().manual_seed(seed))
+    divisor = 448 * 6 / x.abs().max().reshape(1)
+    groups = x.view(50, 4, 16)
+    stored = (divisor * (groups.abs().amax(-1, keepdim=True) * (1 / 6))).clamp(max=448).to(torch.float8_e4m3fn).float()
+    codes = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0])
+    scaled = (groups * (1 / (stored * (1 / divisor)))).clamp(-6, 6)
+    nearest = codes[(scaled.abs().unsqueeze(-1) - codes).abs().argmin(-1)] * scaled.sign()
+    grid = schemes.get("nvfp4").activation
+    assert grid is not None
+    found = activation_of(grid, divisor)(x)
+    apart = (found - (nearest * (stored / divisor)).view(50, 64)).abs() > 1e-5
+    assert apart.float().mean() < 0.01
+
+
+def test_fp4_inputs_without_a_global_scale_are_refused() -> None:
+    grid = schemes.get("nvfp4").activation
+    assert grid is not None
+    with pytest.raises(Unsupported, match="no global scale for the inputs"):
+        activation_of(grid)
+
+
 def test_quantizing_leaves_the_input_alone() -> None:
-    x = torch.randn(3, 8)
+    x = torch.randn(3, 32)
     before = x.clone()
     Activation("int")(x)
     Activation("float")(x)
+    for name in ("nvfp4", "mxfp4"):
+        activation_of(schemes.get(name).activation, torch.ones(1))(x)  # type: ignore[arg-type]
     assert torch.equal(x, before)
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from bitworth import schemes
-from bitworth.engines import kernels
+from bitworth.engines import kernels, kernels_cuda
 from bitworth.engines.exact import Activation
 from bitworth.engines.kernels import Int4Cpu, Int8Cpu, Int8CpuHalves, kernel_for, oracle, self_test
 from bitworth.errors import Unsupported
@@ -185,6 +185,11 @@ def test_no_kernel_is_a_reason_not_an_imitation() -> None:
         kernel_for(schemes.get("w8a8-fp"), CPU)
     with pytest.raises(Unsupported, match="not for 'meta'"):
         kernel_for(INT8, torch.device("meta"))
+    for name in ("w4a8-fp", "w4a8-int", "nvfp4", "nvfp4a16", "mxfp4", "mxfp4a16"):
+        with pytest.raises(Unsupported, match=f"no matrix kernel for {name} on CPUs, so timing it"):
+            kernel_for(schemes.get(name), CPU)
+        with pytest.raises(Unsupported, match=f"no torch kernel for {name} on GPUs"):
+            kernels_cuda.candidates(schemes.get(name), torch.device("cuda"))
     static = replace(INT8, activation=Grid(bits=8, granularity="tensor"))
     with pytest.raises(Unsupported, match="per tensor"):
         kernel_for(static, CPU)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -7,12 +9,16 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from bitworth import numerics as nm
+from bitworth.scales import scale_type
 from bitworth.types import Clip, Grid
 
 INT4 = Grid(bits=4, granularity="group", group_size=8)
 INT4_CHANNEL = Grid(bits=4)
 INT8 = Grid(bits=8)
 FP8 = Grid(bits=8, kind="float")
+FP4 = Grid(bits=4, kind="float", granularity="group", group_size=8)
+NVFP4 = replace(FP4, scales="e4m3")
+MXFP4 = replace(FP4, scales="e8m0")
 SEEDS = st.integers(0, 2**31)
 unhurried = settings(deadline=None, max_examples=40)
 
@@ -119,6 +125,35 @@ def test_float_codes_saturate_instead_of_overflowing() -> None:
     assert nm.to_codes(torch.tensor([1e6, -1e6, 0.3]), FP8).tolist() == [448.0, -448.0, 0.3125]
 
 
+E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
+
+
+@unhurried
+@given(SEEDS)
+def test_fp4_codes_are_the_nearest_and_compressed_tensors(seed: int) -> None:
+    from compressed_tensors.quantization.utils.fp4_utils import cast_to_fp4
+
+    values = 3 * normal(40, seed=seed)
+    values = torch.cat([values, values.mul(4).round() / 4])  # and ties
+    found = nm.to_codes(values, FP4)
+    table = torch.tensor([*E2M1, *(-code for code in E2M1)])
+    clamped = values.clamp(-6, 6)
+    assert torch.equal((found - clamped).abs(), (table - clamped[:, None]).abs().amin(1))
+    assert torch.equal(found.view(torch.int32), cast_to_fp4(clamped.clone()).view(torch.int32))
+
+
+@unhurried
+@given(st.integers(1, 5), st.integers(1, 20), SEEDS)
+def test_packed_bytes_are_compressed_tensors(rows: int, bytes_: int, seed: int) -> None:
+    from compressed_tensors.compressors.nvfp4.helpers import pack_fp4_to_uint8, unpack_fp4_from_uint8
+
+    chosen = nm.to_codes(4 * normal(rows, 2 * bytes_, seed=seed), FP4)
+    packed = nm.pack_fp4(chosen)
+    assert torch.equal(packed, pack_fp4_to_uint8(chosen))
+    assert torch.equal(nm.unpack_fp4(packed), chosen)
+    assert torch.equal(nm.unpack_fp4(packed), unpack_fp4_from_uint8(packed, rows, 2 * bytes_, torch.float32))
+
+
 # --- clipping -----------------------------------------------------------------------------------------------------
 
 
@@ -149,6 +184,25 @@ def test_clipping_is_brute_force(grid: Grid, clip: Clip, weighted: bool) -> None
     importance = normal(24, seed=1).square() * torch.logspace(-2, 2, 24) if weighted else None
     found = nm.clipped_scale(weight, grid, clip, importance_I=importance)
     torch.testing.assert_close(found, brute_force(weight, grid, clip, importance), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("grid", [NVFP4, MXFP4])
+def test_clipping_fp4_finds_the_best_scale_that_can_be_stored(grid: Grid) -> None:
+    """Brute force over every scale of the format near the absmax one; the search may miss those it does not try."""
+    weight = normal(12, 24)
+    stored = scale_type(weight, grid, torch.bfloat16)
+
+    def loss(scale: Tensor) -> Tensor:
+        error = nm.from_codes(nm.round_to_grid(weight, scale, grid), scale) - weight
+        return error.square().view(12, 3, 8).sum(-1)
+
+    absmax = nm.scale_of(weight, grid, dtype=stored)
+    found = nm.clipped_scale(weight, grid, Clip(norm=2.0, shrink=0.5, steps=40), dtype=stored)
+    assert torch.equal(stored.read_back(found), found)
+    every = torch.stack([loss(stored.read_back(absmax * factor)) for factor in torch.linspace(0.45, 2.1, 200)])
+    assert torch.all(loss(found) <= loss(absmax))
+    assert loss(found).sum() < (1 if grid is MXFP4 else 0.95) * loss(absmax).sum()
+    assert loss(found).sum() <= (1.0001 if grid is MXFP4 else 1.05) * every.amin(0).sum()
 
 
 def test_clipping_in_parts_is_clipping_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bitworth.errors import BitworthError
+from bitworth.recipes import recipe as recipe_named
+from bitworth.schemes import FP8_CACHE
 from bitworth.study import load_study, parse_study
 from bitworth.types import Calibration, CalibrationSource, Clip, Gptq
 
@@ -23,6 +25,8 @@ def test_names_become_objects() -> None:
                 "baseline",
                 "w8a8-fp",
                 {"name": "mine", "base": "w4a16-int-gptq", "clip": "mse", "damping": 0.1},
+                {"name": "small-cache", "base": "nvfp4-gptq+kv-fp8", "clip": "none"},
+                "w8a8-fp+kv-fp8",
             ],
             "group_size": 64,
             "tasks": ["arc_challenge", {"name": "mmlu", "limit": 10}],
@@ -40,6 +44,12 @@ def test_names_become_objects() -> None:
     assert (mine.rounding.damping, mine.rounding.clip) == (0.1, Clip())
     assert mine.scheme.weight is not None
     assert mine.scheme.weight.group_size == 64
+    small = recipes["small-cache"]
+    assert small is not None
+    assert (small.scheme.name, small.scheme.kv_cache) == ("nvfp4", FP8_CACHE)
+    assert isinstance(small.rounding, Gptq)
+    assert small.rounding.clip is None
+    assert recipes["w8a8-fp+kv-fp8"] == recipe_named("w8a8-fp+kv-fp8")
     assert [task.limit for task in study.task_specs()] == [None, 10]
     rag, other = study.use_case_values()
     assert (rag.prompt_tokens, rag.output_tokens, rag.scale) == (103, 13, 0.1)
@@ -91,6 +101,7 @@ def test_calibration_that_makes_no_sense(asked: dict[str, Any], said: str) -> No
             {"formats": ["baseline", "w4a16-int-gtpq"]},
             "unknown format 'w4a16-int-gtpq'; did you mean 'w4a16-int-gptq'?",
         ),
+        ({"formats": ["baseline", "w8a8-fp+kv-int8"]}, "unknown format 'w8a8-fp+kv-int8'; did you mean 'w8a8-fp'?"),
         ({"formats": ["w8a8-fp"]}, "formats must include `baseline`"),
         ({"formats": []}, "formats: "),
         ({"formats": ["baseline", "w8a8-fp", "w8a8-fp"]}, "listed twice"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,19 +13,23 @@ import tempfile
 import time
 import urllib.request
 from contextlib import nullcontext
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
+from bitworth import kv_cache, schemes
 from bitworth.benchmarking import benchmark, prompts_of
 from bitworth.engines import vllm
 from bitworth.engines.torch import TorchModel, load_exact
 from bitworth.engines.vllm import cause_of_death, interpreter, serve
 from bitworth.errors import BitworthError, Unsupported, WorkFailed
 from bitworth.hardware import cpu_flags, hardware
+from bitworth.schemes.config import quantization_config
 from bitworth.types import Load, UseCase
 
 FAKE = '''#!{python}
@@ -46,6 +51,9 @@ if mode in ("deaf", "never"):
     time.sleep(120)
 if mode == "out of memory":
     print("INFO loading\\ntorch.OutOfMemoryError: CUDA out of memory. Tried to allocate 20.00 GiB", flush=True)
+    sys.exit(1)
+if mode == "groups of 64":
+    print("ValueError: W4A8 kernels require group quantization with group size 128", flush=True)
     sys.exit(1)
 if mode == "killed":
     os.kill(os.getpid(), signal.SIGKILL)
@@ -131,6 +139,11 @@ def test_serves_times_and_leaves_nothing(fake: Path, monkeypatch: pytest.MonkeyP
         ("out of memory", WorkFailed, r"The vLLM server stopped: it ran out of memory; free some.* \(log: \S+\)\.$"),
         ("killed", WorkFailed, r"was killed, most likely for want of memory \(log: \S+\)\.$"),
         ("no kernel", Unsupported, r"^The vLLM server stopped: vLLM has no kernel for this format on this CPU\.$"),
+        (
+            "groups of 64",
+            Unsupported,
+            r"vLLM multiplies W4A8-FP in groups of 128 only; quantize it with --group-size 128",
+        ),
         ("never", WorkFailed, r"was not ready after 2 s; its log is \S+\.$"),
     ],
     indirect=["fake"],
@@ -358,9 +371,44 @@ def test_vllm_serves_each_format_and_computes_what_the_exact_engine_does(models:
     assert (apart >= SAME).sum() <= MOST_APART
 
 
-def furthest(told: list[dict[str, dict[str, float]]], model: TorchModel, contexts: list[list[int]]) -> np.ndarray:
-    """For each context, how far the furthest of its log-probabilities is from the model's after the first token."""
-    expected = model.logits(torch.tensor(contexts))[:, 0].log_softmax(-1)
+@pytest.mark.slow
+@pytest.mark.usefixtures("installed")
+@pytest.mark.skipif("avx512f" not in cpu_flags(), reason="vLLM's CPU attention over an FP8 cache needs AVX-512")
+def test_vllm_takes_the_scales_of_a_key_value_cache(
+    models: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model of which only the cache is quantized. vLLM's CPU build rounds toward zero; all else is the engine's."""
+    folder = tmp_path / "cache"
+    shutil.copytree(models["baseline"], folder)
+    names = [f"model.layers.{layer}.self_attn.{part}_scale" for layer in (0, 1) for part in "kv"]
+    scales = {name: torch.tensor([0.004 + 0.001 * index]).bfloat16() for index, name in enumerate(names)}
+    save_file({**load_file(folder / "model.safetensors"), **scales}, folder / "model.safetensors", {"format": "pt"})
+    config = json.loads((folder / "config.json").read_text())
+    scheme = replace(schemes.get("w8a8-int"), kv_cache=schemes.FP8_CACHE)
+    config["quantization_config"] = quantization_config(scheme, ["re:.*"], None)
+    (folder / "config.json").write_text(json.dumps(config))
+    contexts = prompts_of(24, 8, range(256), seed=1)
+    with serve(folder, context_tokens=64, device="cpu", dtype="float32") as server:
+        told = prompt_logprobs(server.url, contexts, at=23)
+
+    exact = load_exact(models["baseline"])
+    kv_cache.quantize_cache(exact.model, schemes.FP8_CACHE, scales)
+    assert furthest(told, exact, contexts, at=23).min() > SAME
+    monkeypatch.setattr(kv_cache, "to_codes", lambda scaled, _: toward_zero(scaled))
+    assert furthest(told, exact, contexts, at=23).max() < SAME
+
+
+def toward_zero(scaled: torch.Tensor) -> torch.Tensor:
+    """The last of E4M3's normal numbers before each, by cutting off all but three bits of the fraction."""
+    bits = scaled.clamp(-448, 448).view(torch.int32) & ~((1 << 20) - 1)
+    return bits.view(torch.float32)
+
+
+def furthest(
+    told: list[dict[str, dict[str, float]]], model: TorchModel, contexts: list[list[int]], at: int = 1
+) -> np.ndarray:
+    """For each context, how far the furthest of its log-probabilities is from the model's after `at` tokens."""
+    expected = model.logits(torch.tensor(contexts))[:, at - 1].log_softmax(-1)
     return np.array(
         [
             max(abs(value["logprob"] - float(row[int(token)])) for token, value in found.items())
@@ -413,11 +461,11 @@ def test_a_context_longer_than_the_models_is_one_sentence(models: dict[str, Path
         pytest.fail("it must not start")
 
 
-def prompt_logprobs(url: str, prompts: list[list[int]]) -> list[dict[str, dict[str, float]]]:
-    """For each prompt, its second token's and the 20 likeliest tokens' log-probabilities after the first."""
+def prompt_logprobs(url: str, prompts: list[list[int]], at: int = 1) -> list[dict[str, dict[str, float]]]:
+    """For each prompt, its next token's and the 20 likeliest tokens' log-probabilities after its first `at` tokens."""
     fields = {"prompt": prompts, "max_tokens": 1, "temperature": 0, "prompt_logprobs": 20}
     request = urllib.request.Request(
         f"{url}/completions", json.dumps(fields).encode(), {"Content-Type": "application/json"}
     )
     with urllib.request.urlopen(request, timeout=120) as response:
-        return [choice["prompt_logprobs"][1] for choice in json.load(response)["choices"]]
+        return [choice["prompt_logprobs"][at] for choice in json.load(response)["choices"]]

@@ -4,7 +4,9 @@ Weights are dequantized once, when they are read. Activations are quantized toke
 layer, as vLLM's kernels do: INT8 with scale max|x| / 127, round half to even; FP8 with scale max|x| / 448, cast to
 E4M3. The float32 product of the two dequantized tensors is the kernels' integer (or FP8) product times both scales,
 up to float32 rounding. compressed-tensors' own emulation differs for INT8: it divides by 127.5
-(`Activation("int", half_range=127.5)`).
+(`Activation("int", half_range=127.5)`). FP4 inputs are quantized group by group under scales of the format's own type;
+the arithmetic is compressed-tensors' (vLLM's kernels multiply by reciprocals where it divides, so that a value on the
+edge between two codes may fall to the other).
 
 >>> Activation("int")(torch.tensor([[127.0, 0.4, -3.6]])).tolist()
 [[127.0, 0.0, -4.0]]
@@ -12,7 +14,7 @@ up to float32 rounding. compressed-tensors' own emulation differs for INT8: it d
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -20,6 +22,9 @@ import torch
 from torch import Tensor, nn
 
 from bitworth.errors import Unsupported
+from bitworth.kv_cache import cache_as_it_is
+from bitworth.numerics import group_size_of, half_range, to_codes
+from bitworth.scales import E4M3, POWERS_OF_TWO, ScaleType
 from bitworth.types import Grid, Kind
 
 LEAST_FP8_SCALE = 1.0 / (448.0 * 512.0)
@@ -43,38 +48,59 @@ class Activation:
         return (x / scale).round_().clamp_(-128, 127).mul_(scale)
 
 
+@dataclass(frozen=True, slots=True)
+class GroupActivation:
+    """Dynamic quantization of a linear layer's input in groups of features."""
+
+    grid: Grid
+    scales: ScaleType
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x [..., features] put on its groups' grids and back, in x's dtype."""
+        groups = x.float().reshape(*x.shape[:-1], -1, group_size_of(self.grid, x.shape[-1]))
+        scale = self.scales.read_back(groups.abs().amax(dim=-1, keepdim=True) / half_range(self.grid))
+        return to_codes(groups / scale, self.grid).mul_(scale).flatten(-2).to(x.dtype)
+
+
 class QuantLinear(nn.Linear):
     """A linear layer whose weight is dequantized and whose input is quantized on arrival."""
 
-    activation: Activation
+    activation: Activation | GroupActivation
 
     def forward(self, input: Tensor) -> Tensor:
         """y = activation(x) W^T + b."""
         return nn.functional.linear(self.activation(input), self.weight, self.bias)
 
 
-def activation_of(grid: Grid) -> Activation:
-    """The activation arithmetic of a grid.
+def activation_of(grid: Grid, divisor: Tensor | None = None) -> Activation | GroupActivation:
+    """The activation arithmetic of a grid; `divisor` is the input's global scale, where the grid has one.
 
     Raises:
-        Unsupported: anything but dynamic, symmetric, per-token, 8 bits.
+        Unsupported: anything but dynamic and symmetric, 8 bits per token or FP4 per group, or no global scale.
     """
-    if not (grid.dynamic and grid.symmetric and grid.granularity == "token" and grid.bits == 8):
-        raise Unsupported(
-            f"The checkpoint quantizes activations per {grid.granularity}, {grid.bits} bits, dynamic={grid.dynamic}, "
-            f"symmetric={grid.symmetric}; the torch engine knows dynamic symmetric per-token 8 bits."
-        )
-    return Activation(grid.kind)
+    if grid.dynamic and grid.symmetric:
+        if grid.granularity == "token" and grid.bits == 8:
+            return Activation(grid.kind)
+        if grid.granularity == "group" and grid.bits == 4 and grid.kind == "float":
+            if grid.scales == "e8m0":
+                return GroupActivation(grid, POWERS_OF_TWO)
+            if grid.scales == "e4m3" and divisor is not None:
+                return GroupActivation(grid, ScaleType(E4M3, divisor))
+            raise Unsupported("The checkpoint has no global scale for the inputs of its FP4 layers; quantize it again.")
+    raise Unsupported(
+        f"The checkpoint quantizes activations per {grid.granularity}, {grid.bits} bits, dynamic={grid.dynamic}, "
+        f"symmetric={grid.symmetric}; the torch engine knows dynamic symmetric per-token 8 bits and per-group FP4."
+    )
 
 
-def quantize_inputs(model: nn.Module, modules: Iterable[str], activation: Activation) -> None:
-    """Make the named linear layers quantize their inputs.
+def quantize_inputs(model: nn.Module, activations: Mapping[str, Activation | GroupActivation]) -> None:
+    """Make linear layers, given by name, quantize their inputs.
 
     Raises:
         Unsupported: one is not a plain linear layer of the model (experts fused into one tensor).
     """
     layers = dict(model.named_modules())
-    for name in modules:
+    for name, activation in activations.items():
         layer = layers.get(name)
         if type(layer) is not nn.Linear:
             raise Unsupported(
@@ -87,7 +113,7 @@ def quantize_inputs(model: nn.Module, modules: Iterable[str], activation: Activa
 
 @contextmanager
 def inputs_as_they_are(model: nn.Module) -> Iterator[None]:
-    """Within the block nothing is quantized on arrival, so that two ways to run the model differ by rounding alone.
+    """Within the block inputs and cache stay unquantized, so that two ways to run the model differ by rounding alone.
 
     Quantization turns a difference in the last bit into a whole step wherever a value lies on the edge of two.
     """
@@ -95,7 +121,8 @@ def inputs_as_they_are(model: nn.Module) -> Iterator[None]:
     for layer in layers:
         layer.__class__ = nn.Linear  # type: ignore[assignment]
     try:
-        yield
+        with cache_as_it_is(model):
+            yield
     finally:
         for layer in layers:
             layer.__class__ = QuantLinear

@@ -200,9 +200,13 @@ def kernel_for(scheme: Scheme, device: torch.device) -> tuple[str, Make]:
     Raises:
         Unsupported: torch has none, or it computes something else; the message says which.
     """
+    if scheme.kv_cache is not None:
+        raise Unsupported(
+            "torch has no attention over a quantized key-value cache; benchmark this checkpoint with --engine vllm."
+        )
+    candidates = _candidates(scheme, device)
     if scheme.activation is not None:
         activation_of(scheme.activation)
-    candidates = _candidates(scheme, device)
     wrong = []
     for title, make in candidates:
         try:
@@ -235,9 +239,9 @@ def _candidates(scheme: Scheme, device: torch.device) -> list[tuple[str, Make]]:
         return [(kind.title, partial(kind, scratches={})) for kind in (Int8Cpu, Int8CpuHalves)]
     if scheme.name == "w4a16-int":
         return [(Int4Cpu.title, Int4Cpu)]
+    why = " (its FP8 product there is a loop far slower than float32)" if scheme.name == "w8a8-fp" else ""
     raise Unsupported(
-        f"torch has no matrix kernel for {scheme.name} on CPUs (its FP8 product there is a loop far slower than "
-        "float32), so timing it would say nothing of the format."
+        f"torch has no matrix kernel for {scheme.name} on CPUs{why}, so timing it would say nothing of the format."
     )
 
 

@@ -101,13 +101,17 @@ def candidates(scheme: Scheme, device: torch.device) -> list[tuple[str, Make]]:
     """The kernel of a scheme on a GPU.
 
     Raises:
-        Unsupported: the GPU is too old for the format.
+        Unsupported: there is none, or the GPU is too old for the format.
     """
     kinds: dict[str, tuple[type[Kernel], tuple[int, int]]] = {
         "w8a8-int": (Int8Cuda, (7, 5)),
         "w8a8-fp": (Fp8Cuda, (8, 9)),
         "w4a16-int": (Int4Cuda, (8, 0)),
     }
+    if scheme.name not in kinds:
+        raise Unsupported(
+            f"bitworth drives no torch kernel for {scheme.name} on GPUs; benchmark this checkpoint with --engine vllm."
+        )
     kind, least = kinds[scheme.name]
     have = torch.cuda.get_device_capability(device)
     if have < least:

@@ -20,6 +20,7 @@ from bitworth.engines import packing
 from bitworth.engines.exact import activation_of, inputs_as_they_are, quantize_inputs
 from bitworth.engines.scorer import Progress
 from bitworth.errors import BitworthError
+from bitworth.kv_cache import quantize_cache
 from bitworth.tasks.base import Request, Score
 from bitworth.types import EngineFacts
 
@@ -54,11 +55,18 @@ def load_exact(checkpoint: Path, *, device: str | None = None) -> TorchModel:
     reader = storage.Reader(checkpoint)
     weights = reader.weights()
     model = _build(checkpoint, {name: weights.get(name).float() for name in sorted(weights.names)})
-    if weights.scheme is not None and weights.scheme.activation is not None:
-        quantize_inputs(model, sorted(weights.quantized), activation_of(weights.scheme.activation))
+    scheme = weights.scheme
+    if scheme is not None and scheme.activation is not None:
+        grid = scheme.activation
+        quantize_inputs(
+            model, {name: activation_of(grid, weights.input_divisor(name)) for name in sorted(weights.quantized)}
+        )
+    if scheme is not None and scheme.kv_cache is not None:
+        quantize_cache(model, scheme.kv_cache, weights.cache_scales)
     place = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    scheme = weights.scheme.name if weights.scheme is not None else "unquantized"
-    return TorchModel(model.to(place), _tokenizer(checkpoint), kernel=f"float32, {scheme}")
+    return TorchModel(
+        model.to(place), _tokenizer(checkpoint), kernel=f"float32, {scheme.title if scheme else 'unquantized'}"
+    )
 
 
 class TorchModel:

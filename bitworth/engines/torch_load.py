@@ -14,10 +14,7 @@ from torch import Tensor, nn
 from bitworth.checkpoint import Reader
 from bitworth.engines.kernels import Make
 from bitworth.errors import BitworthError, Unsupported
-from bitworth.model import without_storage
-
-MERGED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
-"""Children of one module that multiply the same input."""
+from bitworth.model import MERGED, without_storage
 
 
 @torch.inference_mode()

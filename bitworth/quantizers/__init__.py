@@ -11,6 +11,7 @@ from torch import Tensor
 from bitworth.quantizers.gptq import gptq
 from bitworth.quantizers.rtn import rtn
 from bitworth.quantizers.stats import InputStats, Rounded
+from bitworth.scales import ScaleType, global_divisor, scale_type
 from bitworth.types import Gptq, Recipe
 
 __all__ = ["InputStats", "Rounded", "round_weight"]
@@ -23,14 +24,27 @@ def round_weight(weight_OI: Tensor, recipe: Recipe, stats: InputStats | None, *,
         weight_OI: (out, in), float32.
         recipe: what to do.
         stats: what the inputs looked like; GPTQ without it falls back to rounding and says so in the notes.
-        dtype: what scales are stored in.
+        dtype: of the model: what scales are stored in, unless the format says otherwise.
     """
+    assert recipe.scheme.weight is not None
+    stored = scale_type(weight_OI, recipe.scheme.weight, dtype)
+    rounded = _rounded(weight_OI, recipe, stats, stored)
+    rounded.dtype = stored
+    if recipe.scheme.activation is not None and recipe.scheme.activation.scales == "e4m3":
+        if stats is None or not stats.tokens:
+            rounded.notes.append("calibration never reached it, so the global scale of its inputs is 1")
+        peak = torch.zeros(1) if stats is None else stats.max_abs_I.max()
+        rounded.beside["input_global_scale"] = global_divisor(peak)
+    return rounded
+
+
+def _rounded(weight_OI: Tensor, recipe: Recipe, stats: InputStats | None, stored: ScaleType) -> Rounded:
     grid = recipe.scheme.weight
     assert grid is not None
     if isinstance(recipe.rounding, Gptq):
         if stats is not None and stats.tokens:
-            return gptq(weight_OI, grid, recipe.rounding, stats, dtype=dtype)
-        rounded = rtn(weight_OI, grid, recipe.rounding.clip, None, dtype=dtype)
+            return gptq(weight_OI, grid, recipe.rounding, stats, dtype=stored)
+        rounded = rtn(weight_OI, grid, recipe.rounding.clip, None, dtype=stored)
         rounded.notes.append("calibration never reached it, so it was rounded without data")
         return rounded
-    return rtn(weight_OI, grid, recipe.rounding.clip, stats, dtype=dtype)
+    return rtn(weight_OI, grid, recipe.rounding.clip, stats, dtype=stored)

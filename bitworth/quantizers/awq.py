@@ -11,6 +11,7 @@ from torch import Tensor
 
 from bitworth.numerics import from_codes, round_to_grid, scale_of
 from bitworth.quantizers.stats import InputStats
+from bitworth.scales import scale_type
 from bitworth.types import Awq, Grid
 
 _ROWS = 256  # output rows that the search looks at, evenly spread: one scale serves all, and their losses are alike
@@ -33,6 +34,6 @@ def awq_scale(weight_OI: Tensor, grid: Grid, stats: InputStats, settings: Awq, *
 
 def _loss(weight_OI: Tensor, scale_I: Tensor, grid: Grid, hessian_II: Tensor, dtype: torch.dtype) -> float:
     scaled = weight_OI * scale_I
-    scales = scale_of(scaled, grid, dtype=dtype)
+    scales = scale_of(scaled, grid, dtype=scale_type(scaled, grid, dtype))
     delta = from_codes(round_to_grid(scaled, scales, grid), scales) / scale_I - weight_OI
     return float(((delta @ hessian_II) * delta).sum())

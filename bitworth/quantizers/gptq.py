@@ -12,6 +12,8 @@ stores each column's group.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -20,12 +22,13 @@ from bitworth.numerics import clipped_scale, group_size_of, scale_of, to_codes
 from bitworth.quantizers.refine import refine
 from bitworth.quantizers.rtn import choose_scale
 from bitworth.quantizers.stats import InputStats, Rounded
+from bitworth.scales import Stored
 from bitworth.types import Gptq, Grid
 
 _FIRST_DAMPING, _MOST_DAMPING = 0.001, 1.0
 
 
-def gptq(weight_OI: Tensor, grid: Grid, settings: Gptq, stats: InputStats, *, dtype: torch.dtype) -> Rounded:
+def gptq(weight_OI: Tensor, grid: Grid, settings: Gptq, stats: InputStats, *, dtype: Stored) -> Rounded:
     """Round `weight_OI` (out, in) under second moments `stats`, then `refine` codes and scales.
 
     Raises:
@@ -104,7 +107,7 @@ class _ColumnLoop:
     """GPTQ's walk over the columns in processing order, with each column's scale found in advance or on the way."""
 
     def __init__(
-        self, weight_OI: Tensor, grid: Grid, settings: Gptq, stats: InputStats, order: Tensor, dtype: torch.dtype
+        self, weight_OI: Tensor, grid: Grid, settings: Gptq, stats: InputStats, order: Tensor, dtype: Stored
     ) -> None:
         self._grid, self._clip, self._dtype = grid, settings.clip, dtype
         self._size = group_size_of(grid, weight_OI.shape[1])
@@ -136,7 +139,7 @@ class _ColumnLoop:
 
     def _find(self, start: int, end: int) -> Tensor:
         """The scale (out,) of a group, on the weights updated so far."""
-        grid = Grid(bits=self._grid.bits, kind=self._grid.kind, granularity="channel")
+        grid = replace(self._grid, granularity="channel", group_size=None)
         updated_OS = self._weight_IO[start:end].T
         if self._clip is None:
             return scale_of(updated_OS, grid, dtype=self._dtype)[:, 0]

@@ -4,7 +4,8 @@ GPTQ never looks back at a column it has rounded, and its scales are chosen befo
 L = tr((Q - W) H (Q - W)ᵀ). With the codes fixed, L is quadratic in a row's scales, so all groups of a row are solved
 for together; with all other codes fixed, the best code of column j is nearest to q_j + [(W - Q) H]_j / H_jj, so a sweep
 over the columns is cyclic coordinate descent (as in QuantEase, arXiv 2309.01885). Neither step raises L but for the
-rounding of scales to the dtype they are stored in.
+rounding of scales to what they are stored in; where that is coarse, rows that it costs more than the refit gained keep
+their scales.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from bitworth.numerics import as_stored, from_codes, to_codes
+from bitworth.scales import ScaleType, Stored
 from bitworth.types import Grid
 
 _BLOCK = 32  # columns whose updates stay in the processor's cache
@@ -26,7 +28,7 @@ def refine(
     hessian_II: Tensor,
     sweeps: int,
     *,
-    dtype: torch.dtype,
+    dtype: Stored,
 ) -> tuple[Tensor, Tensor]:
     """Codes (out, in) and scales (out, groups) of a lower objective.
 
@@ -40,14 +42,16 @@ def refine(
         dtype: what scales are stored in.
     """
     for _ in range(sweeps):
-        scale_OG = refit_scale(weight_OI, codes_OI, scale_OG, hessian_II, dtype=dtype)
+        refitted_OG = refit_scale(weight_OI, codes_OI, scale_OG, hessian_II, dtype=dtype)
+        if isinstance(dtype, ScaleType) and dtype.coarse:  # rounding may have undone a row's gain
+            before, after = (_row_losses(weight_OI, codes_OI, scales, hessian_II) for scales in (scale_OG, refitted_OG))
+            refitted_OG = torch.where((after < before).unsqueeze(1), refitted_OG, scale_OG)
+        scale_OG = refitted_OG
         codes_OI = sweep_codes(weight_OI, codes_OI, scale_OG, grid, hessian_II)
     return codes_OI, scale_OG
 
 
-def refit_scale(
-    weight_OI: Tensor, codes_OI: Tensor, scale_OG: Tensor, hessian_II: Tensor, *, dtype: torch.dtype
-) -> Tensor:
+def refit_scale(weight_OI: Tensor, codes_OI: Tensor, scale_OG: Tensor, hessian_II: Tensor, *, dtype: Stored) -> Tensor:
     """The scales that minimize the objective under these codes, a (groups, groups) system a row.
 
     A scale that would leave half to twice its old value, or whose codes are all zero, stays: such a system says little.
@@ -67,6 +71,12 @@ def refit_scale(
     solved_OG = torch.linalg.solve(left_OGG, right_OG.unsqueeze(-1)).squeeze(-1)
     keep = empty_OG | ~((solved_OG > scale_OG / 2) & (solved_OG < scale_OG * 2))
     return as_stored(torch.where(keep, scale_OG, solved_OG), dtype)
+
+
+def _row_losses(weight_OI: Tensor, codes_OI: Tensor, scale_OG: Tensor, hessian_II: Tensor) -> Tensor:
+    """The objective a row, shape (out,)."""
+    delta_OI = from_codes(codes_OI, scale_OG) - weight_OI
+    return ((delta_OI @ hessian_II) * delta_OI).sum(1)
 
 
 def sweep_codes(weight_OI: Tensor, codes_OI: Tensor, scale_OG: Tensor, grid: Grid, hessian_II: Tensor) -> Tensor:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from bitworth.numerics import clipped_scale, round_to_grid, scale_of
 from bitworth.quantizers.stats import InputStats, Rounded
+from bitworth.scales import Stored
 from bitworth.types import Clip, Grid
 
 
 def choose_scale(
-    weight_OI: Tensor, grid: Grid, clip: Clip | None, stats: InputStats | None, *, dtype: torch.dtype
+    weight_OI: Tensor, grid: Grid, clip: Clip | None, stats: InputStats | None, *, dtype: Stored
 ) -> Tensor:
     """Scales (out, groups): absmax, or the clipping search, its error weighted by the Hessian's diagonal if asked."""
     if clip is None:
@@ -20,7 +20,7 @@ def choose_scale(
     return clipped_scale(weight_OI, grid, clip, dtype=dtype, importance_I=importance)
 
 
-def rtn(weight_OI: Tensor, grid: Grid, clip: Clip | None, stats: InputStats | None, *, dtype: torch.dtype) -> Rounded:
+def rtn(weight_OI: Tensor, grid: Grid, clip: Clip | None, stats: InputStats | None, *, dtype: Stored) -> Rounded:
     """Every weight to its nearest code."""
     scale = choose_scale(weight_OI, grid, clip, stats, dtype=dtype)
     return Rounded(round_to_grid(weight_OI, scale, grid), scale)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from bitworth.numerics import from_codes
+from bitworth.scales import ScaleType
 
 _PANELS = 4  # of the symmetric sum of x xᵀ only the panels right of the diagonal are computed: 5/8 of the work
 
@@ -68,12 +69,17 @@ class InputStats:
 
 @dataclass(slots=True)
 class Rounded:
-    """Codes (out, in) and scales (out, groups), float32; `group_of_I` is each column's group where not in order."""
+    """Codes (out, in) and scales (out, groups), float32; `group_of_I` is each column's group where not in order.
+
+    `dtype` is what the scales are stored in; `beside` are tensors to be stored with them (`input_global_scale`).
+    """
 
     codes_OI: Tensor
     scale_OG: Tensor
     group_of_I: Tensor | None = None
     notes: list[str] = field(default_factory=list)
+    dtype: ScaleType = field(default_factory=lambda: ScaleType(torch.float32))
+    beside: dict[str, Tensor] = field(default_factory=dict)
 
     def weight(self) -> Tensor:
         """The weight that the loaders will compute with, float32."""
@@ -85,4 +91,8 @@ class Rounded:
         """The parts of a stack that was rounded together."""
         codes, scales = torch.split(self.codes_OI, rows), torch.split(self.scale_OG, rows)
         groups = [None if self.group_of_I is None else self.group_of_I.clone() for _ in rows]  # a file shares nothing
-        return [Rounded(c, s, g, list(self.notes)) for c, s, g in zip(codes, scales, groups, strict=True)]
+        beside = [{name: tensor.clone() for name, tensor in self.beside.items()} for _ in rows]
+        return [
+            Rounded(c, s, g, list(self.notes), self.dtype, b)
+            for c, s, g, b in zip(codes, scales, groups, beside, strict=True)
+        ]

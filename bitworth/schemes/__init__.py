@@ -11,9 +11,9 @@ from __future__ import annotations
 from typing import Protocol
 
 from bitworth.errors import BitworthError
-from bitworth.schemes import w4a16_int, w8a8_fp, w8a8_int
+from bitworth.schemes import mxfp4, mxfp4a16, nvfp4, nvfp4a16, w4a8_fp, w4a8_int, w4a16_int, w8a8_fp, w8a8_int
 from bitworth.schemes.base import Layout
-from bitworth.types import Scheme
+from bitworth.types import Grid, Scheme
 
 
 class _Format(Protocol):
@@ -26,8 +26,21 @@ class _Format(Protocol):
         ...
 
 
-_MODULES: dict[str, _Format] = {"w8a8-fp": w8a8_fp, "w8a8-int": w8a8_int, "w4a16-int": w4a16_int}
+_MODULES: dict[str, _Format] = {
+    "w8a8-fp": w8a8_fp,
+    "w8a8-int": w8a8_int,
+    "w4a16-int": w4a16_int,
+    "w4a8-fp": w4a8_fp,
+    "w4a8-int": w4a8_int,
+    "nvfp4": nvfp4,
+    "nvfp4a16": nvfp4a16,
+    "mxfp4": mxfp4,
+    "mxfp4a16": mxfp4a16,
+}
 NAMES = tuple(_MODULES)
+
+FP8_CACHE = Grid(bits=8, kind="float", granularity="tensor")
+"""A key-value cache in E4M3 with one scale for keys and one for values: the one kind that vLLM loads scales for."""
 
 
 def get(name: str, *, group_size: int | None = None) -> Scheme:

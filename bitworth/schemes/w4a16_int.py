@@ -9,8 +9,9 @@ from bitworth.schemes.base import Layout
 from bitworth.types import Grid, Scheme
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
+
+    from bitworth.scales import ScaleType
 
 
 def scheme(group_size: int | None = None) -> Scheme:
@@ -18,14 +19,14 @@ def scheme(group_size: int | None = None) -> Scheme:
     return Scheme(name="w4a16-int", weight=Grid(bits=4, granularity="group", group_size=group_size or 128))
 
 
-def _encode(codes: Tensor, scale: Tensor, dtype: torch.dtype) -> dict[str, Tensor]:
+def _encode(codes: Tensor, scale: Tensor, dtype: ScaleType) -> dict[str, Tensor]:
     import torch
 
     from bitworth.numerics import pack_int4
 
     return {
         "weight_packed": pack_int4(codes),
-        "weight_scale": scale.to(dtype),
+        "weight_scale": dtype.encode(scale),
         "weight_shape": torch.tensor(codes.shape, dtype=torch.int64),
     }
 
