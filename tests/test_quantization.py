@@ -199,7 +199,7 @@ def test_every_family_loads_in_transformers(family: str, calibration: Calibratio
     config = AutoConfig.for_model(family, **{**shape, **FAMILIES[family]})
     AutoModelForCausalLM.from_config(config).to(torch.bfloat16).save_pretrained(tmp_path / "model")
     byte_tokenizer().save_pretrained(tmp_path / "model")
-    names = ["w4a16-int-gptq", "w4a16-int-awq", "w8a8-int-smoothquant-gptq", "w8a8-fp"]
+    names = ["w4a16-int-gptq", "w4a16-int-awq", "w8a8-int-smoothquant-gptq", "w8a8-fp", "nvfp4-gptq", "mxfp4-gptq"]
     chosen = [recipes.recipe(name, group_size=32) for name in names]
     quantize(tmp_path / "model", chosen, tmp_path / "out", calibration=calibration)
     for name in names:
