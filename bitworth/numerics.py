@@ -16,6 +16,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from bitworth import compiled
 from bitworth.scales import ScaleType, Stored
 from bitworth.types import Clip, Grid
 
@@ -102,6 +103,10 @@ def clipped_scale(
     Returns:
         (out, groups) float32 scales; the first (largest) shrink factor wins a tie.
     """
+    if clip.norm == 2 and compiled.compiles(grid, weight_OI.device):
+        factors = torch.tensor(_factors(grid, clip))
+        candidates_OGS = as_stored(scale_of(weight_OI, grid).unsqueeze(-1) * factors, dtype)
+        return compiled.least_squares_scale(weight_OI, candidates_OGS, grid, importance_I)
     rows = max(1, _CLIP_ELEMENTS // weight_OI.shape[1])
     parts = [_clip_rows(part, grid, clip, dtype, importance_I) for part in torch.split(weight_OI.float(), rows)]
     return torch.cat(parts)

@@ -27,7 +27,7 @@ from bitworth.model import Arguments, Block, call, stacks
 from bitworth.quantizers import InputStats, Rounded, round_weight
 from bitworth.quantizers.awq import awq_scale
 from bitworth.quantizers.smoothquant import smoothing_scale
-from bitworth.stages import Producers, Stage, trace
+from bitworth.stages import Producers, Stage, one_sequence, trace
 from bitworth.types import Awq, Grid, Recipe, SmoothQuant, StageAudit
 
 
@@ -127,9 +127,8 @@ class BlockPass:
         """
         module, first = self._block.module, hidden[0]
         transforming = any(recipe.transforms for recipe in self._recipes)
-        stages = trace(
-            module, list(self._linears), first, kwargs[first.shape[0]], self._producers if transforming else None
-        )
+        exact, sample, one = one_sequence(module, first, kwargs[first.shape[0]])
+        stages = trace(exact, list(self._linears), sample, one, self._producers if transforming else None)
         self._stage_of = {name: stage for stage in stages for name in stage.layers}
         try:
             for name, layer in self._linears.items():
@@ -158,9 +157,7 @@ class BlockPass:
                         raise _Reached
             if not (stage.done and self._propagate):
                 return nn.functional.linear(inputs, layer.weight, layer.bias)
-            scale = stage.scales[0]
-            scaled = inputs if scale is None else inputs / scale
-            return nn.functional.linear(scaled, self._weights[name].to(inputs.dtype), layer.bias)
+            return nn.functional.linear(inputs, self._weights[name], layer.bias)
 
         return forward
 
@@ -229,6 +226,12 @@ class BlockPass:
             stage.scales.append(scale)
             result.audit.append(seen)
             self._round(stage, weight, stats, recipe, result)
+            if self._propagate:
+                for name, layer in zip(stage.layers, layers, strict=True):
+                    rounded = result.rounded[name].weight()
+                    if scale is not None:
+                        rounded = rounded / scale  # as if the input were divided
+                    self._weights[name] = rounded.to(layer.weight.dtype)
         stage.done = True
         stage.stats = None
 
@@ -255,8 +258,6 @@ class BlockPass:
         parts = rounded.split([self._linears[name].out_features for name in stage.layers])
         for name, part in zip(stage.layers, parts, strict=True):
             result.rounded[name] = part
-            if self._propagate:
-                self._weights[name] = part.weight()
         result.notes.extend(f"{self._block.prefix}.{stage.layers[0]}: {note}" for note in rounded.notes)
 
     def _round_unreached(self) -> None:

@@ -5,6 +5,7 @@ All of it is found by running one sequence, so nothing is listed by architecture
 
 from __future__ import annotations
 
+import copy
 import re
 from dataclasses import dataclass, field
 from typing import Any
@@ -41,22 +42,20 @@ class Stage:
 
 @torch.inference_mode()
 def trace(
-    module: nn.Module, names: list[str], chunk: Tensor, kwargs: dict[str, Any], producers: Producers | None
+    module: nn.Module, names: list[str], sample: Tensor, kwargs: dict[str, Any], producers: Producers | None
 ) -> list[Stage]:
     """Stages in the order in which a block runs them, found by running one sequence.
 
     Unless `producers` is None, each stage also gets the module that could take a scale off its input. What an earlier
     block of the model had is tried first; a stage that had none there is not searched again.
     """
-    sample = chunk[:1]
-    one = {key: _first(value, chunk.shape[0]) for key, value in kwargs.items()}
     inputs: list[tuple[str, Tensor]] = []
     handles = [
         module.get_submodule(name).register_forward_pre_hook(lambda _m, args, name=name: inputs.append((name, args[0])))
         for name in names
     ]
     try:
-        call(module, sample, one)
+        call(module, sample, kwargs)
     finally:
         for handle in handles:
             handle.remove()
@@ -74,7 +73,7 @@ def trace(
         for stage in stages:
             key = tuple(stage.layers)
             if key not in producers or producers[key] is not None:
-                producers[key] = find_producer(module, stage.layers, sample, one, likely=producers.get(key))
+                producers[key] = find_producer(module, stage.layers, sample, kwargs, likely=producers.get(key))
             stage.producer = producers[key]
     return stages
 
@@ -134,10 +133,17 @@ def _weight(module: nn.Module, layer: str) -> Tensor:
     return weight
 
 
+def one_sequence(module: nn.Module, chunk: Tensor, kwargs: dict[str, Any]) -> tuple[nn.Module, Tensor, dict[str, Any]]:
+    """A block, the first sequence of a chunk and its keyword arguments, all in float32, which trials need."""
+    exact = module if chunk.dtype == torch.float32 else copy.deepcopy(module).float()
+    return exact, chunk[:1].float(), {key: _first(value, chunk.shape[0]) for key, value in kwargs.items()}
+
+
 def _first(value: Any, batch: int) -> Any:
-    """The first sequence's part of a keyword argument that has a batch axis."""
-    if isinstance(value, Tensor) and value.ndim and value.shape[0] == batch:
-        return value[:1]
+    """The first sequence's part of a keyword argument that has a batch axis, floating numbers in float32."""
+    if isinstance(value, Tensor):
+        value = value[:1] if value.ndim and value.shape[0] == batch else value
+        return value.float() if value.is_floating_point() else value
     if isinstance(value, tuple):
         return tuple(_first(part, batch) for part in value)
     return value

@@ -29,8 +29,8 @@ Shape = tuple[int, int, int]
 class InMemory:
     """States held as tensors; what a block makes of a chunk replaces it."""
 
-    def __init__(self, device: torch.device, store: torch.device) -> None:
-        self._device, self._store = device, store
+    def __init__(self, device: torch.device, store: torch.device, dtype: torch.dtype = torch.float32) -> None:
+        self._device, self._store, self._dtype = device, store, dtype
         self._chunks: list[Tensor] = []
         self._last = 0  # the file saved last, which stays until the other one is whole
         self._saved_at, self._cost = -float("inf"), 0.0
@@ -69,14 +69,16 @@ class InMemory:
         """Take states up again from the file that `turn` named."""
         self._chunks, self._last = [], _number(path)
         for shape, offset in zip(shapes, _offsets(shapes), strict=True):
-            self.append(_read(path, shape, offset))
+            self.append(_read(path, shape, offset).to(self._dtype))
 
 
 class InFiles:
     """States in two files that take turns: a block reads one and writes the other."""
 
-    def __init__(self, device: torch.device, folder: Path, shapes: Sequence[Shape]) -> None:
-        self._device, self._folder, self._shapes = device, folder, list(shapes)
+    def __init__(
+        self, device: torch.device, folder: Path, shapes: Sequence[Shape], dtype: torch.dtype = torch.float32
+    ) -> None:
+        self._device, self._folder, self._shapes, self._dtype = device, folder, list(shapes), dtype
         self._offsets = _offsets(shapes)
         self._now, self._filled = 0, 0
 
@@ -91,7 +93,7 @@ class InFiles:
 
     def __getitem__(self, index: int) -> Tensor:
         """A chunk (B, T, D), on the device that computes."""
-        return _read(self._path(self._now), self._shapes[index], self._offsets[index]).to(self._device)
+        return _read(self._path(self._now), self._shapes[index], self._offsets[index]).to(self._device, self._dtype)
 
     def __setitem__(self, index: int, hidden: Tensor) -> None:
         """What the next block will read."""

@@ -143,8 +143,9 @@ def streams_of(builds: Sequence[Build], *, shared: bool) -> list[Stream]:
 
 
 def walks_alone(recipe: Recipe, *, shared: bool) -> bool:
-    """Whether a recipe carries its own error forward: GPTQ does, unless told to read the unquantized stream."""
-    return isinstance(recipe.rounding, Gptq) and not shared
+    """Whether a recipe carries its own error forward: GPTQ and the search for cache scales do, unless told not to."""
+    own = isinstance(recipe.rounding, Gptq) or recipe.scheme.kv_cache is not None
+    return recipe.needs_calibration and own and not shared
 
 
 def _write(decoder: Decoder, block: Block, build: Build, result: BlockResult) -> None:

@@ -35,6 +35,10 @@ VERBS = {
         "--seed",
         "--chat-template",
         "--bos",
+        "--stream",
+        "--states-mib",
+        "--device",
+        "--dry-run",
         "--json",
         "--quiet",
     },
@@ -366,7 +370,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 def test_a_full_disk(call: Run, tiny_llama: Path, study_file: Path, small_disk: Path) -> None:
     refused(call("quantize", tiny_llama, "--recipe", "w8a8-fp", "--out", small_disk / "out"), "disk is full")
-    assert list(small_disk.iterdir()) == []
+    assert {path.name for path in small_disk.iterdir()} <= {".out.partial"}  # finished blocks, to go on from
     refused(call("run", study_file, "--out", small_disk / "study"), "full")
 
 

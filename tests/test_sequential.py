@@ -17,7 +17,7 @@ from bitworth.errors import WorkFailed
 from bitworth.model import Arguments, Block, Decoder, call
 from bitworth.quantizers import InputStats, round_weight
 from bitworth.sequential import BlockPass, round_block, skipped
-from bitworth.stages import Producers, find_producer, trace
+from bitworth.stages import Producers, find_producer, one_sequence, trace
 from bitworth.types import Awq, ExpertAudit, Grid, Recipe, Rtn, Scheme, SmoothQuant
 
 GPTQ = replace(recipes.recipe("w4a16-int-gptq", group_size=32), transforms=())
@@ -133,7 +133,9 @@ def test_llamas_producers_are_found(decoder: Decoder) -> None:
     """Its v_proj makes o_proj's input only where each query head has a value head of its own."""
     hidden, kwargs = inputs_of(decoder)
     with decoder.loaded(0) as block:
-        stages = trace(block.module, list(block.linears()), hidden[0], kwargs[0][6], producers={})
+        stages = trace(
+            block.module, list(block.linears()), *one_sequence(block.module, hidden[0], kwargs[0][6])[1:], producers={}
+        )
     assert [(stage.layers, stage.producer) for stage in stages] == [
         (["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"], "input_layernorm"),
         (["self_attn.o_proj"], None),
@@ -201,7 +203,9 @@ def test_gemmas_norms_are_refused(tmp_path: Path) -> None:
     decoder = Decoder(tmp_path)
     hidden, kwargs = inputs_of(decoder)
     with decoder.loaded(0) as block:
-        stages = trace(block.module, list(block.linears()), hidden[0], kwargs[0][6], producers={})
+        stages = trace(
+            block.module, list(block.linears()), *one_sequence(block.module, hidden[0], kwargs[0][6])[1:], producers={}
+        )
     assert [stage.producer for stage in stages] == [None, "self_attn.v_proj", None, "mlp.up_proj"]
 
 

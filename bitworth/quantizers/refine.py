@@ -13,10 +13,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from bitworth import compiled
 from bitworth.numerics import as_stored, from_codes, to_codes
 from bitworth.scales import ScaleType, Stored
 from bitworth.types import Grid
 
+_PASSES = 4  # over the columns between two looks at the scales
 _BLOCK = 32  # columns whose updates stay in the processor's cache
 
 
@@ -47,7 +49,11 @@ def refine(
             before, after = (_row_losses(weight_OI, codes_OI, scales, hessian_II) for scales in (scale_OG, refitted_OG))
             refitted_OG = torch.where((after < before).unsqueeze(1), refitted_OG, scale_OG)
         scale_OG = refitted_OG
-        codes_OI = sweep_codes(weight_OI, codes_OI, scale_OG, grid, hessian_II)
+        if compiled.compiles(grid, codes_OI.device):
+            codes_OI = compiled.sweep(weight_OI, codes_OI, scale_OG, grid, hessian_II, _PASSES)
+            continue
+        for _ in range(_PASSES):
+            codes_OI = sweep_codes(weight_OI, codes_OI, scale_OG, grid, hessian_II)
     return codes_OI, scale_OG
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from bitworth.numerics import from_codes
 from bitworth.scales import ScaleType
 
+_ROWS = 2048  # tokens taken at a time, so that the temporaries stay in the processor's cache
 _PANELS = 4  # of the symmetric sum of x xᵀ only the panels right of the diagonal are computed: 5/8 of the work
 
 
@@ -30,20 +31,26 @@ class InputStats:
 
     def add(self, inputs: Tensor) -> None:
         """Take in activations of shape (..., columns)."""
-        rows_TI = inputs.detach().reshape(-1, inputs.shape[-1]).float()
+        rows_TI = inputs.detach().reshape(-1, inputs.shape[-1])
+        first = (rows_TI.shape[0] + self.tokens % 2) // 2
+        for half, part_TI in enumerate((rows_TI[:first], rows_TI[first:])):
+            if part_TI.shape[0]:
+                for slice_TI in torch.split(part_TI, _ROWS):
+                    self._take(slice_TI, half)
+        self.max_abs_I = self.half_max_abs_2I.amax(0)
+        self.tokens += rows_TI.shape[0]
+
+    def _take(self, rows_TI: Tensor, half: int) -> None:
+        if rows_TI.device.type == "cpu":
+            rows_TI = rows_TI.float()
         columns = rows_TI.shape[1]
         width = -(-columns // _PANELS)
         for start in range(0, columns, width):
             panel = slice(start, start + width)
-            self._sum_II[panel, start:].addmm_(rows_TI[:, panel].T, rows_TI[:, start:])
+            _add_product(self._sum_II[panel, start:], rows_TI[:, panel].T, rows_TI[:, start:])
         magnitude = rows_TI.abs()
-        self._abs_I += magnitude.sum(0)
-        first = (rows_TI.shape[0] + self.tokens % 2) // 2
-        for half, part in enumerate((magnitude[:first], magnitude[first:])):
-            if part.shape[0]:
-                self.half_max_abs_2I[half] = torch.maximum(self.half_max_abs_2I[half], part.amax(0))
-        self.max_abs_I = self.half_max_abs_2I.amax(0)
-        self.tokens += rows_TI.shape[0]
+        self._abs_I += magnitude.sum(0, dtype=torch.float32)
+        self.half_max_abs_2I[half] = torch.maximum(self.half_max_abs_2I[half], magnitude.amax(0).float())
 
     @property
     def hessian_II(self) -> Tensor:
@@ -65,6 +72,14 @@ class InputStats:
         other.max_abs_I = self.max_abs_I / scale_I
         other.tokens = self.tokens
         return other
+
+
+def _add_product(sum_IJ: Tensor, left_IT: Tensor, right_TJ: Tensor) -> None:
+    """sum += left right, 16-bit factors multiplied as such and added up in float32."""
+    if left_IT.dtype == torch.float32:
+        sum_IJ.addmm_(left_IT, right_TJ)
+    else:
+        sum_IJ += torch.mm(left_IT, right_TJ, out_dtype=torch.float32)
 
 
 @dataclass(slots=True)

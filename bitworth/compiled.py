@@ -1,0 +1,120 @@
+"""Loops over single weights, compiled for the CPU: what torch can only do a column at a time.
+
+The rows of a weight know nothing of each other, so each thread takes a run of them. Arithmetic is float32, and rounding
+is to the nearest, ties to even, as in `numerics.to_codes` for integer grids. Compiled code is kept beside this file, or
+in `NUMBA_CACHE_DIR`, so that only the first run pays for compiling it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import torch
+from numba import njit
+from numpy.typing import NDArray
+from torch import Tensor
+
+from bitworth.types import Grid
+
+Floats = NDArray[np.float32]
+
+_SUMS = {"reassoc", "contract", "nsz", "arcp"}  # sums may be added up in lanes; NaN and infinity keep their meaning
+
+
+def compiles(grid: Grid, device: torch.device) -> bool:
+    """Whether these loops cover a grid: integers, on the CPU."""
+    return grid.kind == "int" and device.type == "cpu"
+
+
+def sweep(weight_OI: Tensor, codes_OI: Tensor, scale_OG: Tensor, grid: Grid, hessian_II: Tensor, sweeps: int) -> Tensor:
+    """Coordinate descent over a layer's codes, as `refine.sweep_codes`, up to `sweeps` times or until nothing changes.
+
+    A row's gradient is only touched where a code changes, which few do.
+    """
+    size = codes_OI.shape[1] // scale_OG.shape[1]
+    codes = codes_OI.clone(memory_format=torch.contiguous_format)
+    steps_OI = scale_OG.repeat_interleave(size, 1)
+    pull = (weight_OI - codes * steps_OI) @ hessian_II
+    low, high = grid.levels
+    inputs = (_numpy(codes), _numpy(pull), _numpy(scale_OG))
+    fixed = (_numpy(hessian_II), np.float32(low), np.float32(high), size, sweeps)
+    _by_rows(_sweep_rows, inputs, fixed)
+    return codes
+
+
+def least_squares_scale(weight_OI: Tensor, candidates_OGS: Tensor, grid: Grid, importance_I: Tensor | None) -> Tensor:
+    """Of the candidate scales of each group (out, groups, candidates) the one of least weighted squared error.
+
+    The first of equals wins; shape (out, groups).
+    """
+    rows, groups, _ = candidates_OGS.shape
+    columns = weight_OI.shape[1]
+    best = torch.empty(rows, groups)
+    weights = torch.ones(columns) if importance_I is None else importance_I.float()
+    low, high = grid.levels
+    inputs = (_numpy(weight_OI.float()), _numpy(candidates_OGS.float()), _numpy(best))
+    fixed = (_numpy(weights), np.float32(low), np.float32(high))
+    _by_rows(_search_rows, inputs, fixed)
+    return best
+
+
+def _by_rows(loop: Callable[..., None], by_row: tuple[Floats, ...], whole: tuple[Any, ...]) -> None:
+    """Run a compiled loop over runs of rows, a thread each; `whole` goes to all of them."""
+    count = len(by_row[0])
+    threads = max(1, min(torch.get_num_threads(), count))
+    edges = [count * index // threads for index in range(threads + 1)]
+    parts = [slice(*edges[index : index + 2]) for index in range(threads)]
+    with ThreadPoolExecutor(threads) as pool:
+        for done in [pool.submit(loop, *(values[part] for values in by_row), *whole) for part in parts]:
+            done.result()
+
+
+def _numpy(values: Tensor) -> Floats:
+    found: Floats = values.contiguous().numpy()
+    return found
+
+
+@njit(nogil=True, cache=True, fastmath=_SUMS)
+def _sweep_rows(
+    codes: Floats, pull: Floats, scales: Floats, hessian: Floats, low: Any, high: Any, size: int, sweeps: int
+) -> None:
+    rows, columns = codes.shape
+    for row in range(rows):
+        for _ in range(sweeps):
+            changes = 0
+            for column in range(columns):
+                scale = scales[row, column // size]
+                wanted = codes[row, column] + pull[row, column] / (hessian[column, column] * scale)
+                code = min(max(np.rint(wanted), low), high)
+                if code != codes[row, column]:
+                    step = (code - codes[row, column]) * scale
+                    codes[row, column] = code
+                    changes += 1
+                    for other in range(columns):
+                        pull[row, other] -= step * hessian[column, other]
+            if changes == 0:
+                break
+
+
+@njit(nogil=True, cache=True, fastmath=_SUMS)
+def _search_rows(weights: Floats, candidates: Floats, best: Floats, importance: Floats, low: Any, high: Any) -> None:
+    rows, groups, count = candidates.shape
+    size = weights.shape[1] // groups
+    for row in range(rows):
+        for group in range(groups):
+            start = group * size
+            least = np.float32(np.inf)
+            for index in range(count):
+                scale = candidates[row, group, index]
+                loss = np.float32(0)
+                for column in range(start, start + size):
+                    weight = weights[row, column]
+                    code = min(max(np.rint(weight / scale), low), high)
+                    error = code * scale - weight
+                    loss += error * error * importance[column]
+                if loss < least:
+                    least = loss
+                    best[row, group] = scale
