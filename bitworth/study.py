@@ -338,7 +338,7 @@ def _sentence(error: ValidationError) -> str:
     elif kind != "value_error":
         message = f"{message[0].lower()}{message[1:]}, got {json.dumps(first['input'], default=str)[:60]}"
     more = f" ({len(rest)} more after this one)" if rest else ""
-    return f"{place}: {message}{more}."
+    return " ".join(f"{place}: {message}{more}.".split())  # a key may hold line breaks
 
 
 def _keys_at(loc: tuple[int | str, ...]) -> list[str]:
