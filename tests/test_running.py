@@ -286,3 +286,30 @@ def test_killed_at_ten_random_moments_nothing_is_lost_or_done_twice(
     assert found.recoveries == expected.recoveries
     assert found.divergences == expected.divergences
     assert not list(out.glob("checkpoints/.*"))
+
+
+def test_recipes_of_a_shared_stream_are_made_in_one_walk(
+    tiny_study: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first cell makes both checkpoints; the second finds its own, and a fault of one is not the other's."""
+    from bitworth import quantization
+
+    formats = ["w8a8-int-gptq", "w4a16-int-gptq"]
+    raw = {**tiny_study, "formats": formats, "calibration": {**tiny_study["calibration"], "stream": "shared"}}
+    walked: list[list[str]] = []
+    original = quantization.streams_of
+
+    def counting(builds: Any, *, shared: bool) -> Any:
+        walked.append([build.recipe.name for build in builds])
+        return original(builds, shared=shared)
+
+    monkeypatch.setattr(quantization, "streams_of", counting)
+    executor = Here()
+    running.run(parse_study(raw), tmp_path / "out", executor=executor)
+    assert walked[0] == formats
+    assert walked[1:] in ([], [[]])
+    made = [title for title in executor.titles if title.startswith("quantize")]
+    assert made == [f"quantize {name}" for name in formats]
+    result = assemble(tmp_path / "out")
+    assert set(result.checkpoints) >= set(formats)
+    assert not result.missing

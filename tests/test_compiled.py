@@ -1,0 +1,87 @@
+"""The compiled loops against torch and against trying everything."""
+
+from __future__ import annotations
+
+import sys
+from itertools import product
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from bitworth import compiled
+from bitworth.numerics import as_stored, clipped_scale, from_codes, round_to_grid, scale_of
+from bitworth.quantizers.refine import sweep_codes
+from bitworth.types import Clip, Grid
+
+GRID = Grid(bits=4, granularity="group", group_size=8)
+
+
+def layer(seed: int, rows: int = 12, columns: int = 24) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """A weight, its rounding to nearest, the scales, and a Hessian of correlated inputs."""
+    generator = torch.Generator().manual_seed(seed)
+    inputs = torch.randn(200, columns, generator=generator) @ torch.randn(columns, columns, generator=generator)
+    hessian = inputs.T @ inputs / 200 + 0.01 * torch.eye(columns)
+    weight = torch.randn(rows, columns, generator=generator)
+    scale = scale_of(weight, GRID, dtype=torch.bfloat16)
+    return weight, round_to_grid(weight, scale, GRID), scale, hessian
+
+
+def objective(weight: Tensor, codes: Tensor, scale: Tensor, hessian: Tensor) -> Tensor:
+    delta = (from_codes(codes, scale) - weight).double()
+    return ((delta @ hessian.double()) * delta).sum(1)
+
+
+@given(st.integers(0, 10_000))
+@settings(max_examples=25, deadline=None)
+def test_a_sweep_is_torchs_sweep_and_further_ones_never_lose(seed: int) -> None:
+    weight, codes, scale, hessian = layer(seed)
+    once = compiled.sweep(weight, codes, scale, GRID, hessian, 1)
+    assert (once != sweep_codes(weight, codes, scale, GRID, hessian)).float().mean() < 0.01  # ties, rounded otherwise
+    many = compiled.sweep(weight, codes, scale, GRID, hessian, 50)
+    before, first, last = (objective(weight, found, scale, hessian) for found in (codes, once, many))
+    assert (first <= before * (1 + 1e-4)).all()
+    assert (last <= first * (1 + 1e-4)).all()
+    assert many.min() >= -8
+    assert many.max() <= 7
+
+
+def test_after_enough_sweeps_no_single_code_can_be_bettered() -> None:
+    weight, codes, scale, hessian = layer(3, rows=3)
+    found = compiled.sweep(weight, codes, scale, GRID, hessian, 100)
+    least = objective(weight, found, scale, hessian)
+    for row, column, code in product(range(3), range(24), range(-8, 8)):
+        other = found.clone()
+        other[row, column] = code
+        assert objective(weight, other, scale, hessian)[row] >= least[row] * (1 - 1e-5)
+
+
+def test_what_it_is_given_stays_as_it_is() -> None:
+    weight, codes, scale, hessian = layer(0)
+    kept = [value.clone() for value in (weight, codes, scale, hessian)]
+    compiled.sweep(weight, codes, scale, GRID, hessian, 3)
+    assert all(torch.equal(*pair) for pair in zip(kept, (weight, codes, scale, hessian), strict=True))
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("grid", [GRID, Grid(bits=8, granularity="channel"), Grid(bits=4, granularity="channel")])
+def test_the_clipping_search_is_torchs(grid: Grid, weighted: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    weight, _, _, hessian = layer(5, rows=40)
+    weight[3] = 0
+    importance = hessian.diagonal() if weighted else None
+    clip = Clip(norm=2.0, shrink=0.5, steps=40, hessian_weighted=weighted)
+    found = clipped_scale(weight, grid, clip, dtype=torch.bfloat16, importance_I=importance)
+    monkeypatch.setattr(sys.modules["bitworth.numerics"].compiled, "compiles", lambda *_: False)
+    by_torch = clipped_scale(weight, grid, clip, dtype=torch.bfloat16, importance_I=importance)
+    assert torch.equal(found, by_torch)
+
+
+def test_the_best_of_the_candidates_wins_and_the_first_of_equals() -> None:
+    weight = torch.tensor([[7.0, 1.0, 0.4, 0.2]])
+    grid = Grid(bits=4, granularity="channel")
+    candidates = as_stored(torch.tensor([[[1.0, 0.5, 1.0, 0.25]]]), torch.float32)
+    losses = [float((round_to_grid(weight, s.view(1, 1), grid) * s - weight).square().sum()) for s in candidates[0, 0]]
+    expected = candidates[0, 0, losses.index(min(losses))]
+    assert compiled.least_squares_scale(weight, candidates, grid, None) == expected
