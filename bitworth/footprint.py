@@ -91,8 +91,9 @@ def _blocks(decoder: Decoder) -> dict[str, int]:
     """Weights of each block."""
     sizes: dict[str, int] = defaultdict(int)
     for name in decoder.reader.names:
-        if name.startswith(f"{decoder.prefix}."):
-            index = name.removeprefix(f"{decoder.prefix}.").split(".")[0]
+        inside = decoder.names.of(name)
+        if inside.startswith(f"{decoder.prefix}."):
+            index = inside.removeprefix(f"{decoder.prefix}.").split(".")[0]
             count = 1
             for side in decoder.reader.shape(name):
                 count *= side

@@ -18,6 +18,7 @@ from torch import Tensor
 from bitworth import checkpoint as storage
 from bitworth.engines import packing
 from bitworth.engines.exact import activation_of, inputs_as_they_are, quantize_inputs
+from bitworth.engines.mixtures import load_mixture
 from bitworth.engines.scorer import Progress
 from bitworth.errors import BitworthError
 from bitworth.tasks.base import Request, Score
@@ -53,9 +54,12 @@ def load_exact(checkpoint: Path, *, device: str | None = None) -> TorchModel:
     _decoder_only(raw, checkpoint)
     reader = storage.Reader(checkpoint)
     weights = reader.weights()
-    model = _build(checkpoint, {name: weights.get(name).float() for name in sorted(weights.names)})
+    model, quantized = load_mixture(checkpoint, weights) or (
+        _build(checkpoint, {name: weights.get(name).float() for name in sorted(weights.names)}),
+        sorted(weights.quantized),
+    )
     if weights.scheme is not None and weights.scheme.activation is not None:
-        quantize_inputs(model, sorted(weights.quantized), activation_of(weights.scheme.activation))
+        quantize_inputs(model, quantized, activation_of(weights.scheme.activation))
     place = device or ("cuda" if torch.cuda.is_available() else "cpu")
     scheme = weights.scheme.name if weights.scheme is not None else "unquantized"
     return TorchModel(model.to(place), _tokenizer(checkpoint), kernel=f"float32, {scheme}")

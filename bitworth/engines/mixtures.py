@@ -1,0 +1,68 @@
+"""Mixtures of experts for the exact engine: the model with each expert's projections as linear layers of their own.
+
+A checkpoint may hold a quantized mixture only expert by expert, and its inputs are quantized where each expert receives
+them, while transformers computes fused experts from one tensor. So the model is built with its mixtures taken apart
+(`experts`), and every tensor is put where `naming` says it belongs.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bitworth.checkpoint import WeightReader
+from bitworth.errors import BitworthError
+from bitworth.model import skeleton
+from bitworth.naming import Names
+
+
+def load_mixture(folder: Path, weights: WeightReader) -> tuple[Any, list[str]] | None:
+    """The model in float32 on the CPU and the paths of its quantized layers; None where it has no fused experts.
+
+    Raises:
+        BitworthError: transformers lacks the architecture, its experts cannot be taken apart, or the checkpoint's
+            tensors are not the model's.
+    """
+    if not any("expert" in name or "moe" in name for name in weights.names):
+        return None
+    model: Any = skeleton(folder)
+    names = Names(model, weights.names)
+    if not names.fusions:
+        return None
+    read = lru_cache(maxsize=1)(weights.get)  # a fused tensor is read once for all of its experts
+    for name in names.in_file_order():
+        source = names.source(name)
+        assert source is not None
+        whole = read(source.name)
+        tensor = source.cut(whole if source.expert is None else whole[source.expert])
+        _put(folder, model, name, tensor.float())
+    model.tie_weights()
+    missing = sorted(name for name, parameter in model.named_parameters() if parameter.is_meta)
+    if missing:
+        raise BitworthError(f"{folder}: its weights do not fit its config.json ({missing[0]} is missing).")
+    quantized = [names.of(f"{layer}.weight").removesuffix(".weight") for layer in weights.quantized]
+    return model, sorted(quantized)
+
+
+def _put(folder: Path, model: nn.Module, name: str, tensor: Tensor) -> None:
+    """Give the model a tensor; one that it does not have is left out, as transformers leaves it."""
+    path, _, leaf = name.rpartition(".")
+    try:
+        owner = model.get_submodule(path)
+    except AttributeError:
+        return
+    place = next((kept for kept in (owner._parameters, owner._buffers) if kept.get(leaf) is not None), None)
+    if place is None:
+        return
+    known: Any = place[leaf]
+    if known.shape != tensor.shape:
+        raise BitworthError(
+            f"{folder}: its weights do not fit its config.json ({name} is {tuple(tensor.shape)}, not "
+            f"{tuple(known.shape)})."
+        )
+    value = tensor.to(torch.float32 if known.is_floating_point() else known.dtype)
+    place[leaf] = nn.Parameter(value, requires_grad=False) if isinstance(known, nn.Parameter) else value
