@@ -3,9 +3,9 @@
 transformers 5 holds all experts of a block in two parameters, `gate_up_proj` (E, 2I, D) and `down_proj` (E, D, I); what
 distinguishes the architectures (transposed, interleaved, biased or ungated experts, the gate's formula) are attributes
 and a method of the fused module itself. `Experts` is that module again, made of `nn.Linear` layers under the names of
-the hub's checkpoints (`experts.3.gate_proj`, Mixtral's `experts.3.w1`), so that each projection is measured, rounded and
-stored like any other layer. Nothing is listed by architecture: a module is taken apart when the result gives its outputs
-on random weights and inputs, and refused when it does not.
+the hub's checkpoints (`experts.3.gate_proj`, Mixtral's `experts.3.w1`), so that each projection is measured, rounded
+and stored like any other layer. Nothing is listed by architecture: a module is taken apart when the result gives its
+outputs on random weights and inputs, and refused when it does not.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ class Expert(nn.Module):
                 for role in _FUSED[leaf]:
                     rows, columns = fusion.piece(role, parameters[leaf][0]).shape
                     biased = f"{leaf}_bias" in parameters
-                    layer = nn.utils.skip_init(nn.Linear, columns, rows, bias=biased, device="meta")
+                    layer = nn.Linear(columns, rows, bias=biased, device="meta")
                     self.add_module(fusion.names[role], layer.requires_grad_(False))
 
     def forward(self, hidden_TD: Tensor) -> Tensor:
@@ -96,7 +96,7 @@ class Expert(nn.Module):
         if not self._fusion.gated:
             middle = self._gate(self._modules[names["up"]](hidden_TD))  # type: ignore[misc]
         else:
-            gate, up = (self._modules[names[role]](hidden_TD) for role in ("gate", "up"))  # type: ignore[misc, index]
+            gate, up = (self._modules[names[role]](hidden_TD) for role in ("gate", "up"))  # type: ignore[misc]
             middle = self._gate(self._fusion.join(gate, up))
         result: Tensor = self._modules[names["down"]](middle)  # type: ignore[misc]
         return result
@@ -120,13 +120,13 @@ class Experts(nn.Module):
     def forward(self, hidden_TD: Tensor, chosen_TK: Tensor, weight_TK: Tensor) -> Tensor:
         """The weighted sum of what the K experts chosen for each token make of it."""
         result_TD = torch.zeros_like(hidden_TD)
-        for number in chosen_TK.unique().tolist():
+        for number in torch.unique(chosen_TK).tolist():
             if number >= self.fusion.count:  # how a router says that a place is left empty
                 continue
             token_S, place_S = torch.where(chosen_TK == number)
             output_SD = self._modules[str(number)](hidden_TD[token_S])  # type: ignore[misc]
             if self.fusion.post_norm:
-                output_SD = self.post_expert_norm(output_SD)
+                output_SD = self._modules["post_expert_norm"](output_SD)  # type: ignore[misc]
             weighted_SD = output_SD * weight_TK[token_S, place_S, None]
             result_TD.index_add_(0, token_S, weighted_SD.to(result_TD.dtype))
         return result_TD
@@ -215,7 +215,7 @@ def _parts_give_the_whole(module: nn.Module, fusion: Fusion) -> bool:
     small = _narrow(module, fusion, source)
     whole = dict(small._parameters)
     count = small.num_experts
-    width = fusion.piece("down", whole["down_proj"][0]).shape[0]  # type: ignore[index]
+    width = fusion.piece("down", whole["down_proj"][0]).shape[0]
     hidden_TD = torch.randn(_TRIED_TOKENS, width, generator=source)
     scores_TE = torch.rand(_TRIED_TOKENS, count, generator=source)
     weight_TK, chosen_TK = scores_TE.topk(min(2, count))

@@ -122,7 +122,7 @@ class Decoder:
         """Give `take` what the first block receives for each chunk of tokens (B, T): hidden states (B, T, D).
 
         Returns:
-            keyword arguments a block and batch size (masks depend on it).
+            keyword arguments a block and batch size (masks depend on it), always for the first sequence alone too.
 
         Raises:
             BitworthError: the architecture's blocks do not take and give one tensor of hidden states.
@@ -137,22 +137,22 @@ class Decoder:
         for name, module in around.items():
             self._fill(module, name)
         try:
-            few = [chunks[0][:1, :2]]
+            one = [chunks[0][:1]]
             for answer in (_plainly, _in_a_tuple):
-                taken = None
-                with suppress(IndexError, ValueError):  # what comes of taking a wrong answer apart
-                    taken = self._run_empty(body, few, lambda hidden: None, answer)
-                if taken is not None:
+                tried = None
+                with suppress(IndexError, TypeError, ValueError):  # what comes of taking a wrong answer apart
+                    tried = self._run_empty(body, one, lambda hidden: None, answer)
+                if tried is not None:
                     recorded = self._run_empty(body, chunks, take, answer)
                     assert recorded is not None
-                    return recorded
+                    return [{**alone, **all_sizes} for alone, all_sizes in zip(tried, recorded, strict=True)]
         finally:
             for module in around.values():
                 _drop_parameters(module)
             self.reader.release()
         raise BitworthError(
-            f"{type(self.model).__name__} passes more than one tensor from block to block, which bitworth cannot follow; "
-            "only recipes without calibration quantize it."
+            f"{type(self.model).__name__} passes more than one tensor from block to block, which bitworth cannot "
+            "follow; only recipes without calibration quantize it."
         )
 
     def _run_empty(
@@ -282,8 +282,8 @@ def _find_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
                 best = (size, name, module)
     if best is None:
         raise BitworthError(
-            f"{type(model).__name__} has no list of decoder blocks with linear layers to quantize; GPT-2's layers, whose "
-            "weights lie transposed (Conv1D), are none."
+            f"{type(model).__name__} has no list of decoder blocks with linear layers to quantize; GPT-2's layers, "
+            "whose weights lie transposed (Conv1D), are none."
         )
     return best[1], best[2]
 

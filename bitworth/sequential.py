@@ -112,6 +112,8 @@ class BlockPass:
         """
         module, first = self._block.module, hidden[0]
         transforming = any(recipe.transforms for recipe in self._recipes)
+        if 1 in kwargs:  # not every architecture's arguments can be cut to one sequence by their first axis
+            first = first[:1]
         stages = trace(
             module, list(self._linears), first, kwargs[first.shape[0]], self._producers if transforming else None
         )

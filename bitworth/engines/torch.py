@@ -18,7 +18,7 @@ from torch import Tensor
 from bitworth import checkpoint as storage
 from bitworth.engines import packing
 from bitworth.engines.exact import activation_of, inputs_as_they_are, quantize_inputs
-from bitworth.engines.mixtures import load_mixture
+from bitworth.engines.layers import load_mixture, plain_linears
 from bitworth.engines.scorer import Progress
 from bitworth.errors import BitworthError
 from bitworth.tasks.base import Request, Score
@@ -59,6 +59,7 @@ def load_exact(checkpoint: Path, *, device: str | None = None) -> TorchModel:
         sorted(weights.quantized),
     )
     if weights.scheme is not None and weights.scheme.activation is not None:
+        plain_linears(model)
         quantize_inputs(model, quantized, activation_of(weights.scheme.activation))
     place = device or ("cuda" if torch.cuda.is_available() else "cpu")
     scheme = weights.scheme.name if weights.scheme is not None else "unquantized"

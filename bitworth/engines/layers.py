@@ -1,4 +1,4 @@
-"""Mixtures of experts for the exact engine: the model with each expert's projections as linear layers of their own.
+"""Plain linear layers for the exact engine, whose inputs it can quantize: an expert's projections too.
 
 A checkpoint may hold a quantized mixture only expert by expert, and its inputs are quantized where each expert receives
 them, while transformers computes fused experts from one tensor. So the model is built with its mixtures taken apart
@@ -48,6 +48,18 @@ def load_mixture(folder: Path, weights: WeightReader) -> tuple[Any, list[str]] |
     return model, sorted(quantized)
 
 
+@torch.inference_mode()
+def plain_linears(model: nn.Module) -> None:
+    """Make linear layers of an architecture's own class (Falcon's) plain ones, where they compute what those do."""
+    source = torch.Generator().manual_seed(0)
+    for layer in model.modules():
+        if isinstance(layer, nn.Linear) and type(layer) is not nn.Linear:
+            probe = torch.randn(3, layer.in_features, generator=source).to(layer.weight)
+            plain, own = nn.functional.linear(probe, layer.weight, layer.bias), layer(probe)
+            if isinstance(own, Tensor) and own.shape == plain.shape and torch.allclose(own, plain, 1e-4, 1e-5):
+                layer.__class__ = nn.Linear
+
+
 def _put(folder: Path, model: nn.Module, name: str, tensor: Tensor) -> None:
     """Give the model a tensor; one that it does not have is left out, as transformers leaves it."""
     path, _, leaf = name.rpartition(".")
@@ -55,7 +67,8 @@ def _put(folder: Path, model: nn.Module, name: str, tensor: Tensor) -> None:
         owner = model.get_submodule(path)
     except AttributeError:
         return
-    place = next((kept for kept in (owner._parameters, owner._buffers) if kept.get(leaf) is not None), None)
+    places: tuple[dict[str, Any], ...] = (owner._parameters, owner._buffers)
+    place = next((kept for kept in places if kept.get(leaf) is not None), None)
     if place is None:
         return
     known: Any = place[leaf]
