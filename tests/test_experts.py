@@ -20,6 +20,7 @@ from bitworth.checkpoint import Reader
 from bitworth.engines.torch import load_exact
 from bitworth.errors import BitworthError
 from bitworth.experts import Experts, unfuse
+from bitworth.footprint import footprint
 from bitworth.model import Arguments, Decoder, call
 from bitworth.naming import Names
 from bitworth.quantization import quantize
@@ -410,3 +411,27 @@ def test_names_of_a_quantized_mixture_are_those_of_its_model(qwen: Path, tmp_pat
     assert {names.of(f"{layer}.weight").removesuffix(".weight") for layer in weights.quantized} <= {
         name for name, part in model.named_modules() if type(part) is nn.Linear
     }
+
+
+def test_many_experts_take_memory_where_calibration_takes_several_chunks(tmp_path: Path) -> None:
+    """All experts' moments of one level: width squared for each."""
+    sizes = {}
+    for experts in (4, 64):
+        save_mixture(tmp_path / str(experts), "qwen3_moe", num_experts=experts)
+        decoder = Decoder(tmp_path / str(experts))
+        for chunk in (4096, 1024):
+            one = [recipes.recipe("w8a8-int-gptq")]
+            sizes[experts, chunk] = footprint(decoder, one, tokens=4096, chunk_tokens=chunk, shared=False).moments_mib
+    assert sizes[4, 4096] == sizes[64, 4096]
+    assert sizes[64, 1024] == pytest.approx((64 + 5) * 64**2 * 4 / 2**20, abs=0.1)
+
+
+def test_the_speed_engine_refuses_mixtures(tmp_path: Path) -> None:
+    from bitworth.engines.torch_load import load
+
+    for family in ("mixtral", "qwen3_moe"):
+        save_mixture(tmp_path / family, family)
+        quantize(tmp_path / family, [recipes.recipe("w8a8-fp")], tmp_path / f"{family}-fp8")
+        for folder in (tmp_path / family, tmp_path / f"{family}-fp8"):
+            with pytest.raises(BitworthError):
+                load(folder, Reader(folder), torch.float32, torch.device("cpu"), None)
