@@ -98,15 +98,16 @@ class Reader:
         """Every tensor's name."""
         return frozenset(self._where)
 
-    def get(self, name: str) -> Tensor:
-        """One tensor as stored.
+    def get(self, name: str, *, part: int | None = None) -> Tensor:
+        """One tensor as stored, or the part of it that its first axis has at `part`.
 
         Raises:
             BitworthError: the folder has no tensor of that name.
         """
         if name not in self._where:
             raise BitworthError(f"{self.folder} has no tensor '{name}'; its weights do not match its config.json.")
-        tensor: Tensor = self._file_of(name).get_tensor(name)
+        file = self._file_of(name)
+        tensor: Tensor = file.get_tensor(name) if part is None else file.get_slice(name)[part]
         return tensor
 
     def _file_of(self, name: str) -> Any:

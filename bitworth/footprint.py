@@ -7,7 +7,8 @@ all, R recipes of which S have hidden states of their own:
 
     block        (2 + 2 R) P       weights and their rounding; codes and rounded weights of every recipe
     moments      6 I²              Σ x xᵀ, the Hessian, its damped and ordered copies, its factor; all stages' sums
-                                   instead where several chunks read the unquantized stream
+                                   instead where several chunks read the unquantized stream, and all experts' at once
+                                   where there are several chunks
     activations  C (4 I + 4 D)     one chunk inside the block
     states       (1 + S) N D       the streams' and those being replaced; two chunks where they lie in files
     shard        as written        pieces joined at the end, at most a gigabyte; never together with the rest
@@ -15,7 +16,7 @@ all, R recipes of which S have hidden states of their own:
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -66,14 +67,17 @@ def footprint(
     alone = [recipe for recipe in calibrated if walks_alone(recipe, shared=shared)]
     streams = len(alone) + (len(calibrated) > len(alone))
     largest = max(_blocks(decoder).values())
-    widths = [columns for name, (_, columns) in decoder.linear_shapes().items() if f"{decoder.prefix}.0." in name]
-    widest = max(widths)
+    widths, of_experts = _widths(decoder)
+    widest = max(*widths, *of_experts)
     all_states = (streams + bool(streams)) * tokens * decoder.width * _FLOAT
     budget = states_mib * 2**20 if states_mib is not None else psutil.virtual_memory().available / 2
     in_files = streams * tokens * decoder.width * _FLOAT > budget
     moments = 6 * widest**2
+    if tokens > chunk_tokens and alone and of_experts:  # those of a level are measured in one pass
+        level = max(width**2 * count for width, count in Counter(of_experts).items())
+        moments = max(moments, level + 5 * widest**2)
     if tokens > chunk_tokens and len(alone) < len(calibrated):
-        moments = max(moments, sum(width**2 for width in set(widths)) + 5 * widest**2)
+        moments = max(moments, sum(width**2 for width in (*set(widths), *of_experts)) + 5 * widest**2)
     parts = {
         "process_mib": float(psutil.Process().memory_info().rss),
         "block_mib": (2 + 2 * len(recipes)) * largest * _FLOAT,
@@ -87,12 +91,23 @@ def footprint(
     return Footprint(**named, states_in_files=in_files)
 
 
+def _widths(decoder: Decoder) -> tuple[list[int], list[int]]:
+    """Inputs' widths in the block that has most layers: of its own layers, and of each expert's, whose equals share."""
+    by_block: dict[str, dict[str, int]] = defaultdict(dict)
+    for name, (_, columns) in decoder.linear_shapes().items():
+        by_block[name.removeprefix(f"{decoder.prefix}.").split(".")[0]][name] = columns
+    block = max(by_block.values(), key=len)
+    experts = {(name.rpartition(".")[0], width) for name, width in block.items() if ".experts." in name}
+    return [width for name, width in block.items() if ".experts." not in name], [width for _, width in experts]
+
+
 def _blocks(decoder: Decoder) -> dict[str, int]:
     """Weights of each block."""
     sizes: dict[str, int] = defaultdict(int)
     for name in decoder.reader.names:
-        if name.startswith(f"{decoder.prefix}."):
-            index = name.removeprefix(f"{decoder.prefix}.").split(".")[0]
+        inside = decoder.names.of(name)
+        if inside.startswith(f"{decoder.prefix}."):
+            index = inside.removeprefix(f"{decoder.prefix}.").split(".")[0]
             count = 1
             for side in decoder.reader.shape(name):
                 count *= side

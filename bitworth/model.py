@@ -2,13 +2,13 @@
 
 The model is built without storage; its embeddings are read once to make the first block's inputs, and the keyword
 arguments (masks, rotary tables) that the model itself hands each block are recorded by running its own forward over
-empty blocks.
+empty blocks. Mixtures of experts are taken apart, so that each expert's projections are linear layers (`experts`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from bitworth.checkpoint import Reader, read_config
 from bitworth.errors import BitworthError
+from bitworth.naming import Names
 
 #: Keyword arguments of a block's call by the batch size they were recorded at.
 Arguments = dict[int, dict[str, Any]]
@@ -55,10 +56,10 @@ class Decoder:
         if "quantization_config" in self.config:
             raise BitworthError(f"{folder} is quantized already; quantize the unquantized model it was made from.")
         self.reader = Reader(folder)
-        self.model: Any = _skeleton(folder)
+        self.model: Any = skeleton(folder)
+        self.names = Names(self.model, self.reader.names)
         _move_buffers(self.model, self.device)
         self.prefix, self._blocks = _find_blocks(self.model)
-        _refuse_fused(self.model, self._blocks)
         self.dtype = self._dtype()
 
     def __len__(self) -> int:
@@ -71,8 +72,19 @@ class Decoder:
         return int(self.model.config.get_text_config().hidden_size)
 
     def _dtype(self) -> torch.dtype:
-        name = next(name for name in sorted(self.reader.names) if name.endswith(".weight") and self.prefix in name)
-        return self.reader.get(name).dtype
+        name = next(name for name in self.names.under(self.prefix) if name.endswith(".weight"))
+        return self.tensor(name).dtype
+
+    def tensor(self, name: str) -> Tensor:
+        """The model's tensor of that name, as stored.
+
+        Raises:
+            BitworthError: the folder has none.
+        """
+        source = self.names.source(name)
+        if source is None:
+            raise BitworthError(f"{self.folder} has no tensor '{name}'; its weights do not match its config.json.")
+        return source.cut(self.reader.get(source.name, part=source.expert))
 
     def block(self, index: int) -> Block:
         """The block's module, still without weights."""
@@ -92,7 +104,8 @@ class Decoder:
     def others(self) -> list[str]:
         """Names of the tensors outside the blocks; a head tied to the embeddings is not one of its own."""
         tied = "lm_head.weight" if self.model.config.get_text_config().tie_word_embeddings else None
-        return sorted(n for n in self.reader.names if not n.startswith(f"{self.prefix}.") and n != tied)
+        inside = f"{self.prefix}."
+        return sorted(n for n in self.reader.names if not self.names.of(n).startswith(inside) and n != tied)
 
     def other_linears(self) -> list[str]:
         """Names of the linear layers outside the blocks (heads, towers), which stay as they are."""
@@ -112,7 +125,7 @@ class Decoder:
         """Give `take` what the first block receives for each chunk of tokens (B, T): hidden states (B, T, D).
 
         Returns:
-            keyword arguments a block and batch size (masks depend on it).
+            keyword arguments a block and batch size (masks depend on it), always for the first sequence alone too.
 
         Raises:
             BitworthError: the architecture's blocks do not take and give one tensor of hidden states.
@@ -126,21 +139,45 @@ class Decoder:
         }
         for name, module in around.items():
             self._fill(module, name)
+        try:
+            one = [chunks[0][:1]]
+            for answer in (_plainly, _in_a_tuple):
+                tried = None
+                with suppress(IndexError, TypeError, ValueError):  # what comes of taking a wrong answer apart
+                    tried = self._run_empty(body, one, lambda hidden: None, answer)
+                if tried is not None:
+                    recorded = self._run_empty(body, chunks, take, answer)
+                    assert recorded is not None
+                    return [{**alone, **all_sizes} for alone, all_sizes in zip(tried, recorded, strict=True)]
+        finally:
+            for module in around.values():
+                _drop_parameters(module)
+            self.reader.release()
+        raise BitworthError(
+            f"{type(self.model).__name__} passes more than one tensor from block to block, which bitworth cannot "
+            "follow; only recipes without calibration quantize it."
+        )
+
+    def _run_empty(
+        self,
+        body: nn.Module,
+        chunks: Sequence[Tensor],
+        take: Callable[[Tensor], object],
+        answer: Callable[[Tensor], Any],
+    ) -> list[Arguments] | None:
+        """`first_inputs`, blocks giving `answer` of what they receive; None where that is not what the model takes."""
         recorded: list[Arguments] = [{} for _ in self._blocks]
         shape: list[torch.Size] = []
 
         def record(index: int) -> Callable[..., Any]:
-            def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+            def forward(hidden_states: Any, *args: Any, **kwargs: Any) -> Any:
                 if index == 0:
                     take(hidden_states.clone())
                     shape[:] = [hidden_states.shape]
-                elif [hidden_states.shape] != shape:
-                    raise BitworthError(
-                        f"{type(self.model).__name__} passes more than one tensor from block to block, which bitworth "
-                        "cannot follow; only recipes without calibration quantize it."
-                    )
+                elif not isinstance(hidden_states, Tensor) or [hidden_states.shape] != shape:
+                    raise _Misread
                 recorded[index][hidden_states.shape[0]] = {"args": args, **kwargs}
-                return hidden_states
+                return answer(hidden_states)
 
             return forward
 
@@ -150,25 +187,24 @@ class Decoder:
                 block.forward = record(index)
             for tokens in chunks:
                 body(input_ids=tokens.to(self.device), use_cache=False)
+        except _Misread:
+            return None
         finally:
             for block, original in zip(self._blocks, originals, strict=True):
                 block.forward = original
-            for module in around.values():
-                _drop_parameters(module)
-            self.reader.release()
         return recorded
 
     def _fill(self, module: nn.Module, prefix: str) -> None:
         """Give a module's empty parameters and persistent buffers the folder's tensors, floating ones to compute in."""
         for name, parameter in [*module.named_parameters(), *module.named_buffers()]:
             full = f"{prefix}.{name}"
-            if full not in self.reader.names:
+            if self.names.source(full) is None:
                 if parameter.is_meta:
                     raise BitworthError(
                         f"{self.folder} has no tensor '{full}'; its weights do not match its config.json."
                     )
                 continue
-            tensor = self.reader.get(full)
+            tensor = self.tensor(full)
             if tuple(tensor.shape) != tuple(parameter.shape):
                 raise BitworthError(
                     f"{self.folder}: tensor '{full}' has shape {tuple(tensor.shape)}, its config asks for "
@@ -181,6 +217,18 @@ class Decoder:
                 holder._parameters[leaf] = nn.Parameter(value, requires_grad=False)
             else:
                 holder._buffers[leaf] = tensor.to(self.device, parameter.dtype)
+
+
+class _Misread(Exception):
+    """A block was given something else than the hidden states that the block before it gave."""
+
+
+def _plainly(hidden: Tensor) -> Tensor:
+    return hidden
+
+
+def _in_a_tuple(hidden: Tensor) -> tuple[Tensor, None]:
+    return hidden, None
 
 
 def call(block: nn.Module, hidden: Tensor, kwargs: dict[str, Any]) -> Tensor:
@@ -200,7 +248,12 @@ def stacks(names: Iterable[str]) -> list[list[str]]:
     return list(found.values())
 
 
-def _skeleton(folder: Path) -> nn.Module:
+def skeleton(folder: Path) -> nn.Module:
+    """The model of a folder as transformers has it, without storage.
+
+    Raises:
+        BitworthError: transformers cannot build it.
+    """
     from transformers import AutoConfig, AutoModelForCausalLM
 
     try:
@@ -240,16 +293,11 @@ def _find_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
             if size and (best is None or size > best[0]):
                 best = (size, name, module)
     if best is None:
-        raise BitworthError(f"{type(model).__name__} has no list of decoder blocks with linear layers to quantize.")
-    return best[1], best[2]
-
-
-def _refuse_fused(model: nn.Module, blocks: nn.ModuleList) -> None:
-    if any(parameter.ndim == 3 for parameter in blocks.parameters()):
         raise BitworthError(
-            f"{type(model).__name__} keeps the experts of its mixture in one tensor, which bitworth cannot quantize; "
-            "choose a dense model."
+            f"{type(model).__name__} has no list of decoder blocks with linear layers to quantize; GPT-2's layers, "
+            "whose weights lie transposed (Conv1D), are none."
         )
+    return best[1], best[2]
 
 
 def _move_buffers(model: nn.Module, device: torch.device) -> None:

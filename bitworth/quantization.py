@@ -268,7 +268,7 @@ def _finish(decoder: Decoder, build: Build, calibration: Calibration | None, tex
     recipe, writer = build.recipe, build.writer
     audit = audit_of(text, build.audit) if text and recipe.needs_calibration else None
     for name in decoder.others():
-        writer.add({name: decoder.reader.get(name)})
+        writer.add({decoder.names.written(decoder.names.of(name)): decoder.reader.get(name)})
     ordering = recipe.rounding.ordering if isinstance(recipe.rounding, Gptq) else None
     grouped = recipe.scheme.weight is not None and recipe.scheme.weight.granularity == "group"
     ignored = list(dict.fromkeys([*recipe.scheme.ignore, *decoder.other_linears(), *build.ignored]))

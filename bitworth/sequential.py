@@ -127,6 +127,8 @@ class BlockPass:
         """
         module, first = self._block.module, hidden[0]
         transforming = any(recipe.transforms for recipe in self._recipes)
+        if 1 in kwargs:  # not every architecture's arguments can be cut to one sequence by their first axis
+            first = first[:1]
         exact, sample, one = one_sequence(module, first, kwargs[first.shape[0]])
         stages = trace(exact, list(self._linears), sample, one, self._producers if transforming else None)
         self._stage_of = {name: stage for stage in stages for name in stage.layers}

@@ -16,7 +16,9 @@ from torch import Tensor, nn
 from bitworth.model import call
 from bitworth.quantizers import InputStats
 
-#: By the layers of a stage, the module that can take a scale off their input; None where there is none.
+_EXPERT = re.compile(r"\bexperts\.(\d+|#)")
+#: By the layers of a stage, the module that can take a scale off their input; None where there is none. Experts share
+#: an entry, with # for their numbers.
 Producers = dict[tuple[str, ...], str | None]
 
 
@@ -37,7 +39,7 @@ class Stage:
     @property
     def level(self) -> str:
         """Stages of one level can be measured in one pass: the same layers of different experts."""
-        return re.sub(r"\bexperts\.\d+", "experts.#", self.layers[0])
+        return _renumbered(self.layers[0], "#")
 
 
 @torch.inference_mode()
@@ -47,7 +49,8 @@ def trace(
     """Stages in the order in which a block runs them, found by running one sequence.
 
     Unless `producers` is None, each stage also gets the module that could take a scale off its input. What an earlier
-    block of the model had is tried first; a stage that had none there is not searched again.
+    block of the model had is tried first; a stage that had none there is not searched again. Stages of experts that the
+    sequence did not reach come last, made after those of one that it did reach.
     """
     inputs: list[tuple[str, Tensor]] = []
     handles = [
@@ -70,12 +73,55 @@ def trace(
             stages.append(Stage([name]))
             seen.append(tensor)
     if producers is not None:
+        by_rows = sorted(zip(stages, seen, strict=True), key=lambda pair: -pair[1].numel())
+        asked: set[str] = set()
+        for stage, _ in by_rows:  # of alike experts the one that most tokens reach answers for all
+            if stage.level not in asked:
+                key = tuple(_renumbered(name, "#") for name in stage.layers)
+                if key not in producers or producers[key] is not None:
+                    likely = _like(producers.get(key), stage.layers[0])
+                    found = find_producer(module, stage.layers, sample, kwargs, likely=likely)
+                    producers[key] = None if found is None else _renumbered(found, "#")
+                asked.add(stage.level)
         for stage in stages:
-            key = tuple(stage.layers)
-            if key not in producers or producers[key] is not None:
-                producers[key] = find_producer(module, stage.layers, sample, kwargs, likely=producers.get(key))
-            stage.producer = producers[key]
-    return stages
+            key = tuple(_renumbered(name, "#") for name in stage.layers)
+            stage.producer = _like(producers.get(key), stage.layers[0])
+    return stages + _untraced(stages, names)
+
+
+def _like(producer: str | None, layer: str) -> str | None:
+    """A producer with the number of the layer's expert in place of #."""
+    number = _expert(layer)
+    return producer if producer is None or number is None else _renumbered(producer, number)
+
+
+def _untraced(stages: list[Stage], names: list[str]) -> list[Stage]:
+    """Stages of the experts that the sequence did not reach, by those of an expert that it did reach.
+
+    Experts of one mixture are alike, so what takes a scale off one's input does so for another.
+    """
+    seen = {name for stage in stages for name in stage.layers}
+    every = set(names)
+    numbers = dict.fromkeys(number for name in names if (number := _expert(name)) is not None)
+    models = {stage.level: stage for stage in stages if _expert(stage.layers[0]) is not None}
+    made = []
+    for model in models.values():
+        for number in numbers:
+            layers = [_renumbered(name, number) for name in model.layers]
+            if every.issuperset(layers) and seen.isdisjoint(layers):
+                made.append(Stage(layers, _like(model.producer and _renumbered(model.producer, "#"), layers[0])))
+    return made
+
+
+def _expert(layer: str) -> str | None:
+    """The number of the expert that a layer belongs to."""
+    found = _EXPERT.search(layer)
+    return None if found is None else found[1]
+
+
+def _renumbered(layer: str, number: str) -> str:
+    """The same layer of another expert; what belongs to none stays."""
+    return _EXPERT.sub(f"experts.{number}", layer)
 
 
 def find_producer(
@@ -94,6 +140,8 @@ def find_producer(
     for name in sorted(names, key=lambda name: name != likely):
         weight = module.get_submodule(name)._parameters.get("weight")
         if name in layers or weight is None or weight.shape[0] != width or weight.ndim > 2:
+            continue
+        if _expert(name) not in (None, _expert(layers[0])):  # experts do not read each other
             continue
         if _divides(module, name, layers, scale, before, sample, kwargs):
             return name
@@ -118,13 +166,17 @@ def _divides(
             owner._parameters[leaf] = nn.Parameter(value / divisor, requires_grad=False)
         for layer, weight in columns.items():
             module.get_submodule(layer)._parameters["weight"] = nn.Parameter(weight * scale, requires_grad=False)
-        after = call(module, sample, kwargs)
+        error = (call(module, sample, kwargs) - before).abs().max()
+        if error >= 1e-4 * (before - sample).abs().max().clamp(min=1e-6):
+            return False
+        for layer, weight in columns.items():
+            module.get_submodule(layer)._parameters["weight"] = nn.Parameter(weight, requires_grad=False)
+        effect = (call(module, sample, kwargs) - before).abs().max()  # of an expert that adds little it is little too
+        return bool(error < 1e-2 * effect)
     finally:
         owner._parameters.update(kept)
         for layer, weight in columns.items():
             module.get_submodule(layer)._parameters["weight"] = nn.Parameter(weight, requires_grad=False)
-    span = (before - sample).abs().max().clamp(min=1e-6)
-    return bool((after - before).abs().max() < 1e-4 * span)
 
 
 def _weight(module: nn.Module, layer: str) -> Tensor:

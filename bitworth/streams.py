@@ -156,15 +156,24 @@ def _write(decoder: Decoder, block: Block, build: Build, result: BlockResult) ->
         tensors = layout.encode(rounded.codes_OI, rounded.scale_OG, rounded.dtype) | rounded.beside
         if rounded.group_of_I is not None:
             tensors["weight_g_idx"] = rounded.group_of_I
-        piece.update({f"{block.prefix}.{name}.{part}": tensor for part, tensor in tensors.items()})
-    piece.update({f"{block.prefix}.{name}": scale.to(decoder.dtype) for name, scale in result.cache_scales.items()})
-    written = {f"{block.prefix}.{name}.weight" for name in result.rounded}
-    for full in sorted(name for name in decoder.reader.names if name.startswith(f"{block.prefix}.")):
-        if full not in written:
+        layer = decoder.names.layer(f"{block.prefix}.{name}")
+        piece.update({f"{layer}.{part}": tensor for part, tensor in tensors.items()})
+    scales = {f"{block.prefix}.{name}": scale.to(decoder.dtype) for name, scale in result.cache_scales.items()}
+    piece.update({decoder.names.written(name): scale for name, scale in scales.items()})
+    rounded_names = {f"{block.prefix}.{name}.weight" for name in result.rounded}
+    for full in decoder.names.under(block.prefix):
+        if full not in rounded_names:
             changed = result.changed.get(full.removeprefix(f"{block.prefix}."))
-            kept = decoder.reader.get(full)
-            piece[full] = kept if changed is None else changed.to(kept.dtype)
+            kept = decoder.tensor(full)
+            piece[decoder.names.written(full)] = kept if changed is None else changed.to(kept.dtype)
     build.writer.add(piece)
     build.notes.extend(result.notes)
     build.audit.extend(result.audit)
-    build.ignored.extend(f"{block.prefix}.{name}" for name in block.linears() if skipped(name))
+    build.ignored.extend(_ignored(decoder, block))
+
+
+def _ignored(decoder: Decoder, block: Block) -> list[str]:
+    """Routers, which stay as they are, by the checkpoint's name and by the model's; some are no linear layers."""
+    named = [name for name, part in block.module.named_modules() if skipped(name) and "weight" in part._parameters]
+    full = [f"{block.prefix}.{name}" for name in named]
+    return [name for model_name in full for name in dict.fromkeys((decoder.names.layer(model_name), model_name))]

@@ -99,34 +99,45 @@ def test_weights_that_do_not_match_are_named(tiny_llama: Path, tmp_path: Path) -
         Decoder(without).first_inputs([tokens()], lambda hidden: None)
 
 
-@pytest.mark.parametrize(
-    ("kind", "settings", "message"),
-    [
-        ("gpt2", {"n_embd": 64, "n_layer": 1, "n_head": 4}, "no list of decoder blocks with linear layers"),
-        (
-            "qwen3_moe",
-            {"hidden_size": 64, "num_hidden_layers": 1, "num_experts": 4, "num_attention_heads": 4, "head_dim": 16},
-            "experts of its mixture in one tensor",
-        ),
-    ],
-)
-def test_architectures_that_cannot_be_walked_are_refused(
-    tmp_path: Path, kind: str, settings: dict[str, int], message: str
-) -> None:
+def test_layers_whose_weights_lie_transposed_are_refused(tmp_path: Path) -> None:
     from transformers import AutoConfig
 
-    config = AutoConfig.for_model(kind, vocab_size=259, **settings)
-    config.architectures = ["GPT2LMHeadModel" if kind == "gpt2" else "Qwen3MoeForCausalLM"]
+    config = AutoConfig.for_model("gpt2", vocab_size=259, n_embd=64, n_layer=1, n_head=4)
+    config.architectures = ["GPT2LMHeadModel"]
     config.save_pretrained(tmp_path)
     save_file({"x.weight": torch.zeros(1)}, tmp_path / "model.safetensors")
-    with pytest.raises(BitworthError, match=message):
+    with pytest.raises(BitworthError, match="no list of decoder blocks with linear layers to quantize; GPT-2's layers"):
         Decoder(tmp_path)
 
 
-def test_blocks_that_answer_with_tuples_are_refused(tmp_path: Path) -> None:
-    from transformers import AutoModelForCausalLM, FalconConfig
+@torch.inference_mode()
+@pytest.mark.parametrize("family", ["falcon", "bloom", "gptj", "llama"])
+def test_blocks_may_answer_with_tuples(tmp_path: Path, family: str) -> None:
+    """And arguments may have a first axis that is neither 1 nor the batch (Bloom's ALiBi)."""
+    from transformers import AutoConfig, AutoModelForCausalLM
 
-    config = FalconConfig(hidden_size=64, num_hidden_layers=2, num_attention_heads=4, vocab_size=259)
-    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    shape = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128}
+    config = AutoConfig.for_model(family, vocab_size=259, **shape, **({"rotary_dim": 16} if family == "gptj" else {}))
+    whole = AutoModelForCausalLM.from_config(config).eval()
+    whole.save_pretrained(tmp_path)
+    decoder = Decoder(tmp_path)
+    hidden: list[Tensor] = []
+    kwargs = decoder.first_inputs([tokens()], hidden.append)
+    expected: list[Tensor] = []
+    blocks = whole.get_submodule(decoder.prefix)
+    blocks[-1].register_forward_hook(lambda _m, _a, out: expected.append(out[0] if isinstance(out, tuple) else out))
+    whole(tokens())
+    state, alone = hidden[0], hidden[0][:1]
+    for index in range(len(decoder)):
+        with decoder.loaded(index) as block:
+            state, alone = (call(block.module, part, kwargs[index][len(part)]) for part in (state, alone))
+    torch.testing.assert_close(state, expected[0], rtol=0, atol=1e-5)
+    torch.testing.assert_close(alone, expected[0][:1], rtol=0, atol=1e-5)
+
+
+def test_blocks_that_pass_more_than_hidden_states_are_refused(tiny_llama: Path) -> None:
+    decoder = Decoder(tiny_llama)
+    body = decoder.model.model
+    body.forward = lambda input_ids, **_: decoder._blocks[1](decoder._blocks[0](body.embed_tokens(input_ids))[:, :1])
     with pytest.raises(BitworthError, match="passes more than one tensor from block to block"):
-        Decoder(tmp_path).first_inputs([tokens()], lambda hidden: None)
+        decoder.first_inputs([tokens()], lambda hidden: None)

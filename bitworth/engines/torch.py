@@ -18,6 +18,7 @@ from torch import Tensor
 from bitworth import checkpoint as storage
 from bitworth.engines import packing
 from bitworth.engines.exact import activation_of, inputs_as_they_are, quantize_inputs
+from bitworth.engines.layers import load_mixture, plain_linears
 from bitworth.engines.scorer import Progress
 from bitworth.errors import BitworthError
 from bitworth.kv_cache import quantize_cache
@@ -54,12 +55,16 @@ def load_exact(checkpoint: Path, *, device: str | None = None) -> TorchModel:
     _decoder_only(raw, checkpoint)
     reader = storage.Reader(checkpoint)
     weights = reader.weights()
-    model = _build(checkpoint, {name: weights.get(name).float() for name in sorted(weights.names)})
+    model, quantized = load_mixture(checkpoint, weights) or (
+        _build(checkpoint, {name: weights.get(name).float() for name in sorted(weights.names)}),
+        {name: name for name in sorted(weights.quantized)},
+    )
     scheme = weights.scheme
     if scheme is not None and scheme.activation is not None:
         grid = scheme.activation
+        plain_linears(model)
         quantize_inputs(
-            model, {name: activation_of(grid, weights.input_divisor(name)) for name in sorted(weights.quantized)}
+            model, {name: activation_of(grid, weights.input_divisor(stored)) for name, stored in quantized.items()}
         )
     if scheme is not None and scheme.kv_cache is not None:
         quantize_cache(model, scheme.kv_cache, weights.cache_scales)
