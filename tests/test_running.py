@@ -295,7 +295,11 @@ def test_recipes_of_a_shared_stream_are_made_in_one_walk(
     from bitworth import quantization
 
     formats = ["w8a8-int-gptq", "w4a16-int-gptq"]
-    raw = {**tiny_study, "formats": ["baseline", *formats], "calibration": {**tiny_study["calibration"], "stream": "shared"}}
+    raw = {
+        **tiny_study,
+        "formats": ["baseline", *formats],
+        "calibration": {**tiny_study["calibration"], "stream": "shared"},
+    }
     walked: list[list[str]] = []
     original = quantization.streams_of
 
