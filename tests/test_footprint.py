@@ -60,16 +60,19 @@ def test_states_beyond_their_budget_lie_in_files(tiny_llama: Path) -> None:
 
 @pytest.mark.slow
 def test_memory_does_not_grow_with_depth_and_is_as_foretold(tmp_path: Path) -> None:
-    """20 more blocks of 6 MB of float32 each: were anything kept, it would show. Freed memory settles by 20 blocks."""
+    """40 more blocks of 5.4 MiB of float32 each: were one copy kept, the peak would grow by 216 MiB.
+
+    Memory that was freed and is kept for the next tensor makes it vary by some 80 MiB from run to run.
+    """
     text = tmp_path / "text.txt"
     text.write_text(" ".join(f"The {number}th brown fox jumps over {number * 7} lazy dogs." for number in range(900)))
     peaks, foretold = {}, {}
-    for layers in (22, 42):
+    for layers in (12, 52):
         model = tmp_path / f"model-{layers}"
         shape = {"hidden_size": 256, "intermediate_size": 1536, "num_hidden_layers": layers}
         save_tiny_llama(model, **shape)
         command = [sys.executable, "-c", MEASURED, model, tmp_path / f"out-{layers}", text, "0"]
         made = subprocess.run([str(part) for part in command], capture_output=True, text=True, timeout=600, check=True)
         peaks[layers], foretold[layers] = json.loads(made.stdout)
-    assert peaks[42] - peaks[22] < 40, peaks
-    assert 0.7 * peaks[42] < foretold[42] < 1.5 * peaks[42], (foretold, peaks)
+    assert peaks[52] - peaks[12] < 150, peaks
+    assert 0.7 * peaks[52] < foretold[52] < 1.5 * peaks[52], (foretold, peaks)
