@@ -12,8 +12,8 @@ from pathlib import Path
 from bitworth.errors import BitworthError, WorkFailed
 from bitworth.ledger import write_atomic
 
-_MODEL_FILES = (
-    "config.json",
+#: What a model's text goes through on its way to tokens.
+TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer.model",
     "tokenizer_config.json",
@@ -59,7 +59,7 @@ def of_model(folder: Path, memory: Path | None = None) -> str:
     weights = sorted(folder.glob("*.safetensors"))
     if not weights:
         raise BitworthError(f"{folder} holds no *.safetensors; name a model folder or a hub id.")
-    present = [folder / name for name in _MODEL_FILES if (folder / name).is_file()]
+    present = [folder / name for name in ("config.json", *TOKENIZER_FILES) if (folder / name).is_file()]
     digest = hashlib.sha256()
     for path in [*present, *weights]:
         digest.update(f"{path.name}\0{of_file(path, memory)}\n".encode())

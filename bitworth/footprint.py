@@ -16,6 +16,7 @@ all, R recipes of which S have hidden states of their own:
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -108,10 +109,7 @@ def _blocks(decoder: Decoder) -> dict[str, int]:
         inside = decoder.names.of(name)
         if inside.startswith(f"{decoder.prefix}."):
             index = inside.removeprefix(f"{decoder.prefix}.").split(".")[0]
-            count = 1
-            for side in decoder.reader.shape(name):
-                count *= side
-            sizes[index] += count
+            sizes[index] += math.prod(decoder.reader.shape(name))
     return sizes
 
 

@@ -20,26 +20,16 @@ from torch import Tensor
 
 from bitworth.checkpoint import INDEX, PROVENANCE
 from bitworth.errors import BitworthError, Interrupted, WorkFailed, disk_reason
+from bitworth.fingerprint import TOKENIZER_FILES
 
 SHARD_BYTES = 1_000_000_000  # pieces are joined up to this size, which is then held in memory for a moment
 #: Files that make a folder a usable model besides its weights.
-COMPANIONS = (
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-    "chat_template.json",
-)
+COMPANIONS = ("generation_config.json", *TOKENIZER_FILES)
 _LOCK = "lock"
 
 
 class Writer:
-    """Use as a context: an error removes what was written, unless it is an `Interrupted`; so does nothing else."""
+    """Use as a context: an error removes what was written; `Interrupted`, Ctrl-C and being killed leave it."""
 
     def __init__(self, folder: Path, source: Path, *, shard_bytes: int = SHARD_BYTES) -> None:
         self.folder, self._source, self._limit = folder, source, shard_bytes
