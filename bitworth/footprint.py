@@ -1,6 +1,6 @@
 """How much memory quantizing needs at its peak, from shapes alone: it grows with the widest block, not with depth.
 
-    peak = process + block + moments + activations + states + shard
+    peak = process + block + moments + activations + waiting + states
 
 with, in float32 and for P weights in the largest block, I the widest input, D hidden states, C tokens a chunk, N in
 all, R recipes of which S have hidden states of their own:
@@ -10,8 +10,9 @@ all, R recipes of which S have hidden states of their own:
                                    instead where several chunks read the unquantized stream, and all experts' at once
                                    where there are several chunks
     activations  C (4 I + 4 D)     one chunk inside the block
+    waiting      N (3 D + max(I, 2 D))   a recipe's chunks that wait there for one another; none where there is one
+                                   chunk, where they would exceed the budget of the states, and in mixtures
     states       (1 + S) N D       the streams' and those being replaced; two chunks where they lie in files
-    shard        as written        pieces joined at the end, at most a gigabyte; never together with the rest
 """
 
 from __future__ import annotations
@@ -26,7 +27,6 @@ import psutil
 from bitworth.model import Decoder
 from bitworth.streams import walks_alone
 from bitworth.types import Recipe
-from bitworth.writer import SHARD_BYTES
 
 _FLOAT = 4
 
@@ -40,8 +40,8 @@ class Footprint:
     block_mib: float
     moments_mib: float
     activations_mib: float
+    waiting_mib: float
     states_mib: float
-    shard_mib: float
     states_in_files: bool
 
 
@@ -71,7 +71,8 @@ def footprint(
     widths, of_experts = _widths(decoder)
     widest = max(*widths, *of_experts)
     all_states = (streams + bool(streams)) * tokens * decoder.width * _FLOAT
-    budget = states_mib * 2**20 if states_mib is not None else psutil.virtual_memory().available / 2
+    budget = states_budget(states_mib)
+    waiting = waiting_bytes(decoder, tokens) if alone and tokens > chunk_tokens and not of_experts else 0
     in_files = streams * tokens * decoder.width * _FLOAT > budget
     moments = 6 * widest**2
     if tokens > chunk_tokens and alone and of_experts:  # those of a level are measured in one pass
@@ -84,12 +85,25 @@ def footprint(
         "block_mib": (2 + 2 * len(recipes)) * largest * _FLOAT,
         "moments_mib": bool(calibrated) * moments * _FLOAT,
         "activations_mib": min(chunk_tokens, tokens) * (4 * widest + 4 * decoder.width) * _FLOAT,
+        "waiting_mib": waiting if waiting <= budget else 0,
         "states_mib": 2 * min(chunk_tokens, tokens) * decoder.width * _FLOAT if in_files else all_states,
     }
-    shard = min(SHARD_BYTES, _disk(decoder))
-    peak = max(sum(parts.values()), parts["process_mib"] + shard)
-    named = {name: round(size / 2**20, 1) for name, size in {**parts, "shard_mib": shard, "peak_mib": peak}.items()}
+    named = {name: round(size / 2**20, 1) for name, size in {**parts, "peak_mib": sum(parts.values())}.items()}
     return Footprint(**named, states_in_files=in_files)
+
+
+def states_budget(states_mib: float | None) -> float:
+    """Most bytes for hidden states: half of what is free, unless said."""
+    return states_mib * 2**20 if states_mib is not None else psutil.virtual_memory().available / 2
+
+
+def waiting_bytes(decoder: Decoder, tokens: int) -> int:
+    """What chunks of so many tokens in all hold while they wait inside a block.
+
+    The residual stream, the normed states and the stage's input; at the attention's end its queries, keys and values.
+    """
+    widest = max(max(widths, default=0) for widths in _widths(decoder))
+    return tokens * (3 * decoder.width + max(widest, 2 * decoder.width)) * decoder.compute.itemsize
 
 
 def _widths(decoder: Decoder) -> tuple[list[int], list[int]]:
@@ -111,7 +125,3 @@ def _blocks(decoder: Decoder) -> dict[str, int]:
             index = inside.removeprefix(f"{decoder.prefix}.").split(".")[0]
             sizes[index] += math.prod(decoder.reader.shape(name))
     return sizes
-
-
-def _disk(decoder: Decoder) -> int:
-    return 2 * sum(_blocks(decoder).values())

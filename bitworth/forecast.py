@@ -8,7 +8,7 @@ from pathlib import Path
 
 from bitworth.estimate import probe, quantizing, size_of, walking
 from bitworth.footprint import Footprint, footprint
-from bitworth.quantization import CHUNK_TOKENS, fit_groups, open_decoder
+from bitworth.quantization import chunk_tokens, fit_groups, open_decoder
 from bitworth.streams import walks_alone
 from bitworth.types import Calibration, Recipe
 
@@ -45,7 +45,7 @@ def forecast(
         decoder,
         [recipe for recipe, _ in fitted],
         tokens=tokens,
-        chunk_tokens=CHUNK_TOKENS,
+        chunk_tokens=chunk_tokens(decoder),
         shared=shared,
         states_mib=states_mib,
     )

@@ -71,6 +71,11 @@ class Decoder:
         """Width of the hidden states that pass from block to block."""
         return int(self.model.config.get_text_config().hidden_size)
 
+    @property
+    def is_mixture(self) -> bool:
+        """Whether a block holds experts, of which each token reaches a few."""
+        return any(".experts." in name for name in self.linear_shapes())
+
     def _dtype(self) -> torch.dtype:
         name = next(name for name in self.names.under(self.prefix) if name.endswith(".weight"))
         return self.tensor(name).dtype
@@ -137,8 +142,11 @@ class Decoder:
             for name, part in self.model.named_modules()
             if part in inside and not f"{name}.".startswith(f"{self.prefix}.") and list(part.parameters(recurse=False))
         }
+        handles = []
         for name, module in around.items():
             self._fill(module, name)
+            if _stays_as_stored(module):
+                handles.append(module.register_forward_hook(lambda _module, _args, rows: rows.to(self.compute)))
         try:
             one = [chunks[0][:1]]
             for answer in (_plainly, _in_a_tuple):
@@ -150,6 +158,8 @@ class Decoder:
                     assert recorded is not None
                     return [{**alone, **all_sizes} for alone, all_sizes in zip(tried, recorded, strict=True)]
         finally:
+            for handle in handles:
+                handle.remove()
             for module in around.values():
                 _drop_parameters(module)
             self.reader.release()
@@ -213,10 +223,15 @@ class Decoder:
             owner, _, leaf = name.rpartition(".")
             holder = module.get_submodule(owner)
             if leaf in holder._parameters:
-                value = tensor.to(self.device, self.compute)
+                value = tensor.to(self.device, tensor.dtype if _stays_as_stored(module) else self.compute)
                 holder._parameters[leaf] = nn.Parameter(value, requires_grad=False)
             else:
                 holder._buffers[leaf] = tensor.to(self.device, parameter.dtype)
+
+
+def _stays_as_stored(module: nn.Module) -> bool:
+    """Plain embeddings are read row by row, so that only the rows asked for need converting."""
+    return type(module) is nn.Embedding
 
 
 class _Misread(Exception):

@@ -16,7 +16,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 from torch import Tensor
 
@@ -25,6 +24,7 @@ from bitworth.audit import audit_of
 from bitworth.calibration import calibrate
 from bitworth.checkpoint import PROVENANCE
 from bitworth.errors import BitworthError
+from bitworth.footprint import states_budget, waiting_bytes
 from bitworth.ledger import revive
 from bitworth.model import Arguments, Decoder
 from bitworth.schemes.config import quantization_config
@@ -39,8 +39,9 @@ Progress = Callable[[str, int, int], None]
 
 #: Group sizes that the loaders' kernels take, largest first.
 GROUP_SIZES = (128, 64, 32)
-#: Calibration tokens that go through a block at once; more are split into chunks, so that memory stays bounded.
-CHUNK_TOKENS = 32_768
+#: Calibration tokens that go through a block at once: so few that a processor's cache holds much of what passes between
+#: two layers. A GPU wants more, and so does a mixture, whose blocks several chunks go through once a stage.
+CHUNK_TOKENS, LARGE_CHUNK_TOKENS = 2_048, 32_768
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 
 
@@ -151,9 +152,14 @@ def open_decoder(model: Path, device: str | None = None) -> Decoder:
     return Decoder(model, device=place, compute=torch.float32 if place.type == "cpu" else torch.bfloat16)
 
 
-def chunks_of(tokens: Tensor) -> list[Tensor]:
-    """Calibration sequences (samples, length) in as few chunks of at most CHUNK_TOKENS tokens as will do."""
-    count = min(tokens.shape[0], -(-tokens.numel() // CHUNK_TOKENS))
+def chunk_tokens(decoder: Decoder) -> int:
+    """About how many tokens should go through a block at once."""
+    return LARGE_CHUNK_TOKENS if decoder.device.type != "cpu" or decoder.is_mixture else CHUNK_TOKENS
+
+
+def chunks_of(tokens: Tensor, most: int) -> list[Tensor]:
+    """Calibration sequences (samples, length) in as few chunks of at most so many tokens as will do."""
+    count = min(tokens.shape[0], -(-tokens.numel() // most))
     return list(torch.split(tokens, -(-tokens.shape[0] // count)))
 
 
@@ -216,12 +222,14 @@ def _prepare(
         for stream in streams:
             stream.take_up([])
         return None
-    chunks = chunks_of(tokens)
+    chunks = chunks_of(tokens, chunk_tokens(decoder))
     width = decoder.width
     shapes: list[Shape] = [(chunk.shape[0], chunk.shape[1], width) for chunk in chunks]
     size = 4 * width * tokens.numel() * len(walking)
-    budget = states_mib * 2**20 if states_mib is not None else psutil.virtual_memory().available / 2
+    budget = states_budget(states_mib)
+    together = waiting_bytes(decoder, tokens.numel()) <= budget
     for stream in walking:
+        stream.together = together
         if size > budget:
             stream.states = InFiles(decoder.device, stream.folder, shapes, decoder.compute)
         else:

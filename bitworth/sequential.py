@@ -4,20 +4,24 @@ Linear layers that read the same tensor (q, k and v; gate and up) form a stage: 
 rounded as one stack. A recipe that carries its own error forward sees, at each stage, what the stages before it,
 already rounded, produce; recipes that share the unquantized stream share its forward passes and its moments too.
 
-When all calibration data fits one chunk every layer is evaluated once: a stage is rounded in the middle of the block's
-forward, which then goes on. With several chunks memory is bounded by a chunk, and the block is run again up to each
-stage; the unquantized stream, where no stage waits for another, still runs once.
+Every layer is evaluated once: each chunk of calibration data goes through the block as a coroutine that waits at a
+stage until all have arrived there, the stage is rounded, and all go on. Small chunks keep the temporaries of a forward
+small; what the waiting ones hold is a few hidden states a token. Where even that is too much, or chunks take different
+ways (experts), the block is run again up to each stage instead. The unquantized stream, where no stage waits for
+another, runs once in either case.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import groupby
 from typing import Protocol
 
 import torch
+from greenlet import getcurrent, greenlet
 from torch import Tensor, nn
 
 from bitworth.audit import audit_stage
@@ -99,6 +103,7 @@ class BlockPass:
         dtype: torch.dtype,
         *,
         propagate: bool = True,
+        together: bool = True,
         producers: Producers | None = None,
     ) -> None:
         """Prepare.
@@ -108,6 +113,7 @@ class BlockPass:
             recipes: what to do; exactly one where `propagate`.
             dtype: what scales are stored in.
             propagate: the block's outputs are those of its quantized weights, not of its own.
+            together: there is memory for all chunks to wait inside the block.
             producers: carried from block to block: what could take a scale, so that it is searched for once.
         """
         assert len(recipes) == 1 or not propagate
@@ -116,6 +122,8 @@ class BlockPass:
         self._linears = {name: layer for name, layer in block.linears().items() if not skipped(name)}
         self._weights: dict[str, Tensor] = {}  # what the block computes with where it propagates
         self._stage_of: dict[str, Stage] = {}
+        self._together = together
+        self._arrived: list[Stage] = []
         self._collecting: list[Stage] | None = None
         self.results = [BlockResult() for _ in recipes]
 
@@ -135,10 +143,10 @@ class BlockPass:
         try:
             for name, layer in self._linears.items():
                 layer.forward = self._forward(name, layer)  # type: ignore[method-assign, assignment]
-            if len(hidden) > 1:
+            if len(hidden) == 1 or (self._propagate and self._together and not self._has_experts()):
+                self._in_step(hidden, kwargs)
+            else:
                 self._measure_all(hidden, kwargs)
-            if len(hidden) == 1 or self._propagate:
-                self._pass(hidden, kwargs, keep=True)
         finally:
             for layer in self._linears.values():
                 vars(layer).pop("forward", None)  # the class's own shows again
@@ -152,7 +160,8 @@ class BlockPass:
             if not stage.done:
                 if self._collecting is None:
                     self._see(stage, inputs)
-                    self._quantize(stage)
+                    self._arrived.append(stage)
+                    getcurrent().parent.switch()
                 elif stage in self._collecting and name == stage.layers[0]:
                     self._see(stage, inputs)
                     if self._propagate and len(self._collecting) == 1:
@@ -168,6 +177,25 @@ class BlockPass:
             stage.stats = InputStats(inputs.shape[-1], inputs.device)
         stage.stats.add(inputs)
 
+    def _has_experts(self) -> bool:
+        return any(stage.level != stage.layers[0] for stage in self._stage_of.values())
+
+    def _in_step(self, hidden: Chunks, kwargs: Arguments) -> None:
+        """All chunks through the block at once, each waiting at every stage until the stage is rounded."""
+        with self._watched():
+            walking = [greenlet(partial(self._step, hidden, index, kwargs)) for index in range(len(hidden))]
+            while walking:
+                for chunk in walking:
+                    chunk.switch()
+                for stage in dict.fromkeys(self._arrived):
+                    self._quantize(stage)
+                self._arrived.clear()
+                walking = [chunk for chunk in walking if not chunk.dead]
+
+    def _step(self, hidden: Chunks, index: int, kwargs: Arguments) -> None:
+        chunk = hidden[index]
+        hidden[index] = call(self._block.module, chunk, kwargs[chunk.shape[0]])
+
     def _measure_all(self, hidden: Chunks, kwargs: Arguments) -> None:
         """See every stage's inputs over all chunks, level by level where stages wait for those before them."""
         for name in self._linears:  # experts that the traced sequence did not choose
@@ -178,6 +206,7 @@ class BlockPass:
             return
         for _, level in groupby(sorted(stages, key=_first_of_level(stages)), key=lambda stage: stage.level):
             self._measure(list(level), hidden, kwargs, keep=False)
+        self._pass(hidden, kwargs, keep=True)
 
     def _measure(self, stages: list[Stage], hidden: Chunks, kwargs: Arguments, *, keep: bool) -> None:
         self._collecting = stages
@@ -188,23 +217,26 @@ class BlockPass:
                 self._quantize(stage)
 
     def _pass(self, hidden: Chunks, kwargs: Arguments, *, keep: bool) -> None:
-        """Run all chunks through the block; `keep` puts its outputs in their place, and sees what enters the cache."""
+        """Run one chunk after the other through the block; `keep` puts its outputs in their place."""
+        with self._watched() if keep else nullcontext():
+            for index in range(len(hidden)):
+                chunk = hidden[index]
+                try:
+                    outputs = call(self._block.module, chunk, kwargs[chunk.shape[0]])
+                except _Reached:
+                    continue
+                if keep:
+                    hidden[index] = outputs
+
+    @contextmanager
+    def _watched(self) -> Iterator[None]:
+        """See what enters the key-value cache meanwhile, for the recipes that quantize it."""
         with ExitStack() as stack:
             for recipe, result in zip(self._recipes, self.results, strict=True):
-                if keep and recipe.scheme.kv_cache is not None:
+                if recipe.scheme.kv_cache is not None:
                     seen = watching(self._block.module, recipe.scheme.kv_cache, self._dtype)
                     result.cache_scales = stack.enter_context(seen)
-            self._chunks(hidden, kwargs, keep=keep)
-
-    def _chunks(self, hidden: Chunks, kwargs: Arguments, *, keep: bool) -> None:
-        for index in range(len(hidden)):
-            chunk = hidden[index]
-            try:
-                outputs = call(self._block.module, chunk, kwargs[chunk.shape[0]])
-            except _Reached:
-                continue
-            if keep:
-                hidden[index] = outputs
+            yield
 
     def _quantize(self, stage: Stage) -> None:
         """Round the stage's layers by every recipe; what transforms prepare alike is prepared once."""

@@ -52,10 +52,14 @@ class Build:
 
 @dataclass(slots=True)
 class Stream:
-    """Builds that read the same hidden states; `states` is None where they are made without data."""
+    """Builds that read the same hidden states; `states` is None where they are made without data.
+
+    `together`: there is memory for all chunks to wait inside a block.
+    """
 
     builds: list[Build]
     propagate: bool = False
+    together: bool = True
     states: States | None = None
     producers: Producers = field(default_factory=dict)
     done: int = 0
@@ -74,7 +78,14 @@ class Stream:
             results = [round_block(block, recipe, decoder.dtype) for recipe in recipes]
         else:
             assert kwargs is not None
-            walk = BlockPass(block, recipes, decoder.dtype, propagate=self.propagate, producers=self.producers)
+            walk = BlockPass(
+                block,
+                recipes,
+                decoder.dtype,
+                propagate=self.propagate,
+                together=self.together,
+                producers=self.producers,
+            )
             walk.run(self.states, kwargs)
             results = walk.results
         for build, result in zip(self.builds, results, strict=True):

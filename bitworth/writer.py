@@ -15,14 +15,15 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from bitworth.checkpoint import INDEX, PROVENANCE
 from bitworth.errors import BitworthError, Interrupted, WorkFailed, disk_reason
 from bitworth.fingerprint import TOKENIZER_FILES
+from bitworth.shards import bytes_in, join, listed
 
-SHARD_BYTES = 1_000_000_000  # pieces are joined up to this size, which is then held in memory for a moment
+SHARD_BYTES = 5_000_000_000  # pieces are joined up to this size
 #: Files that make a folder a usable model besides its weights.
 COMPANIONS = ("generation_config.json", *TOKENIZER_FILES)
 _LOCK = "lock"
@@ -72,9 +73,10 @@ class Writer:
     def take_up(self, pieces: int) -> bool:
         """Go on after so many pieces of an earlier run, dropping what came after; False where they are not there."""
         paths = [self._piece(number) for number in range(pieces)]
-        if not all(path.is_file() for path in paths):
+        try:
+            self._pieces = [bytes_in(path) for path in paths]
+        except OSError:
             return False
-        self._pieces = [_bytes_in(path) for path in paths]
         return True
 
     def clear(self) -> None:
@@ -129,15 +131,12 @@ class Writer:
         names = names if len(names) > 1 else ["model.safetensors"]
         weight_map = {}
         for name, group in zip(names, groups, strict=True):
-            tensors: dict[str, Tensor] = {}
-            for number in group:
-                tensors |= load_file(self._piece(number))
-            weight_map.update(dict.fromkeys(tensors, name))
+            pieces = [self._piece(number) for number in group]
             (self.scratch / name).unlink(missing_ok=True)
-            if len(group) == 1:
-                _same_file(self._piece(group[0]), self.scratch / name)
-            else:
-                self._save(tensors, self.scratch / name)
+            tensors = join(pieces, self.scratch / name) if len(pieces) > 1 else listed(pieces[0])
+            if len(pieces) == 1:
+                _same_file(pieces[0], self.scratch / name)
+            weight_map.update(dict.fromkeys(tensors, name))
         if len(names) > 1:
             index = {"metadata": {"total_size": self.size}, "weight_map": weight_map}
             _write_json(self.scratch / INDEX, index)
@@ -225,10 +224,6 @@ def _same_file(path: Path, name: Path) -> None:
 
 def _size(tensors: Mapping[str, Tensor]) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
-
-
-def _bytes_in(path: Path) -> int:
-    return _size(load_file(path))
 
 
 def _safetensors_reason(error: Exception) -> str:

@@ -24,7 +24,7 @@ from bitworth.types import Calibration
 model, out, text, states = sys.argv[1:]
 calibration = Calibration(source=text, samples=64, length=128)
 chosen = [recipe(name, group_size=64) for name in ("w4a16-int-gptq", "w8a8-int-gptq")]
-limits = {"tokens": 8192, "chunk_tokens": 32768, "shared": False, "states_mib": float(states)}
+limits = {"tokens": 8192, "chunk_tokens": 2048, "shared": False, "states_mib": float(states)}
 foretold = footprint(open_decoder(Path(model)), chosen, **limits).peak_mib
 quantize(Path(model), chosen, Path(out), calibration=calibration, states_mib=float(states))
 # not ru_maxrss, which starts with what the process that forked this one had held
@@ -56,6 +56,9 @@ def test_states_beyond_their_budget_lie_in_files(tiny_llama: Path) -> None:
     assert (within.states_in_files, beyond.states_in_files) == (False, True)
     assert beyond.states_mib == pytest.approx(2 * 4096 * 64 * 4 / 2**20, abs=0.1)
     assert of(tiny_llama, shared=True).states_mib < within.states_mib
+    # 8192 tokens in float32 hold three hidden states and the widest input, unless there is no room to wait
+    assert within.waiting_mib == pytest.approx(8192 * 4 * (3 * 64 + 128) / 2**20, rel=0.01)
+    assert beyond.waiting_mib == 0
 
 
 @pytest.mark.slow

@@ -75,14 +75,14 @@ def test_each_stage_sees_what_the_rounded_stages_before_it_produce(decoder: Deco
 
 
 @pytest.mark.parametrize("name", ["w4a16-int-gptq", "w4a16-int-awq", "w8a8-int-smoothquant-gptq"])
-@pytest.mark.parametrize("sizes", [[2, 2, 2], [4, 2]])
-def test_several_chunks_give_what_one_gives(decoder: Decoder, name: str, sizes: list[int]) -> None:
+@pytest.mark.parametrize(("sizes", "together"), [([2, 2, 2], True), ([4, 2], True), ([2, 2, 2], False)])
+def test_several_chunks_give_what_one_gives(decoder: Decoder, name: str, sizes: list[int], together: bool) -> None:
     recipe = recipes.recipe(name, group_size=32)
     results = []
     for split in ([6], sizes):
         hidden, kwargs = chunked(decoder, split)
         with decoder.loaded(0) as block:
-            walk = BlockPass(block, [recipe], decoder.dtype)
+            walk = BlockPass(block, [recipe], decoder.dtype, together=together)
             walk.run(hidden, kwargs[0])
             results.append((torch.cat(hidden), walk.results[0]))
     (whole, first), (parts, second) = results
