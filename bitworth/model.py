@@ -29,11 +29,15 @@ MERGED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 
 @dataclass(slots=True)
 class Block:
-    """One decoder block: its place in the model and the names of the linear layers in it."""
+    """One decoder block: its place in the model and the names of the linear layers in it.
+
+    `factors` is what a linear layer's input and weight are rounded to before they are multiplied.
+    """
 
     index: int
     prefix: str
     module: nn.Module
+    factors: torch.dtype = torch.float32
 
     def linears(self) -> dict[str, nn.Linear]:
         """Linear layers by their name inside the block."""
@@ -46,12 +50,12 @@ class Decoder:
     def __init__(
         self, folder: Path, *, device: torch.device | str = "cpu", compute: torch.dtype = torch.float32
     ) -> None:
-        """Build the skeleton; blocks are loaded onto `device` and computed in `compute`.
+        """Build the skeleton; blocks are loaded onto `device` and computed in `compute`, and so are products.
 
         Raises:
             BitworthError: not a decoder, an architecture that transformers lacks, or weights that do not match it.
         """
-        self.folder, self.device, self.compute = folder, torch.device(device), compute
+        self.folder, self.device, self.compute, self.factors = folder, torch.device(device), compute, compute
         self.config = read_config(folder)
         if "quantization_config" in self.config:
             raise BitworthError(f"{folder} is quantized already; quantize the unquantized model it was made from.")
@@ -93,7 +97,7 @@ class Decoder:
 
     def block(self, index: int) -> Block:
         """The block's module, still without weights."""
-        return Block(index, f"{self.prefix}.{index}", self._blocks[index])
+        return Block(index, f"{self.prefix}.{index}", self._blocks[index], self.factors)
 
     @contextmanager
     def loaded(self, index: int) -> Iterator[Block]:

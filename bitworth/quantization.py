@@ -42,6 +42,8 @@ GROUP_SIZES = (128, 64, 32)
 #: Calibration tokens that go through a block at once: so few that a processor's cache holds much of what passes between
 #: two layers. A GPU wants more, and so does a mixture, whose blocks several chunks go through once a stage.
 CHUNK_TOKENS, LARGE_CHUNK_TOKENS = 2_048, 32_768
+#: Processors' instructions for products of bfloat16.
+_FAST_BFLOAT16 = ("avx512_bf16", "amx_bf16")
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 
 
@@ -149,7 +151,15 @@ def folders_of(out: Path, recipes: Sequence[Recipe]) -> dict[str, Path]:
 def open_decoder(model: Path, device: str | None = None) -> Decoder:
     """The model to walk: float32 on a CPU, where bfloat16 gains little or loses much; bfloat16 on a GPU."""
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    return Decoder(model, device=place, compute=torch.float32 if place.type == "cpu" else torch.bfloat16)
+    decoder = Decoder(model, device=place, compute=torch.float32 if place.type == "cpu" else torch.bfloat16)
+    if decoder.dtype == torch.bfloat16:
+        decoder.factors = _fast_factors(decoder.compute)
+    return decoder
+
+
+def _fast_factors(compute: torch.dtype) -> torch.dtype:
+    """bfloat16 where the processor multiplies it faster: as the model is served, and added up in float32."""
+    return torch.bfloat16 if any(torch.cpu.get_capabilities().get(name) for name in _FAST_BFLOAT16) else compute
 
 
 def chunk_tokens(decoder: Decoder) -> int:

@@ -166,11 +166,17 @@ class BlockPass:
                     self._see(stage, inputs)
                     if self._propagate and len(self._collecting) == 1:
                         raise _Reached
-            if not (stage.done and self._propagate):
-                return nn.functional.linear(inputs, layer.weight, layer.bias)
-            return nn.functional.linear(inputs, self._weights[name], layer.bias)
+            weight = self._weights[name] if stage.done and self._propagate else layer.weight
+            return self._product(inputs, weight, layer.bias)
 
         return forward
+
+    def _product(self, inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        factors = self._block.factors
+        if factors == inputs.dtype:
+            return nn.functional.linear(inputs, weight, bias)
+        product = nn.functional.linear(inputs.to(factors), weight.to(factors)).to(inputs.dtype)
+        return product if bias is None else product + bias
 
     def _see(self, stage: Stage, inputs: Tensor) -> None:
         if stage.stats is None:
@@ -261,11 +267,11 @@ class BlockPass:
             result.audit.append(seen)
             self._round(stage, weight, stats, recipe, result)
             if self._propagate:
-                for name, layer in zip(stage.layers, layers, strict=True):
+                for name in stage.layers:
                     rounded = result.rounded[name].weight()
                     if scale is not None:
                         rounded = rounded / scale  # as if the input were divided
-                    self._weights[name] = rounded.to(layer.weight.dtype)
+                    self._weights[name] = rounded.to(self._block.factors)
         stage.done = True
         stage.stats = None
 

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import copy
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -52,13 +54,27 @@ def trace(
     block of the model had is tried first; a stage that had none there is not searched again. Stages of experts that the
     sequence did not reach come last, made after those of one that it did reach.
     """
+    stages, seen, before = _in_order(module, names, sample, kwargs)
+    if producers is not None:
+        by_rows = sorted(zip(stages, seen, strict=True), key=lambda pair: -pair[1].numel())
+        asked = {stage.level: stage for stage, _ in reversed(by_rows)}  # of alike experts that which most tokens reach
+        _find_producers(module, list(asked.values()), before, sample, kwargs, producers)
+        for stage in stages:
+            stage.producer = _like(producers.get(_key(stage)), stage.layers[0])
+    return stages + _untraced(stages, names)
+
+
+def _in_order(
+    module: nn.Module, names: list[str], sample: Tensor, kwargs: dict[str, Any]
+) -> tuple[list[Stage], list[Tensor], Tensor]:
+    """Stages as one sequence runs them, what each read, and the block's output."""
     inputs: list[tuple[str, Tensor]] = []
     handles = [
         module.get_submodule(name).register_forward_pre_hook(lambda _m, args, name=name: inputs.append((name, args[0])))
         for name in names
     ]
     try:
-        call(module, sample, kwargs)
+        outputs = call(module, sample, kwargs)
     finally:
         for handle in handles:
             handle.remove()
@@ -72,21 +88,30 @@ def trace(
         else:
             stages.append(Stage([name]))
             seen.append(tensor)
-    if producers is not None:
-        by_rows = sorted(zip(stages, seen, strict=True), key=lambda pair: -pair[1].numel())
-        asked: set[str] = set()
-        for stage, _ in by_rows:  # of alike experts the one that most tokens reach answers for all
-            if stage.level not in asked:
-                key = tuple(_renumbered(name, "#") for name in stage.layers)
-                if key not in producers or producers[key] is not None:
-                    likely = _like(producers.get(key), stage.layers[0])
-                    found = find_producer(module, stage.layers, sample, kwargs, likely=likely)
-                    producers[key] = None if found is None else _renumbered(found, "#")
-                asked.add(stage.level)
-        for stage in stages:
-            key = tuple(_renumbered(name, "#") for name in stage.layers)
-            stage.producer = _like(producers.get(key), stage.layers[0])
-    return stages + _untraced(stages, names)
+    return stages, seen, outputs
+
+
+def _find_producers(
+    module: nn.Module,
+    stages: list[Stage],
+    before: Tensor,
+    sample: Tensor,
+    kwargs: dict[str, Any],
+    producers: Producers,
+) -> None:
+    """Fill in the stages' producers: those of an earlier block are tried together, and one by one where that fails."""
+    found = {stage.layers[0]: _like(producers.get(_key(stage)), stage.layers[0]) for stage in stages}
+    likely = [(stage.layers, name) for stage in stages if (name := found[stage.layers[0]]) is not None]
+    hold = bool(likely) and _still_divide(module, likely, before, sample, kwargs)
+    for stage in stages:
+        key, guess = _key(stage), found[stage.layers[0]]
+        if key not in producers or (guess is not None and not hold):
+            name = find_producer(module, stage.layers, before, sample, kwargs, likely=guess)
+            producers[key] = None if name is None else _renumbered(name, "#")
+
+
+def _key(stage: Stage) -> tuple[str, ...]:
+    return tuple(_renumbered(name, "#") for name in stage.layers)
 
 
 def _like(producer: str | None, layer: str) -> str | None:
@@ -125,17 +150,21 @@ def _renumbered(layer: str, number: str) -> str:
 
 
 def find_producer(
-    module: nn.Module, layers: list[str], sample: Tensor, kwargs: dict[str, Any], *, likely: str | None = None
+    module: nn.Module,
+    layers: list[str],
+    before: Tensor,
+    sample: Tensor,
+    kwargs: dict[str, Any],
+    *,
+    likely: str | None = None,
 ) -> str | None:
     """The norm or linear layer whose output can be divided by a scale that the layers' columns take up instead.
 
     Found by trying: a candidate is right when dividing its parameters and multiplying the layers' columns leaves the
-    block's output as it was, so nothing is listed by architecture. Norms that hold 1 + weight, and tensors that other
-    modules read too, fail the trial. `likely` is tried first.
+    block's output as it was (`before`), so nothing is listed by architecture. Norms that hold 1 + weight, and tensors
+    that other modules read too, fail the trial. `likely` is tried first.
     """
     width = _weight(module, layers[0]).shape[1]
-    before = call(module, sample, kwargs)
-    scale = torch.linspace(0.5, 2.0, width, device=sample.device)
     names: list[str] = [name for name, _ in module.named_modules()]
     for name in sorted(names, key=lambda name: name != likely):
         weight = module.get_submodule(name)._parameters.get("weight")
@@ -143,40 +172,69 @@ def find_producer(
             continue
         if _expert(name) not in (None, _expert(layers[0])):  # experts do not read each other
             continue
-        if _divides(module, name, layers, scale, before, sample, kwargs):
+        if _divides(module, layers, name, before, sample, kwargs):
             return name
     return None
 
 
 def _divides(
+    module: nn.Module, layers: list[str], name: str, before: Tensor, sample: Tensor, kwargs: dict[str, Any]
+) -> bool:
+    """Whether the layers' columns make good a scale taken off one module's output, and nothing else does."""
+    with _scaled(module, [(layers, name)]):
+        error = (call(module, sample, kwargs) - before).abs().max()
+    if error >= _tolerance(before, sample):
+        return False
+    with _scaled(module, [([], name)]):
+        effect = (call(module, sample, kwargs) - before).abs().max()  # of an expert that adds little it is little too
+    return bool(error < 1e-2 * effect)
+
+
+def _still_divide(
     module: nn.Module,
-    name: str,
-    layers: list[str],
-    scale: Tensor,
+    pairs: list[tuple[list[str], str]],
     before: Tensor,
     sample: Tensor,
     kwargs: dict[str, Any],
 ) -> bool:
-    owner = module.get_submodule(name)
-    kept = {leaf: value for leaf, value in owner._parameters.items() if value is not None}
-    columns = {layer: _weight(module, layer) for layer in layers}
-    try:
-        for leaf, value in kept.items():
-            divisor = scale.unsqueeze(1) if value.ndim == 2 else scale
-            owner._parameters[leaf] = nn.Parameter(value / divisor, requires_grad=False)
-        for layer, weight in columns.items():
-            module.get_submodule(layer)._parameters["weight"] = nn.Parameter(weight * scale, requires_grad=False)
-        error = (call(module, sample, kwargs) - before).abs().max()
-        if error >= 1e-4 * (before - sample).abs().max().clamp(min=1e-6):
+    """Whether what took each stage's scale in an earlier block, where it was tried alone, does so for all at once."""
+    for layers, name in pairs:
+        weight = module.get_submodule(name)._parameters.get("weight")
+        if weight is None or weight.shape[0] != _weight(module, layers[0]).shape[1]:
             return False
-        for layer, weight in columns.items():
-            module.get_submodule(layer)._parameters["weight"] = nn.Parameter(weight, requires_grad=False)
-        effect = (call(module, sample, kwargs) - before).abs().max()  # of an expert that adds little it is little too
-        return bool(error < 1e-2 * effect)
+    with _scaled(module, pairs):
+        error = (call(module, sample, kwargs) - before).abs().max()
+    return bool(error < _tolerance(before, sample))
+
+
+def _tolerance(before: Tensor, sample: Tensor) -> Tensor:
+    return 1e-4 * (before - sample).abs().max().clamp(min=1e-6)
+
+
+@contextmanager
+def _scaled(module: nn.Module, pairs: list[tuple[list[str], str]]) -> Iterator[None]:
+    """The block with a scale taken off each named module's output and multiplied to its layers' columns, meanwhile."""
+    kept: dict[tuple[str, str], nn.Parameter] = {}
+
+    def multiply(owner: str, leaf: str, factor: Tensor) -> None:
+        parameters = module.get_submodule(owner)._parameters
+        value = parameters[leaf]
+        if value is not None:
+            kept.setdefault((owner, leaf), value)
+            parameters[leaf] = nn.Parameter(value * factor, requires_grad=False)
+
+    try:
+        for layers, name in pairs:
+            weight = _weight(module, name)
+            scale = torch.linspace(0.5, 2.0, weight.shape[0], device=weight.device)
+            for leaf, value in list(module.get_submodule(name)._parameters.items()):
+                multiply(name, leaf, 1 / (scale.unsqueeze(1) if value is not None and value.ndim == 2 else scale))
+            for layer in layers:
+                multiply(layer, "weight", scale)
+        yield
     finally:
-        owner._parameters.update(kept)
-        for layer, weight in columns.items():
-            module.get_submodule(layer)._parameters["weight"] = nn.Parameter(weight, requires_grad=False)
+        for (owner, leaf), value in kept.items():
+            module.get_submodule(owner)._parameters[leaf] = value
 
 
 def _weight(module: nn.Module, layer: str) -> Tensor:

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 from torch import Tensor
 
 from bitworth.calibration import calibration_tokens, load_tokenizer
+from bitworth.calibration.cutting import parts_of
 from bitworth.errors import BitworthError
 from bitworth.types import Calibration
 
@@ -117,3 +119,25 @@ def test_a_conversation_without_a_template_is_refused(tiny_llama: Path, tmp_path
 def test_a_model_without_tokenizer_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BitworthError, match="no tokenizer"):
         load_tokenizer(tmp_path)
+
+
+def test_a_long_text_is_tokenized_in_parts_that_give_the_tokens_of_the_whole() -> None:
+    text = " ".join(f"word{'s' * (number % 3)} {number} we go \n \n = on =" for number in range(40_000))
+
+    def words(part: str) -> list[int]:
+        return [hash(word) for word in re.findall(r" ?[a-z]+| ?[0-9]+|\s+(?!\S)|\s+|\S+", part)]  # as GPT-2 splits
+
+    parts = list(parts_of(text, words))
+    assert len(parts) > 2
+    assert max(map(len, parts)) < len(text) / 2
+    assert "".join(parts) == text
+    assert [token for part in parts for token in words(part)] == words(text)
+
+
+def test_a_text_stays_whole_for_a_tokenizer_that_treats_its_beginning_in_its_own_way() -> None:
+    text = "some words in a row and " * 30_000
+
+    def prefixed(part: str) -> list[int]:
+        return [0, *map(hash, part.split())]
+
+    assert list(parts_of(text, prefixed)) == [text]

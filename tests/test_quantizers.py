@@ -270,7 +270,8 @@ def test_refitted_scales_are_the_least_squares_solution() -> None:
     scale = scale_of(weight, GROUPED)
     codes = round_to_grid(weight, scale, GROUPED)
     codes[1, 8:16] = 0
-    found = refit_scale(weight, codes, scale, stats_of(inputs).hessian_II, dtype=F32)
+    hessian = stats_of(inputs).hessian_II
+    found = refit_scale(weight @ hessian, codes, scale, hessian, dtype=F32)
     for row in range(3):
         kept = [group for group in range(3) if codes[row, group * 8 : group * 8 + 8].any()]
         basis = torch.stack([inputs[:, g * 8 : g * 8 + 8] @ codes[row, g * 8 : g * 8 + 8] for g in kept], dim=1)

@@ -95,6 +95,23 @@ def test_several_chunks_give_what_one_gives(decoder: Decoder, name: str, sizes: 
     assert first.changed.keys() == second.changed.keys()
 
 
+def test_products_of_bfloat16_change_no_more_than_their_rounding(decoder: Decoder) -> None:
+    """Factors of 8 bits of mantissa, added up in float32."""
+    results = []
+    for factors in (torch.float32, torch.bfloat16):
+        hidden, kwargs = inputs_of(decoder)
+        with decoder.loaded(0) as block:
+            walk = BlockPass(replace(block, factors=factors), [recipes.recipe("w8a8-int-rtn")], decoder.dtype)
+            outputs = list(hidden)
+            walk.run(outputs, kwargs[0])
+            results.append((outputs[0] - hidden[0], walk.results[0]))
+    (exact, first), (rounded, second) = results
+    assert exact.dtype == rounded.dtype == torch.float32
+    assert 0 < float((exact - rounded).norm() / exact.norm()) < 1 / 64  # a factor is off by 1/512 at most
+    for layer, expected in first.rounded.items():
+        assert torch.equal(second.rounded[layer].codes_OI, expected.codes_OI), layer
+
+
 def test_a_block_is_left_as_it_was(decoder: Decoder) -> None:
     hidden, kwargs = inputs_of(decoder)
     with decoder.loaded(0) as block:
@@ -176,8 +193,9 @@ class TinyBlock(nn.Module):
 )
 def test_only_what_can_be_divided_is_a_producer(settings: dict[str, Any], expected: str | None) -> None:
     module, sample = TinyBlock(**settings).eval(), torch.randn(1, 5, 16)
-    assert find_producer(module, ["first"], sample, {}) == expected
-    assert find_producer(module, ["second"], sample, {}) is None  # a tanh lies between
+    before = module(sample)
+    assert find_producer(module, ["first"], before, sample, {}) == expected
+    assert find_producer(module, ["second"], before, sample, {}) is None  # a tanh lies between
 
 
 def test_what_an_earlier_block_had_is_tried_first_and_checked() -> None:

@@ -7,6 +7,7 @@ by weight.
 from __future__ import annotations
 
 import random
+from array import array
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 
 from bitworth.audit import adds_bos, audit_text
-from bitworth.calibration.cutting import cut, largest_remainder, longest
+from bitworth.calibration.cutting import cut, largest_remainder, longest, parts_of
 from bitworth.calibration.documents import documents, separates
 from bitworth.calibration.synthetic import Progress, own_text, random_tokens
 from bitworth.errors import BitworthError
@@ -130,14 +131,19 @@ class _Drawing:
             )
         return pieces[:count]
 
-    def _ids(self, path: Path) -> list[int]:
-        ids: list[int] = []
+    def _ids(self, path: Path) -> array[int]:
+        ids = array("i")  # a list would take nine times the memory
         end = self.tokenizer.eos_token_id if separates(path, self.spec.chat_template) else None
         for document in documents(path, self.tokenizer, self.spec.chat_template):
-            ids.extend(self.tokenizer(document, add_special_tokens=False)["input_ids"])
+            for part in parts_of(document, self._encode):
+                ids.extend(self._encode(part))
             if end is not None:
                 ids.append(end)
         return ids
+
+    def _encode(self, text: str) -> list[int]:
+        found: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return found
 
     def _bos(self) -> int | None:
         """The token that each sequence starts with, or None."""

@@ -43,8 +43,9 @@ def refine(
         sweeps: how often to do both.
         dtype: what scales are stored in.
     """
+    target_OI = weight_OI @ hessian_II
     for _ in range(sweeps):
-        refitted_OG = refit_scale(weight_OI, codes_OI, scale_OG, hessian_II, dtype=dtype)
+        refitted_OG = refit_scale(target_OI, codes_OI, scale_OG, hessian_II, dtype=dtype)
         if isinstance(dtype, ScaleType) and dtype.coarse:  # rounding may have undone a row's gain
             before, after = (_row_losses(weight_OI, codes_OI, scales, hessian_II) for scales in (scale_OG, refitted_OG))
             refitted_OG = torch.where((after < before).unsqueeze(1), refitted_OG, scale_OG)
@@ -57,19 +58,21 @@ def refine(
     return codes_OI, scale_OG
 
 
-def refit_scale(weight_OI: Tensor, codes_OI: Tensor, scale_OG: Tensor, hessian_II: Tensor, *, dtype: Stored) -> Tensor:
-    """The scales that minimize the objective under these codes, a (groups, groups) system a row.
+def refit_scale(target_OI: Tensor, codes_OI: Tensor, scale_OG: Tensor, hessian_II: Tensor, *, dtype: Stored) -> Tensor:
+    """The scales that minimize the objective under these codes, a (groups, groups) system a row; `target_OI` is W H.
 
     A scale that would leave half to twice its old value, or whose codes are all zero, stays: such a system says little.
     """
     rows, groups = scale_OG.shape
     size = codes_OI.shape[1] // groups
     coded_OGS = codes_OI.reshape(rows, groups, size)
-    right_OG = ((weight_OI @ hessian_II).view(rows, groups, size) * coded_OGS).sum(-1)
-    left_OGG = torch.empty(rows, groups, groups, device=weight_OI.device)
-    for group in range(groups):
-        reach_OI = coded_OGS[:, group] @ hessian_II[group * size : (group + 1) * size]
-        left_OGG[:, group] = (reach_OI.view(rows, groups, size) * coded_OGS).sum(-1)
+    right_OG = (target_OI.view(rows, groups, size) * coded_OGS).sum(-1)
+    left_OGG = torch.empty(rows, groups, groups, device=target_OI.device)
+    for group in range(groups):  # the system is symmetric
+        start = group * size
+        reach_OI = coded_OGS[:, group] @ hessian_II[start : start + size, start:]
+        along_OG = (reach_OI.view(rows, groups - group, size) * coded_OGS[:, group:]).sum(-1)
+        left_OGG[:, group, group:] = left_OGG[:, group:, group] = along_OG
     diagonal_OG = left_OGG.diagonal(dim1=1, dim2=2)
     empty_OG = diagonal_OG <= 0
     ridge_OG = 1e-6 * diagonal_OG.amax(1, keepdim=True) + empty_OG
