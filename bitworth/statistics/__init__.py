@@ -12,8 +12,8 @@ The methods, their sources and their limits are in docs/statistics.md.
 from bitworth.statistics.families import holm
 from bitworth.statistics.mcnemar import mcnemar_exact
 from bitworth.statistics.paired import (
-    PairedRecovery,
     Z95,
+    PairedRecovery,
     mean_recovery,
     paired_recovery,
     ratio_interval,

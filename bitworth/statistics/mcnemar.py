@@ -24,4 +24,4 @@ def mcnemar_exact(baseline: ArrayLike, quantized: ArrayLike, *, mid_p: bool = Fa
     tail = 2 * sum(math.comb(flips, k) for k in range(fewer + 1))
     if mid_p:
         tail -= math.comb(flips, fewer)
-    return min(1.0, tail / 2**flips)
+    return float(min(1.0, tail / 2**flips))

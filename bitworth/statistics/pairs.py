@@ -45,4 +45,5 @@ def cluster_sums(name: str, columns: Sequence[Floats], labels: Labels | None) ->
     if len(places) < 2:
         raise BitworthError(f"{name}: all questions share one cluster, so nothing tells how much clusters differ.")
     index = np.array([places[label] for label in labels])
-    return [np.bincount(index, weights=column) for column in columns], np.bincount(index).astype(np.float64)
+    sums = [np.bincount(index, weights=column).astype(np.float64) for column in columns]
+    return sums, np.bincount(index).astype(np.float64)

@@ -24,11 +24,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from bitworth.errors import BitworthError
 from bitworth.statistics.pairs import Floats, pair
 from bitworth.types import Verdict
+
+Integers = NDArray[np.int64]
 
 LADDER = (128, 1024, 8192, 65536)
 """A bettor's money is split evenly; each part stakes what would be best if the matter took so many rounds to settle."""
@@ -157,7 +159,7 @@ def rounds_of(tasks: list[tuple[Floats, Floats]], pools: list[float]) -> Rounds:
     return Rounds(b=b, q=q, known_b=known_b, known_q=known_q, open=left)
 
 
-def verdicts(rounds: Rounds, margin: float, error: float) -> tuple[np.ndarray, np.ndarray]:
+def verdicts(rounds: Rounds, margin: float, error: float) -> tuple[Integers, Integers]:
     """1 (holds), -1 (loses) or 0 (open) and the number of rounds after which it fell (-1: it did not), shape (...)."""
     won, lost = (_first(log_wealth(rounds, margin, margin, error, side) >= math.log(1 / error)) for side in (1, -1))
     never = rounds.open.shape[-1]
@@ -229,9 +231,10 @@ def _edge(refuted: Callable[[float], bool], inside: float, outside: float) -> fl
     return inside
 
 
-def _first(reached: np.ndarray) -> np.ndarray:
+def _first(reached: NDArray[np.bool_]) -> Integers:
     """Index of the first True along the last axis; its length where there is none."""
-    return np.where(reached.any(-1), reached.argmax(-1), reached.shape[-1])
+    found: Integers = np.where(reached.any(-1), reached.argmax(-1), reached.shape[-1])
+    return found
 
 
 def _known(scores: Floats, total: int, pool: float) -> Floats:
