@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bitworth.report.figures import interval, limit, number, percent
+from bitworth.report.figures import interval, limit, percent
 from bitworth.statistics import Settlement
 from bitworth.types import Estimand
 
@@ -28,5 +28,5 @@ def settlement_words(task: str, about: Estimand, found: Settlement, min_recovery
         return f"{subject}: {_SAYS['undecided']} {least}; {found.questions:,}{whole} questions, {figure}."
     return (
         f"{subject}: {_SAYS[found.verdict]} {least}, settled after {found.settled_after:,}{whole} questions; {figure}. "
-        f"A wrong verdict has a chance of at most {number(100 * found.error)} %."
+        f"A wrong verdict has a chance of at most {limit(100 * found.error)} %."
     )

@@ -124,7 +124,7 @@ def settle(
     verdict, fell = verdicts(rounds, margin, error) if mean_b > 0 else (np.array(0), np.array(-1))
     return Settlement(
         verdict="holds" if verdict > 0 else "loses" if verdict < 0 else "undecided",
-        recovery_pct=100 * mean_q / mean_b if mean_b > 0 else math.nan,
+        recovery_pct=100 * (mean_q / mean_b) if mean_b > 0 else math.nan,
         bounds_pct=_bounds(rounds, margin, error) if mean_b > 0 else (0.0, math.inf),
         questions=int(counts.sum()),
         settled_after=None if verdict == 0 else int(np.minimum(int(fell), counts).sum()),
