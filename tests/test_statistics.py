@@ -139,7 +139,10 @@ def naive_interval(b: np.ndarray, q: np.ndarray, labels: list[int] | None) -> tu
     marks = list(range(len(b))) if labels is None else labels
     size = len(b) / len(set(marks))
     weight = np.append(np.ones(len(b)), [size, size])
-    b, q = np.append(b, [1, 0]), np.append(q, [0, 1])
+    moved = [sum(q[i] - b[i] for i in range(len(b)) if marks[i] == mark) / size for mark in set(marks)]
+    moved = [1, *(change for change in moved if change)]
+    part = min(1, math.sqrt(sum(change**2 for change in moved) / len(moved)))
+    b, q = np.append(b, [(1 + part) / 2, (1 - part) / 2]), np.append(q, [(1 - part) / 2, (1 + part) / 2])
     marks = [*marks, "lost", "won"]
     n, count = weight.sum(), len(set(marks))
     quantile = 1.959964 if labels is None else stats.t.ppf(0.975, count - 1)

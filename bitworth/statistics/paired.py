@@ -8,7 +8,8 @@ ratios r for which a test of "mean d_r = 0" does not reject. Bootstrapping would
 answers flip (as at 8 bits) resampled data hold no flips at all and its interval collapses; here one flip either way is
 added to the data before the test (the idea of Agresti and Min's adjustment for paired proportions), so that "no flip
 in 50 questions" is not taken for certainty. Where questions share a passage, the clusters are the sample: variances
-are those of cluster sums, the imagined flips are a whole cluster each, and the quantile is Student's.
+are those of cluster sums, the imagined flips are a cluster each, and the quantile is Student's. Where scores are graded
+or clusters change in part, the imagined ones change as the real ones did on average, beside one that changes whole.
 """
 
 from __future__ import annotations
@@ -146,8 +147,8 @@ def _moments(name: str, b: Floats, q: Floats, labels: Labels | None, *, flips: i
         # imagined clusters of average size, one lost and one won: neither model gains, but the difference of the two
         # is never without noise
         size = float(sizes.mean())
-        sums_b = np.append(sums_b, [size, 0.0])
-        sums_q = np.append(sums_q, [0.0, size])
+        high, low = (size / 2 * (1 + way * _change(sums_q - sums_b, size)) for way in (1, -1))
+        sums_b, sums_q = np.append(sums_b, [high, low]), np.append(sums_q, [low, high])
         sizes = np.append(sizes, [size, size])
     n, count = float(sizes.sum()), len(sizes)
     mean_b, mean_q = float(sums_b.sum()) / n, float(sums_q.sum()) / n
@@ -162,6 +163,12 @@ def _moments(name: str, b: Floats, q: Floats, labels: Labels | None, *, flips: i
         cov=scale * float(error_b @ error_q) / n**2,
         freedom=math.inf if labels is None else count - 1,
     )
+
+
+def _change(differences: Floats, size: float) -> float:
+    """How much of a cluster an imagined flip changes: root mean square of what changed, and of one changed whole."""
+    moved = differences[differences != 0] / size
+    return min(1.0, math.sqrt((1 + float(moved @ moved)) / (1 + len(moved))))
 
 
 def _mean(parts: list[_Moments]) -> _Moments:
