@@ -110,12 +110,12 @@ def main() -> None:
 
 def coverage(quick: bool) -> list[Claim]:
     """Right and wrong answers: how often the interval of `paired_recovery` covers the recovery that they came from."""
-    runs, sizes = (200, (100, 1000)) if quick else (2000, (100, 300, 1000, 5000))
+    runs, sizes = (1000, (100, 1000)) if quick else (4000, (100, 300, 1000, 5000))
     table("coverage of 95 % intervals: questions, baseline, recovery, flips expected, ours, separate standard errors")
     rows = []
     for n in sizes:
-        for truth in truths(RECOVERIES[::2] if quick else RECOVERIES):
-            b, q = truth.draw(np.random.default_rng([1, n]), runs, n)
+        for place, truth in enumerate(truths(RECOVERIES[::2] if quick else RECOVERIES)):
+            b, q = truth.draw(np.random.default_rng([1, n, place]), runs, n)
             ours = covered(b, q, truth.recovery)
             peer, wider = separate(b, q, truth.recovery)
             flips = n * truth.flipped
