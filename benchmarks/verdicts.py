@@ -12,14 +12,13 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
-from statistics import NormalDist
 
 import numpy as np
 from claims import Claim, say
 from numpy.typing import NDArray
+from pairs import Draw, Floats, Truth, exact_pool, graded_at_margin, passages, shuffles, truths
 from scipy import stats
 
 from bitworth.ledger import Ledger, revive
@@ -27,63 +26,12 @@ from bitworth.statistics import paired_recovery
 from bitworth.statistics.settling import rounds_of, verdicts
 from bitworth.types import BASELINE, Answer
 
-Floats = NDArray[np.float64]
-Columns = tuple[Floats, Floats]
-Draw = Callable[[np.random.Generator, int], Columns]
-QUANTILE = NormalDist().inv_cdf
-BASES, RECOVERIES, FLIPPED = (0.3, 0.5, 0.7, 0.9), (95.0, 98.0, 100.0), (0.02, 0.05, 0.10, 0.20)
+RECOVERIES = (95.0, 98.0, 100.0)
 MARGIN, ERROR = 0.99, 0.05
 AT_ONCE = 4_000_000
 """Scores simulated at once, to bound memory."""
 FEW_FLIPS = 15
 """Below so many expected flips an interval cannot both be honest about none and cover 95 %; see docs/statistics.md."""
-
-
-@dataclass(frozen=True, slots=True)
-class Truth:
-    """Right and wrong answers: the baseline's score, the recovery in percent, the share of questions that flip."""
-
-    base: float
-    recovery: float
-    flipped: float
-
-    @property
-    def lost(self) -> float:
-        """Share of questions that only the baseline answers right."""
-        return (self.flipped + self.base * (1 - self.recovery / 100)) / 2
-
-    @property
-    def won(self) -> float:
-        """Share of questions that only the quantized model answers right."""
-        return self.flipped - self.lost
-
-    @property
-    def possible(self) -> bool:
-        """Whether there are such pairs."""
-        return self.lost <= self.base and 0 <= self.won <= 1 - self.base
-
-    def draw(self, random: np.random.Generator, *shape: int) -> Columns:
-        """(baseline, quantized) scores."""
-        point = random.random(shape)
-        b = point < self.base
-        q = (point < self.base - self.lost) | (b ^ (point < self.base + self.won))
-        return b.astype(float), q.astype(float)
-
-    def asked(self, rounds: int) -> Draw:
-        """So many questions in a row, for any number of runs."""
-        return lambda random, count: self.draw(random, count, rounds)
-
-    def gap(self, margin: float) -> float:
-        """Mean of q - margin × b."""
-        return self.base * (self.recovery / 100 - margin)
-
-    def planned(self, margin: float, power: float, *, paired: bool) -> float:
-        """Questions of a one-sided test at ERROR with this power, on pairs or on two separate standard errors."""
-        share = self.base * self.recovery / 100
-        variance = margin**2 * self.base * (1 - self.base) + share * (1 - share)
-        if paired:
-            variance -= 2 * margin * (self.base - self.lost - self.base * share)
-        return (QUANTILE(1 - ERROR) + QUANTILE(power)) ** 2 * variance / self.gap(margin) ** 2
 
 
 def main() -> None:
@@ -100,6 +48,8 @@ def main() -> None:
         *questions_saved(arguments.quick),
         *whole_tasks(arguments.quick),
     ]
+    if not arguments.answers:
+        table("real answers: skipped, for no --answers FOLDER was given")
     for folder in arguments.answers:
         claims += real(folder, runs=50 if arguments.quick else 400)
     say(claims, as_json=arguments.json)
@@ -175,22 +125,10 @@ def sparse(runs: int) -> tuple[float, float]:
             method="percentile",
             rng=np.random.default_rng(0),
         ).confidence_interval
-        kept += low <= truth.recovery <= high
+        kept += bool(low <= truth.recovery <= high)
     found = covered(b, q, truth.recovery), 100 * kept / runs
     table(f"2 flips in   100 questions {found[0]:7.1f}, scipy's percentile bootstrap {found[1]:.1f}")
     return found
-
-
-def passages(random: np.random.Generator, runs: int, count: int, size: int) -> tuple[Floats, Floats, list[int]]:
-    """Pairs whose flips come with the passage: it is lost or won for all its questions, half of the time as one."""
-    base, lost, won = 0.6, 0.079, 0.061  # recovers 97 %
-    together = random.random((runs, count, 1)) < 0.5
-    kind = random.random((runs, count, size))
-    kind = np.where(together, kind[..., :1], kind)
-    b = kind < base
-    q = (kind < base - lost) | ((kind >= base) & (kind < base + won))
-    labels = np.repeat(np.arange(count), size)
-    return b.reshape(runs, -1).astype(float), q.reshape(runs, -1).astype(float), labels.tolist()
 
 
 def covered(b: Floats, q: Floats, true_pct: float, labels: list[int] | None = None) -> float:
@@ -198,7 +136,7 @@ def covered(b: Floats, q: Floats, true_pct: float, labels: list[int] | None = No
     found = 0
     for one_b, one_q in zip(b, q, strict=True):
         low, high = paired_recovery(one_b, one_q, min_recovery_pct=99, clusters=labels).ci95_pct
-        found += low - 1e-9 <= true_pct <= high + 1e-9
+        found += bool(low - 1e-9 <= true_pct <= high + 1e-9)
     return 100 * found / len(b)
 
 
@@ -230,7 +168,7 @@ def boundary(quick: bool) -> list[Claim]:
         for truth in truths((100 * MARGIN,))
         if not quick or truth.base in (0.3, 0.9)
     }
-    draws["graded scores"] = lambda random, count: graded_at_margin(random, count, rounds)
+    draws["graded scores"] = lambda random, count: graded_at_margin(random, count, rounds, MARGIN)
     shares = []
     for place, (name, draw) in enumerate(draws.items()):
         found = settled(draw, np.random.default_rng([4, place]), runs, rounds, [math.inf])[0]
@@ -250,13 +188,6 @@ def boundary(quick: bool) -> list[Claim]:
     ]
 
 
-def graded_at_margin(random: np.random.Generator, runs: int, rounds: int) -> Columns:
-    """Graded scores whose means are exactly in the ratio MARGIN."""
-    b = random.beta(2, 2, (runs, rounds))
-    lost = random.random((runs, rounds)) < 1 - MARGIN
-    return b, np.where(lost, 0.0, b)
-
-
 def questions_saved(quick: bool) -> list[Claim]:
     """Questions until the verdict falls, against a comparison of separate standard errors planned with the truth."""
     runs, longest = (60, 4000) if quick else (250, 25000)
@@ -266,18 +197,18 @@ def questions_saved(quick: bool) -> list[Claim]:
     totals = np.zeros(2)
     ratios, wrongs, left_out = [], [], 0
     for place, truth in enumerate(truths((90.0, 95.0, 97.0, 100.0))):
-        if truth.planned(MARGIN, 0.9, paired=True) > longest:
+        if truth.planned(MARGIN, ERROR, 0.9, paired=True) > longest:
             left_out += 1
             continue
-        most = int(3 * truth.planned(MARGIN, 0.9, paired=True)) + 200
+        most = int(3 * truth.planned(MARGIN, ERROR, 0.9, paired=True)) + 200
         random = np.random.default_rng([5, place])
         found, fell = settled(truth.asked(most), random, runs, most, [math.inf])
         side = 1 if truth.gap(MARGIN) > 0 else -1
         right, wrong = float(np.mean(found == side)), float(np.mean(found == -side))
         asked = float(np.where(fell < 0, most, fell).mean())
         power = min(right, 0.99)
-        planned = truth.planned(MARGIN, power, paired=False)
-        paired = truth.planned(MARGIN, power, paired=True)
+        planned = truth.planned(MARGIN, ERROR, power, paired=False)
+        paired = truth.planned(MARGIN, ERROR, power, paired=True)
         totals += asked, planned
         ratios.append(asked / planned)
         wrongs.append(100 * wrong)
@@ -286,7 +217,7 @@ def questions_saved(quick: bool) -> list[Claim]:
             f"{asked:8.0f} {planned:8.0f} {ratios[-1]:6.3f} {asked / paired:6.2f}"
         )
     table(f"{left_out} cells left out: they need more than {longest} pairs even when planned")
-    whole, worst, typical = totals[0] / totals[1], max(ratios), float(np.median(ratios))
+    whole, worst, typical = float(totals[0] / totals[1]), max(ratios), float(np.median(ratios))
     third = 100 * float(np.mean(np.array(ratios) <= 1 / 3))
     wrong = float(np.mean(wrongs))
     return [
@@ -320,17 +251,6 @@ def whole_tasks(quick: bool) -> list[Claim]:
     ]
 
 
-def exact_pool(size: int, recovery: float) -> Columns:
-    """A task of which 60 % are right and 5 % flip, and whose recovery is as near as whole questions allow."""
-    right, flips = round(0.6 * size), round(0.05 * size)
-    fewer = round(right * (1 - recovery / 100))
-    lost = min(flips, (flips + fewer) // 2)
-    won = lost - fewer
-    b = np.repeat([1.0, 1.0, 0.0, 0.0], [right - lost, lost, won, size - right - won])
-    q = np.repeat([1.0, 0.0, 1.0, 0.0], [right - lost, lost, won, size - right - won])
-    return b, q
-
-
 def settled(
     draw: Draw, random: np.random.Generator, runs: int, rounds: int, pools: list[float]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -341,16 +261,6 @@ def settled(
         for start in range(0, runs, step)
     ]
     return np.concatenate([found for found, _ in parts]), np.concatenate([fell for _, fell in parts])
-
-
-def shuffles(b: Floats, q: Floats) -> Draw:
-    """Orders in which these questions may be asked."""
-
-    def draw(random: np.random.Generator, count: int) -> Columns:
-        orders = random.permuted(np.tile(np.arange(len(b)), (count, 1)), axis=1)
-        return b[orders], q[orders]
-
-    return draw
 
 
 # --- real answers ---------------------------------------------------------------------------------------------------
@@ -402,12 +312,6 @@ def answered(folder: Path) -> Iterator[tuple[str, str, Floats, Floats]]:
         before = scores.get((task, BASELINE), {})
         if format != BASELINE and before.keys() == mine.keys() and any(before.values()):
             yield task, format, np.array([before[item] for item in mine]), np.array(list(mine.values()))
-
-
-def truths(recoveries: tuple[float, ...]) -> list[Truth]:
-    """Every combination that is possible."""
-    every = (Truth(base, recovery, flipped) for base in BASES for recovery in recoveries for flipped in FLIPPED)
-    return [truth for truth in every if truth.possible]
 
 
 def table(line: str) -> None:
