@@ -285,7 +285,7 @@ def _evaluation(
     cells: tuple[Cell, ...], results: dict[str, dict[str, Any]], min_recovery: float, baseline: Subject | None
 ) -> dict[str, Any]:
     """The evaluate verb's document."""
-    from bitworth.evaluation import compare
+    from bitworth.evaluation import compare, compare_groups
 
     answers: dict[str, list[Answer]] = {"model": [], "baseline": []}
     document: dict[str, Any] = {"tasks": []}
@@ -301,8 +301,9 @@ def _evaluation(
             document |= asdict(revive(Divergence, result["divergence"]))
     document["peak_rss_mib"] = max(result["peak_rss_mib"] for result in results.values())
     if baseline is not None and answers["model"]:
-        pairs = compare(answers["baseline"], answers["model"], min_recovery_pct=min_recovery, format="model")
-        document["recoveries"] = [asdict(row) for row in pairs]
+        for name, verb in (("recoveries", compare), ("recoveries_by_group", compare_groups)):
+            pairs = verb(answers["baseline"], answers["model"], min_recovery_pct=min_recovery, format="model")
+            document[name] = [asdict(row) for row in pairs]
     return document
 
 

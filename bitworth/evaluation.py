@@ -102,8 +102,8 @@ def compare_groups(
 ) -> list[Recovery]:
     """Recovery of every subject or language (`Answer.group`) of the tasks that have several, named `task/group`.
 
-    Groups on which the baseline scores nothing have no recovery and no row. `p_holm` is adjusted over all rows: of
-    fifty subjects some look bad by chance, and only those that it still calls different are to be believed.
+    Groups whose answers allow no recovery (`unfit_because`) have no row. `p_holm` is adjusted over all rows: of fifty
+    subjects some look bad by chance, and only those that it still calls different are to be believed.
 
     Raises:
         BitworthError: see `compare`.
@@ -113,7 +113,7 @@ def compare_groups(
         groups = {answer.group for answer, _ in pairs if answer.group is not None}
         for group in sorted(groups) if len(groups) > 1 else ():
             chosen = [pair for pair in pairs if pair[0].group == group]
-            if any(answer.score for answer, _ in chosen):
+            if unfit_because([answer for answer, _ in chosen]) is None:
                 rows.append(_recovery(f"{task}/{group}", format, {task: chosen}, min_recovery_pct))
     return _adjusted(rows)
 
@@ -139,6 +139,16 @@ def compare_suites(
             raise BitworthError(f"Suite {suite}: {format} and its baseline did not both answer {absent[0]}.")
         rows.append(_recovery(suite, format, {task: pairs[task] for task in tasks}, min_recovery_pct))
     return _adjusted(rows)
+
+
+def unfit_because(answers: Sequence[Answer]) -> str | None:
+    """Why nothing can be compared with these answers of the baseline to a task; None where something can."""
+    if not any(answer.score for answer in answers):
+        return "The baseline answers none of its questions right."
+    clusters = {answer.cluster for answer in answers}
+    if len(clusters) == 1 and None not in clusters:
+        return "All its questions share one passage, so nothing tells how much passages differ; ask more questions."
+    return None
 
 
 Pairs = list[tuple[Answer, Answer]]

@@ -522,9 +522,9 @@ class Missing:
 class StudyResult:
     """Everything a finished study says: a function of its ledger and its study file alone.
 
-    `recoveries` has a row a task and format, then one a format with task `average`; `evaluated_with` gives the engine
-    behind each format's answers; `finished` is the ISO time of the newest result; `machine` and `settings` are
-    printable provenance.
+    `recoveries` has a row a task and format, then one a format with task `average`; `groups` one a subject or language
+    of a task (`task/group`) and format; `evaluated_with` gives the engine behind each format's answers; `finished` is
+    the ISO time of the newest result; `machine` and `settings` are printable provenance.
     """
 
     name: str
@@ -542,3 +542,4 @@ class StudyResult:
     machine: Mapping[str, str]
     settings: Mapping[str, str]
     finished: str | None
+    groups: tuple[Recovery, ...] = ()
