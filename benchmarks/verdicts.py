@@ -31,7 +31,7 @@ MARGIN, ERROR = 0.99, 0.05
 AT_ONCE = 4_000_000
 """Scores simulated at once, to bound memory."""
 FEW_FLIPS = 15
-"""Below so many expected flips an interval cannot both be honest about none and cover 95 %; see docs/statistics.md."""
+"""Cells with fewer expected flips are counted apart: there the interval is too wide; see docs/statistics.md."""
 
 
 def main() -> None:
