@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 from bitworth.benchmarking import cost_of
 from bitworth.errors import WorkFailed
-from bitworth.evaluation import compare
+from bitworth.evaluation import compare, compare_groups, unfit_because
 from bitworth.hardware import LOCAL
 from bitworth.ledger import Ledger, revive
 from bitworth.recommendation import recommend
@@ -66,6 +65,7 @@ def assemble(root: Path, changed: Mapping[str, float] | None = None) -> StudyRes
         machine=next((dict(r["machine"]) for c, r in reversed(results) if r is not None), {}),
         settings=settings_of(study),
         finished=ledger.finished(cells),
+        groups=groups_of(results, least.min_recovery_pct),
     )
 
 
@@ -74,17 +74,11 @@ def recoveries_of(results: Results, least_pct: float) -> tuple[tuple[Recovery, .
 
     A format that lacks a task the baseline has gets no `average`: it would be over other tasks than the rest.
     """
-    answers: dict[str, dict[str, list[Answer]]] = {}
-    for cell, result in _done(results, "evaluate"):
-        rows = [revive(Answer, row) for row in result["answers"]]
-        answers.setdefault(cell.format, {})[cell.inputs["task"]["name"]] = rows
+    answers = _answers(results)
     baseline = answers.pop(BASELINE, {})
-    unfit = [
-        Missing(title=f"recovery on {task}", cause="The baseline answers none of its questions right.")
-        for task, rows in baseline.items()
-        if not fmean(answer.score for answer in rows)
-    ]
-    usable = {task: rows for task, rows in baseline.items() if any(answer.score for answer in rows)}
+    causes = {task: unfit_because(rows) for task, rows in baseline.items()}
+    unfit = [Missing(title=f"recovery on {task}", cause=cause) for task, cause in causes.items() if cause is not None]
+    usable = {task: rows for task, rows in baseline.items() if causes[task] is None}
     found: list[Recovery] = []
     for format, tasks in answers.items():
         common = [task for task in usable if task in tasks]
@@ -94,6 +88,19 @@ def recoveries_of(results: Results, least_pct: float) -> tuple[tuple[Recovery, .
             whole = len(common) == len(usable)
             found += [row for row in compared if whole or row.task != AVERAGE]
     return tuple(found), unfit
+
+
+def groups_of(results: Results, least_pct: float) -> tuple[Recovery, ...]:
+    """Recoveries of every subject or language of the tasks that tell them apart, by format, then in order of names."""
+    answers = _answers(results)
+    baseline = answers.pop(BASELINE, {})
+    found: list[Recovery] = []
+    for format, tasks in answers.items():
+        common = [task for task in baseline if task in tasks]
+        if common:
+            pairs = [[answer for task in common for answer in side[task]] for side in (baseline, tasks)]
+            found += compare_groups(*pairs, min_recovery_pct=least_pct, format=format)
+    return tuple(found)
 
 
 def costs_of(results: Results, hardware: Sequence[Hardware]) -> tuple[QueryCost, ...]:
@@ -149,6 +156,15 @@ def _cost(
 
 def _timed_on(row: Hardware, facts: EngineFacts) -> bool:
     return row.name == LOCAL or row.name.lower() in facts.device.lower()
+
+
+def _answers(results: Results) -> dict[str, dict[str, list[Answer]]]:
+    """Format to task to answers."""
+    answers: dict[str, dict[str, list[Answer]]] = {}
+    for cell, result in _done(results, "evaluate"):
+        rows = [revive(Answer, row) for row in result["answers"]]
+        answers.setdefault(cell.format, {})[cell.inputs["task"]["name"]] = rows
+    return answers
 
 
 def _done(results: Results, kind: str) -> list[tuple[Cell, Mapping[str, Any]]]:

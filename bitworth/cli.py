@@ -16,6 +16,7 @@ from rich.text import Text
 
 import bitworth
 from bitworth.cli_quantize import quantize
+from bitworth.cli_settle import evaluate_until_settled
 from bitworth.console import Json, Quiet, Terminal, guarded
 from bitworth.errors import BitworthError, WorkFailed
 from bitworth.ledger import Ledger, key_of, revive
@@ -117,6 +118,14 @@ def evaluate(
     windows: Annotated[int | None, typer.Option(help="Windows of the text (all).", min=1)] = None,
     against: Annotated[str | None, typer.Option(help="The baseline: adds KL, flips and paired recovery.")] = None,
     min_recovery: Annotated[float, typer.Option(help="Least recovery in percent, for the verdict.", min=0)] = 99.0,
+    until_settled: Annotated[
+        bool,
+        typer.Option("--until-settled", help="Ask both models in batches until the verdict against --min-recovery."),
+    ] = False,
+    about: Annotated[
+        str, typer.Option(help="What is to be settled: the task as it is, or questions like its own (questions).")
+    ] = "task",
+    batch: Annotated[int, typer.Option(help="Questions a task between two looks.", min=1)] = 64,
     out: Annotated[Path | None, typer.Option("--out", help="Keep the answers here; a second run adds to them.")] = None,
     json: Json = False,
     quiet: Quiet = False,
@@ -130,6 +139,13 @@ def evaluate(
     specs = [TaskSpec(name=name, limit=limit, seed=seed, shots=shots) for name in dict.fromkeys(task or [])]
     subject = planning.checkpoint_subject(model, "model", note=terminal.note)
     baseline = planning.checkpoint_subject(against, "baseline", note=terminal.note) if against else None
+    if until_settled:
+        if text is not None:
+            raise BitworthError("--until-settled stops at a verdict on tasks; measure --text in a run of its own.")
+        evaluate_until_settled(
+            terminal, subject, baseline, specs, data=data, min_recovery=min_recovery, about=about, batch=batch, out=out
+        )
+        return
     cells = planning.evaluation_cells(
         subject, baseline, specs, data=data, text=text, window=window, windows=windows, note=terminal.note
     )
@@ -269,7 +285,7 @@ def _evaluation(
     cells: tuple[Cell, ...], results: dict[str, dict[str, Any]], min_recovery: float, baseline: Subject | None
 ) -> dict[str, Any]:
     """The evaluate verb's document."""
-    from bitworth.evaluation import compare
+    from bitworth.evaluation import compare, compare_groups
 
     answers: dict[str, list[Answer]] = {"model": [], "baseline": []}
     document: dict[str, Any] = {"tasks": []}
@@ -285,8 +301,9 @@ def _evaluation(
             document |= asdict(revive(Divergence, result["divergence"]))
     document["peak_rss_mib"] = max(result["peak_rss_mib"] for result in results.values())
     if baseline is not None and answers["model"]:
-        pairs = compare(answers["baseline"], answers["model"], min_recovery_pct=min_recovery, format="model")
-        document["recoveries"] = [asdict(row) for row in pairs]
+        for name, verb in (("recoveries", compare), ("recoveries_by_group", compare_groups)):
+            pairs = verb(answers["baseline"], answers["model"], min_recovery_pct=min_recovery, format="model")
+            document[name] = [asdict(row) for row in pairs]
     return document
 
 

@@ -25,6 +25,7 @@ Source = Literal["measured", "predicted"]
 CellKind = Literal["quantize", "evaluate", "diverge", "benchmark"]
 StreamKind = Literal["own", "shared"]
 Rule = Literal["auto", "always", "never"]
+Estimand = Literal["task", "questions"]
 
 BASELINE = "baseline"
 """The format of the model as it came, which everything is compared with."""
@@ -207,20 +208,27 @@ class TaskSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """One question answered: the score is in [0, 1]; `logprobs` are natural-log sums, one a choice."""
+    """One question answered: the score is in [0, 1]; `logprobs` are natural-log sums, one a choice.
+
+    `group` is the subject or language it belongs to, which reports may tell apart; questions of one `cluster` share a
+    passage, so that their errors are not independent.
+    """
 
     task: str
     item: str
     prediction: str
     score: float
     logprobs: tuple[float, ...] = ()
+    group: str | None = None
+    cluster: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recovery:
     """100 x quantized / baseline over the same questions, its 95 % interval, and whether it reaches the least allowed.
 
-    `task` is a task's name, or `average` for the plain mean over tasks (paper, section 4).
+    `task` is a task's name, or `average` for the plain mean over tasks (paper, section 4). `p_value` is two-sided, of
+    "recovery equals the least allowed"; `p_holm` is the same adjusted for the other rows it was reported with.
     """
 
     task: str
@@ -233,6 +241,8 @@ class Recovery:
     min_recovery_pct: float
     verdict: Verdict
     questions_needed: int | None = None
+    p_value: float | None = None
+    p_holm: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -512,9 +522,9 @@ class Missing:
 class StudyResult:
     """Everything a finished study says: a function of its ledger and its study file alone.
 
-    `recoveries` has a row a task and format, then one a format with task `average`; `evaluated_with` gives the engine
-    behind each format's answers; `finished` is the ISO time of the newest result; `machine` and `settings` are
-    printable provenance.
+    `recoveries` has a row a task and format, then one a format with task `average`; `groups` one a subject or language
+    of a task (`task/group`) and format; `evaluated_with` gives the engine behind each format's answers; `finished` is
+    the ISO time of the newest result; `machine` and `settings` are printable provenance.
     """
 
     name: str
@@ -532,3 +542,4 @@ class StudyResult:
     machine: Mapping[str, str]
     settings: Mapping[str, str]
     finished: str | None
+    groups: tuple[Recovery, ...] = ()

@@ -25,7 +25,7 @@ from rich.console import Console
 from bitworth.errors import WorkFailed
 from bitworth.recommendation import recommend
 from bitworth.report import cost_as_json, result_as_json, summary_rows, write_report
-from bitworth.report.figures import counterpart, interval, number, overlap, percent, seconds, times
+from bitworth.report.figures import chance, counterpart, interval, number, overlap, percent, seconds, times
 from bitworth.report.labels import Anchor, place_labels
 from bitworth.report.marks import marks_of
 from bitworth.report.plots import Point, best, shortened
@@ -170,6 +170,10 @@ def fake_result() -> StudyResult:
             "engine for speed": "torch",
         },
         finished="2026-11-24T17:44:37+00:00",
+        groups=(
+            replace(recovery_of("w8a8-fp", "mmlu/virology", 88.12, 9.4, "loses", None), p_value=0.011, p_holm=0.022),
+            replace(recovery_of("w8a8-fp", "mmlu/law", 77.31, 8.6, "loses", None), p_value=1e-9, p_holm=2e-9),
+        ),
     )
 
 
@@ -297,6 +301,8 @@ def test_every_figure_is_on_the_page(html: str, result: StudyResult) -> None:
         wanted += [row.task, row.format, percent(row.recovery_pct), interval(row.ci95_pct, decimals=1), row.verdict]
         wanted += [percent(100 * row.baseline), percent(100 * row.quantized), f"{row.questions}"]
         wanted += [f"{row.questions_needed:,}"] if row.questions_needed else []
+    for row in result.groups:
+        wanted += [row.task, percent(row.recovery_pct), interval(row.ci95_pct, decimals=1), chance(row.p_holm)]
     for cost in result.costs:
         if cost.unsupported is not None:
             wanted.append(cost.unsupported)
@@ -483,6 +489,7 @@ def test_the_document_is_plain_json_that_reads_back(result: StudyResult, written
         "constraint",
         "recommendations",
         "recoveries",
+        "recoveries_by_group",
         "divergences",
         "costs",
         "checkpoints",

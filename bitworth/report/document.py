@@ -32,6 +32,7 @@ def result_as_json(result: StudyResult) -> Json:
         "constraint": asdict(result.constraint),
         "recommendations": [_recommendation(row, result.costs) for row in result.recommendations],
         "recoveries": [_recovery(row) for row in result.recoveries],
+        "recoveries_by_group": [_recovery(row) for row in result.groups],
         "divergences": {format: _divergence(row) for format, row in result.divergences.items()},
         "costs": [cost_as_json(cost) for cost in result.costs],
         "checkpoints": {format: _checkpoint(row) for format, row in result.checkpoints.items()},
@@ -176,6 +177,8 @@ def _recovery(row: Recovery) -> Json:
         "verdict": row.verdict,
         "questions": row.questions,
         "questions_needed": row.questions_needed,
+        "p_value": row.p_value,
+        "p_holm": row.p_holm,
     }
 
 

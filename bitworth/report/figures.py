@@ -31,6 +31,11 @@ def number(value: float | None, *, digits: int = 3, apart_from: float | None = N
     return f"{round(value, places):,.{decimals}f}"
 
 
+def chance(value: float | None) -> str:
+    """A p-value: two digits, and no more zeros than one can read."""
+    return "< 0.001" if value is not None and value < 0.001 else number(value, digits=2)
+
+
 def percent(value: float | None, *, decimals: int = 1, apart_from: float | None = None) -> str:
     """With its sign, such as `99.2 %`; with more decimals where rounding would hide `apart_from`."""
     if value is None or not math.isfinite(value):

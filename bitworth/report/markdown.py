@@ -5,9 +5,19 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
-from bitworth.report.figures import UNKNOWN, counterpart, hardware_name, interval, number, percent, seconds, times
+from bitworth.report.figures import (
+    UNKNOWN,
+    chance,
+    counterpart,
+    hardware_name,
+    interval,
+    number,
+    percent,
+    seconds,
+    times,
+)
 from bitworth.report.words import constraint_words, headline, moment, scenario_title, shape_words
-from bitworth.types import EngineFacts, QueryCost, Recommendation, StudyResult
+from bitworth.types import EngineFacts, QueryCost, Recommendation, Recovery, StudyResult
 
 _SPECIAL = re.compile(r"([\\`*_{}\[\]<>|#~])")
 
@@ -23,6 +33,7 @@ def render_markdown(result: StudyResult) -> str:
         f"**constraint** {_text('; '.join(constraint_words(result.constraint)))}",
         *_recommendations(result),
         *_recoveries(result),
+        *_groups(result),
         *_divergences(result),
         *_costs(result),
         *_checkpoints(result),
@@ -52,21 +63,34 @@ def _recoveries(result: StudyResult) -> Iterable[str]:
         return
     yield "## Recovery"
     rows = [
-        (
-            row.task,
-            row.format,
-            percent(100 * row.baseline),
-            percent(100 * row.quantized),
-            percent(row.recovery_pct, apart_from=row.min_recovery_pct),
-            interval(row.ci95_pct, decimals=1),
-            f"{row.questions:,}",
-            row.verdict,
-            "" if row.questions_needed is None else f"{row.questions_needed:,}",
-        )
-        for row in result.recoveries
+        (*_kept(row), "" if row.questions_needed is None else f"{row.questions_needed:,}") for row in result.recoveries
     ]
-    titles = ("task", "format", "baseline", "score", "recovery", "95 % interval", "questions", "verdict", "needed")
-    yield _table(titles, rows, text_columns=(0, 1, 7))
+    yield _table(("task", *_KEPT, "needed"), rows, text_columns=(0, 1, 7))
+
+
+def _groups(result: StudyResult) -> Iterable[str]:
+    """Verdicts are each row's own, so the last column tells which of them many rows do not explain."""
+    if not result.groups:
+        return
+    yield "## Recovery by subject or language"
+    rows = [(*_kept(row), chance(row.p_holm)) for row in result.groups]
+    yield _table(("task/group", *_KEPT, "p adjusted for all rows of the format"), rows, text_columns=(0, 1, 7))
+
+
+_KEPT = ("format", "baseline", "score", "recovery", "95 % interval", "questions", "verdict")
+
+
+def _kept(row: Recovery) -> tuple[str, ...]:
+    return (
+        row.task,
+        row.format,
+        percent(100 * row.baseline),
+        percent(100 * row.quantized),
+        percent(row.recovery_pct, apart_from=row.min_recovery_pct),
+        interval(row.ci95_pct, decimals=1),
+        f"{row.questions:,}",
+        row.verdict,
+    )
 
 
 def _divergences(result: StudyResult) -> Iterable[str]:

@@ -28,7 +28,7 @@ def render_page(result: StudyResult) -> str:
     )
     environment.filters |= {
         name: getattr(figures, name)
-        for name in ("number", "percent", "limit", "dollars", "interval", "seconds", "hardware_name")
+        for name in ("number", "chance", "percent", "limit", "dollars", "interval", "seconds", "hardware_name")
     }
     environment.filters |= {"title": scenario_title, "shape": shape_words, "moment": moment}
     measured = [*(cost.format for cost in result.costs), *(row.format for row in result.recoveries)]
@@ -43,6 +43,7 @@ def render_page(result: StudyResult) -> str:
         cards=[_card(row, result.costs) for row in result.recommendations],
         recovery_plots=[(task, Markup(plot)) for task, plot in panels.recovery_plots(result, marks)],
         recovery_groups=_by_task(result.recoveries),
+        subject_groups=_by_task(result.groups),
         scenarios=_scenarios(result, marks),
         footnotes=footnotes,
         mark_of=lambda facts: _letter(footnotes, facts),
