@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 import bitworth
+from bitworth.cli_paper import paper
 from bitworth.cli_quantize import quantize
 from bitworth.console import Json, Quiet, Terminal, guarded
 from bitworth.errors import BitworthError, WorkFailed
@@ -102,6 +103,7 @@ def status(results: Results, json: Json = False) -> None:
 
 
 app.command()(quantize)
+app.command()(paper)
 
 
 @app.command()

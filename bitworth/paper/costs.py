@@ -62,7 +62,11 @@ def place(tables: Tables, row: Row) -> Hardware:
 
 
 def cost(row: Row, use_case: str, table: LoadTable, machine: Hardware, *, timing: float | None = None) -> QueryCost:
-    """What a printed timing costs; `timing` puts another value in its place."""
+    """What a printed timing costs; `timing` puts another value in its place.
+
+    It has no interval and no count of requests, which the paper does not print, and no latency where only a rate is
+    printed.
+    """
     printed = row.figures[use_case + table.timing].value if timing is None else timing
     shape = workloads.use_case(use_case)
     asked = Timing(
@@ -73,12 +77,14 @@ def cost(row: Row, use_case: str, table: LoadTable, machine: Hardware, *, timing
         output_tokens=shape.output_tokens,
     )
     facts = EngineFacts(
-        engine="vLLM, as published",
+        engine="vLLM, published figures",
         kernel=row.format,
         device=f"{machine.count} x {machine.name}",
         versions={"vllm": "0.6.4.post1"},
     )
-    return cost_of(row.format, Measurement(timings=(asked,), facts=facts), shape, table.load, machine)
+    found = cost_of(row.name, Measurement(timings=(asked,), facts=facts), shape, table.load, machine)
+    latency = found.latency_s if table.load.kind == "synchronous" else None
+    return replace(found, ci95_queries_per_usd=None, latency_s=latency, latency_p90_s=None, requests=0)
 
 
 def use_cases(row: Row, suffix: str) -> list[str]:

@@ -167,7 +167,7 @@ def _unborne(statement: Statement) -> Defect:
     given = "; ".join(f"{one.name}: {one.value:.4g}" for one in statement.against)
     return Defect(
         kind="text",
-        says=f"The {statement.where} says that {statement.says}; the tables give {given}.",
+        says=f"{statement.where[0].upper()}{statement.where[1:]} says that {statement.says}; the tables give {given}.",
         evidence=(f"claimed: {low:g} to {high:g}", f"{len(statement.against)} of {len(statement.figures)} figures"),
     )
 

@@ -41,12 +41,12 @@ class Guideline:
     @property
     def agrees(self) -> bool:
         """Whether the winner is of the advised kind."""
-        return self.winner.startswith(self.advised)
+        return self.winner.startswith(self.advised.lower())
 
     @property
     def settled(self) -> bool:
         """Whether the winner stays the winner whatever the rounding hid."""
-        return self.margin_span.low > 0
+        return self.margin_span.low > 1e-9
 
 
 def advised(gpu: str, load: LoadTable) -> str:
@@ -67,7 +67,7 @@ def guidelines(tables: Tables) -> Iterator[Guideline]:
 def _guideline(
     tables: Tables, load: LoadTable, size: str, gpu: str, baseline: Row, others: Sequence[Row]
 ) -> Guideline:
-    found = {row.format: _gain(tables, row, baseline, load) for row in others}
+    found = {row.name: _gain(tables, row, baseline, load) for row in others}
     best, second, *_ = sorted(found, key=lambda format: -found[format][0])
     (first, mine), (next_, theirs) = found[best], found[second]
     return Guideline(

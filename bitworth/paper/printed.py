@@ -17,6 +17,7 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 
 from bitworth.errors import BitworthError
+from bitworth.types import BASELINE
 
 KEYS = ("model", "size", "gpu", "num_gpus", "hardware", "format", "method", "use_case")
 """Columns that say what a row is about; the others hold figures."""
@@ -75,6 +76,11 @@ class Row:
         """`BF16`, `W8A8-FP`, `W8A8-INT` or `W4A16-INT`; or a method of the same column, such as `AWQ`."""
         name = self.keys.get("format") or self.keys.get("method", "")
         return _SHORT.get(name, name)
+
+    @property
+    def name(self) -> str:
+        """The format as studies name it: `baseline`, `w8a8-int`."""
+        return BASELINE if self.format == BASELINE_FORMAT else self.format.lower()
 
     @property
     def gpu(self) -> str:

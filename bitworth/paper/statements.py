@@ -181,9 +181,9 @@ def _rows(table: Table, formats: Sequence[str]) -> list[Row]:
 _CODE = ("humaneval_pass1", "humanevalplus_pass1")
 _SMALL, _LARGE = ("8B", "70B"), ("70B", "405B")
 _ROWS: tuple[tuple[str, str, Span, tuple[int, ...], Measure], ...] = (
-    ("abstract", "W4A16 is the most cost-efficient for synchronous deployment", at_least(1), (5,),
+    ("the abstract", "W4A16 is the most cost-efficient for synchronous deployment", at_least(1), (5,),
      partial(_leads, SYNCHRONOUS, FOUR_BITS, EIGHT_BITS)),
-    ("abstract", "W8A8 dominates in asynchronous deployment", at_least(1), (6,),
+    ("the abstract", "W8A8 dominates in asynchronous deployment", at_least(1), (6,),
      partial(_leads, ASYNCHRONOUS, EIGHT_BITS, FOUR_BITS)),
     ("section 3.2", "AWQ leads GPTQ by 0.23 points on academic benchmarks (8B)", about("0.23"), (1,),
      partial(_gap, "academic_avg", "8B", "AWQ", "W4A16-INT")),
