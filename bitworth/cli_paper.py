@@ -34,7 +34,9 @@ def paper(
     document = review_as_json(found)
     if out is not None:
         document["reports"] = [str(path.resolve()) for path in write_reports(found, out, min_recovery_pct=min_recovery)]
-    terminal.answer(document, lambda: Group(*_parts(found), *(Text(f"Report: {p}") for p in document.get("reports", []))))
+    terminal.answer(
+        document, lambda: Group(*_parts(found), *(Text(f"Report: {p}") for p in document.get("reports", [])))
+    )
 
 
 def _parts(found: Review) -> list[RenderableType]:
@@ -57,10 +59,10 @@ def _tables(found: Review) -> Table:
 
 
 def _guidelines(found: Review) -> Table:
-    table = Table("size", "GPU", "load", "winner", "ahead by", "of", "use cases won", "the paper advises")
+    table = Table("size", "GPU", "load", "winner", "ahead by", "use cases won", "the paper")
     for one in found.guidelines:
         won = ", ".join(f"{name} {count}" for name, count in one.wins.items())
-        ahead = f"{one.margin_pct:.1f} %" + ("" if one.settled else " (rounding could turn it)")
+        ahead = f"{one.margin_pct:.1f} %" + ("" if one.settled else " (or none)")
         advice = one.advised + ("" if one.agrees else ", not so here")
-        table.add_row(one.size, one.gpu, one.load, one.winner, ahead, one.runner_up, won, advice)
+        table.add_row(one.size, one.gpu, one.load, one.winner, ahead, won, advice)
     return table

@@ -1,8 +1,8 @@
 """Where the printed figures contradict each other or the text: found from the figures alone, none is listed by hand.
 
-Contradictions that one cause explains are one defect: a price that all disagreeing cells of a row group imply, two cells
-that agree when exchanged, a cell that its own row refutes. Whatever else involves a cell that is blamed already is
-evidence for that defect, not another one.
+Contradictions that one cause explains are one defect: a price that all disagreeing cells of a group of rows imply, two
+cells that agree when exchanged, a cell that its own row refutes. Whatever else involves a cell that is blamed already
+is evidence for that defect, not another one.
 """
 
 from __future__ import annotations

@@ -64,9 +64,7 @@ def guidelines(tables: Tables) -> Iterator[Guideline]:
                 yield _guideline(tables, load, size, gpu, baseline, others)
 
 
-def _guideline(
-    tables: Tables, load: LoadTable, size: str, gpu: str, baseline: Row, others: Sequence[Row]
-) -> Guideline:
+def _guideline(tables: Tables, load: LoadTable, size: str, gpu: str, baseline: Row, others: Sequence[Row]) -> Guideline:
     found = {row.name: _gain(tables, row, baseline, load) for row in others}
     best, second, *_ = sorted(found, key=lambda format: -found[format][0])
     (first, mine), (next_, theirs) = found[best], found[second]
@@ -79,7 +77,7 @@ def _guideline(
         gains={format: value for format, (value, _) in found.items()},
         margin_pct=100 * (first / next_ - 1),
         margin_span=Span(100 * (mine.low / theirs.high - 1), 100 * (mine.high / theirs.low - 1)),
-        wins=dict(_wins(costs_of(tables, load, [baseline, *others]))),
+        wins=dict(_wins(_costs(tables, load, [baseline, *others]))),
         advised=advised(gpu, load),
     )
 
@@ -93,13 +91,9 @@ def _gain(tables: Tables, row: Row, baseline: Row, load: LoadTable) -> tuple[flo
     return min(max(value, span.low), span.high), span
 
 
-def costs_of(tables: Tables, load: LoadTable, rows: Sequence[Row]) -> list[QueryCost]:
+def _costs(tables: Tables, load: LoadTable, rows: Sequence[Row]) -> list[QueryCost]:
     """Every timing of the rows as a cost of the project's, use case by use case."""
-    return [
-        cost(row, name, load, place(tables, row))
-        for row in rows
-        for name in use_cases(row, load.timing)
-    ]
+    return [cost(row, name, load, place(tables, row)) for row in rows for name in use_cases(row, load.timing)]
 
 
 def _wins(costs: Sequence[QueryCost]) -> Counter[str]:

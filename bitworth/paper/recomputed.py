@@ -145,7 +145,10 @@ def _gains(tables: Tables, load: LoadTable) -> Iterator[Check]:
             continue
         timed = "latencies" if load.load.kind == "synchronous" else "queries a second"
         for words, (value, span) in (
-            (f"mean over use cases of the ratio of queries per dollar, from {timed}", gain(tables, row, baseline, load)),
+            (
+                f"mean over use cases of the ratio of queries per dollar, from {timed}",
+                gain(tables, row, baseline, load),
+            ),
             ("mean over use cases of the ratio of queries per dollar as printed", printed_gain(row, baseline)),
         ):
             yield Check(

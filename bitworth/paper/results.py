@@ -2,17 +2,18 @@
 
 Accuracy is Leaderboard V1 (Table 2), whose scores are shares of questions. The paper prints no answers, so questions
 cannot be paired: intervals are those of two models that answer independently, which are wider than paired ones. Timings
-are those of Tables 5 and 6, priced by Table 9.
+are those of Tables 5 and 6, priced by Table 9, less those that are out of line.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from statistics import fmean
 
-from bitworth.paper.costs import LOADS, place
-from bitworth.paper.defects import Defect
-from bitworth.paper.guidelines import costs_of
+from bitworth import workloads
+from bitworth.benchmarking import cost_of
+from bitworth.paper.costs import LOADS, LoadTable, cost, place, use_cases
+from bitworth.paper.defects import Defect, Key
 from bitworth.paper.printed import BASELINE_FORMAT, Row, Tables
 from bitworth.paper.recomputed import V1_TASKS
 from bitworth.recommendation import recommend
@@ -40,7 +41,7 @@ def result_of(tables: Tables, size: str, *, min_recovery_pct: float, defects: Se
     """What the tables say of one size; the defects that touch it stand in the result's settings."""
     constraint = Constraint(min_recovery_pct=min_recovery_pct)
     recoveries = tuple(recoveries_of(tables, size, min_recovery_pct))
-    costs, hardware = _costs(tables, size)
+    costs, hardware = _costs(tables, size, {key for one in defects if one.kind == "out of line" for key in one.cells})
     formats = dict.fromkeys([BASELINE, *(row.format for row in recoveries), *(cost.format for cost in costs)])
     return StudyResult(
         name=f"Llama-3.1-{size}-Instruct, as published",
@@ -108,14 +109,23 @@ def _recovery(
     )
 
 
-def _costs(tables: Tables, size: str) -> tuple[tuple[QueryCost, ...], tuple[Hardware, ...]]:
+def _costs(tables: Tables, size: str, doubtful: Collection[Key]) -> tuple[tuple[QueryCost, ...], tuple[Hardware, ...]]:
+    """Costs and the hardware they are on; a doubtful timing decides nothing."""
     costs: list[QueryCost] = []
     machines: dict[tuple[str, int], Hardware] = {}
     for load in LOADS:
         rows = [row for row in tables[load.number].rows if row.size == size] if load.number in tables else []
-        costs += costs_of(tables, load, rows)
-        machines |= {(row.gpu, row.count): place(tables, row) for row in rows}
+        for row in rows:
+            machine = machines.setdefault((row.gpu, row.count), place(tables, row))
+            for name in use_cases(row, load.timing):
+                known = (load.number, row.label, name + load.timing) not in doubtful
+                costs.append(cost(row, name, load, machine) if known else _without(row, name, load, machine))
     return tuple(costs), tuple(machines.values())
+
+
+def _without(row: Row, use_case: str, load: LoadTable, machine: Hardware) -> QueryCost:
+    why = f"its printed figure ({row.figures[use_case + load.timing].value:g}) is out of line with the other rows"
+    return cost_of(row.name, None, workloads.use_case(use_case), load.load, machine, unsupported=why)
 
 
 def _settings(size: str, defects: Sequence[Defect]) -> dict[str, str]:

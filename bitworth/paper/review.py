@@ -1,4 +1,4 @@
-"""The verb `review`: all that the published tables say again, where they contradict themselves, and what they advise."""
+"""The verb `review`: what the published tables give when computed again, where they disagree, what they advise."""
 
 from __future__ import annotations
 
@@ -53,8 +53,7 @@ def write_reports(found: Review, folder: Path, *, min_recovery_pct: float) -> li
         WorkFailed: the folder cannot be written.
     """
     results = {
-        size: result_of(found.tables, size, min_recovery_pct=min_recovery_pct, defects=found.defects)
-        for size in MODELS
+        size: result_of(found.tables, size, min_recovery_pct=min_recovery_pct, defects=found.defects) for size in MODELS
     }
     return [write_report(result, folder / f"llama-3.1-{size.lower()}") for size, result in results.items()]
 
