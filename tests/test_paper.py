@@ -234,10 +234,10 @@ def _timings(source: np.random.Generator, noise: float, *, synchronous: bool) ->
     rows = []
     for size, gpu, count in GROUPS:
         usd = price(PUBLISHED, gpu, count)
-        base = work * source.uniform(0.3, 3) * np.exp(noise * source.standard_normal(7))
+        base = work * source.uniform(0.3, 3) * np.exp(noise * source.uniform(-1, 1, 7))
         for format in FORMATS:
             speed = 1 if format == "BF16" else source.uniform(1.1, 3)
-            seconds = base if format == "BF16" else base / speed * np.exp(noise * source.standard_normal(7))
+            seconds = base if format == "BF16" else base / speed * np.exp(noise * source.uniform(-1, 1, 7))
             rate = 1 / seconds if synchronous else 30 / seconds
             gain = "NA" if format == "BF16" else f"{np.mean(base / seconds):.2f}"
             place = {"gpu": gpu, "num_gpus": str(count)} if synchronous else {"hardware": f"{count}x{gpu}"}
