@@ -6,7 +6,9 @@ import csv
 import hashlib
 import io
 import json
-import shutil
+import subprocess
+import sys
+import time
 from collections import Counter
 from collections.abc import Callable
 from fractions import Fraction
@@ -18,7 +20,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bitworth import workloads
+from bitworth import cli, workloads
 from bitworth.errors import BitworthError
 from bitworth.hardware import hardware
 from bitworth.paper.costs import LOADS, SYNCHRONOUS, price
@@ -420,4 +422,21 @@ def test_reports_are_written_the_same_twice(tmp_path: Path) -> None:
     assert [page.parent.name for page in pages[0]] == ["llama-3.1-8b", "llama-3.1-70b", "llama-3.1-405b"]
     digests = [[hashlib.sha256(page.read_bytes()).hexdigest() for page in each] for each in pages]
     assert digests[0] == digests[1]
-    shutil.rmtree(tmp_path / "one")
+
+
+def test_the_verb_prints_one_document_in_time() -> None:
+    began = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-m", "bitworth", "paper", "--json"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert time.monotonic() - began < 10
+    document = json.loads(done.stdout)
+    assert {one["kind"] for one in document["defects"]} >= {"price", "swapped", "arithmetic", "differs", "text"}
+
+
+def test_the_verb_for_people(capsys: pytest.CaptureFixture[str]) -> None:
+    cli.app(["paper"], standalone_mode=False)
+    shown = capsys.readouterr().out
+    assert "532 of 555 derived figures agree" in shown
+    assert "15 defects" in shown
