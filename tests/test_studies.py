@@ -61,7 +61,7 @@ def test_the_paper_s_grid_is_the_printed_one(path: Path) -> None:
     for machine in study.hardware_values():
         assert machine.usd_per_hour == pytest.approx(price(tables, machine.name, machine.count))
     assert {entry.name for entry in study.formats} == {BASELINE, "w8a8-fp", "w8a8-int", "w4a16-int"}
-    assert [case.name for case in study.use_case_values()] == list(workloads.NAMES)
+    assert [entry.name for entry in study.use_cases] == list(workloads.NAMES)
     assert {load.kind for load in study.load_values()} == {"synchronous", "throughput"}
 
 

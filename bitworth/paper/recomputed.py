@@ -95,7 +95,7 @@ def _means(tables: Tables) -> Iterator[Check]:
 def _recoveries(tables: Tables) -> Iterator[Check]:
     for rule, table, row in _rows(tables, _RECOVERIES):
         baseline = table.baseline(row)
-        if baseline is None:
+        if baseline is None or not _has(baseline, rule.of):
             continue
         words = f"100 x mean of {', '.join(rule.of)} / that of {baseline.label}"
         cells = _cells(row, rule.of), _cells(baseline, rule.of)
@@ -113,6 +113,8 @@ def _task_recoveries(tables: Tables) -> Iterator[Check]:
             if source is None or baseline is None:
                 continue
             for column, score in columns.items():
+                if column not in row.figures or not (_has(source, (score,)) and _has(baseline, (score,))):
+                    continue
                 words = f"100 x {score} of {tables[scores].title}, {row.label} / {baseline.label}"
                 cells = _cells(source, (score,)), _cells(baseline, (score,))
                 yield _check(tables[number], row, column, words, _recovery, *cells)
@@ -196,8 +198,12 @@ def _recovery(values: Sequence[float]) -> float:
 def _rows(tables: Tables, rules: Sequence[_Mean]) -> Iterator[tuple[_Mean, Table, Row]]:
     for rule in rules:
         for row in tables[rule.table].rows if rule.table in tables else ():
-            if all(name in row.figures for name in (rule.column, *rule.of)):
+            if _has(row, (rule.column, *rule.of)):
                 yield rule, tables[rule.table], row
+
+
+def _has(row: Row, columns: Sequence[str]) -> bool:
+    return all(name in row.figures for name in columns)
 
 
 def _cells(row: Row, columns: Sequence[str]) -> tuple[Printed, ...]:

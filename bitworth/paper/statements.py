@@ -93,7 +93,8 @@ def _scored_above(least: float, formats: Sequence[str], tables: Tables) -> Itera
         baseline = tables[3].row(row.size, BASELINE_FORMAT)
         for column in V2_LONG if baseline is not None else ():
             assert baseline is not None
-            if column in row.figures and baseline.figures[V2_RECOVERIES[column]].value > least:
+            score = baseline.figures.get(V2_RECOVERIES[column])
+            if column in row.figures and score is not None and score.value > least:
                 yield _plain(f"{row.label}, {column}", row.figures[column])
 
 
@@ -112,7 +113,7 @@ def _ratios(table: int, columns: Sequence[str], formats: Sequence[str], tables: 
 def _gap(column: str, size: str, ahead: str, behind: str, tables: Tables) -> Iterator[Figure]:
     """How far one method is ahead of another in Table 1."""
     first, second = tables[1].row(size, ahead), tables[1].row(size, behind)
-    if first is not None and second is not None:
+    if first is not None and second is not None and column in first.figures and column in second.figures:
         mine, theirs = first.figures[column], second.figures[column]
         span = Span(mine.span.low - theirs.span.high, mine.span.high - theirs.span.low)
         yield Figure(name=f"{size}: {ahead} over {behind}", value=mine.value - theirs.value, span=span)
@@ -151,7 +152,7 @@ def _leads(load: LoadTable, ahead: Sequence[str], behind: Sequence[str], tables:
 
 
 def _similarity(metric: str, sizes: Sequence[str], tables: Tables) -> list[Figure]:
-    rows = [row for row in tables[0].rows if row.size in sizes]
+    rows = [row for row in tables[0].rows if row.size in sizes and metric in row.figures]
     return _mean(metric, [_plain(row.label, row.figures[metric]) for row in rows])
 
 
