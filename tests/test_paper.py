@@ -448,7 +448,7 @@ def test_tables_may_lack_columns() -> None:
     scores = {number: table for number, table in PUBLISHED.items() if number not in (5, 6, 9)}
     whole = {(check.table, check.row, check.column): check for check in checks(scores)}
     for number, table in scores.items():
-        for column in table.columns[::2]:
+        for column in (table.columns[0], table.columns[-1]):
             rows = tuple(
                 replace(row, figures={name: cell for name, cell in row.figures.items() if name != column})
                 for row in table.rows
