@@ -135,7 +135,7 @@ class WeightReader:
         self._layout = schemes.layout_of(self.scheme) if self.scheme else None
         scaled = [name.removesuffix("_scale") for name in reader.names if name.endswith(".weight_scale")]
         self.quantized = frozenset(name.removesuffix(".weight") for name in scaled)
-        parts = {f"{layer}.{part}" for layer in self.quantized for part in (*_PARTS, _INPUT_SCALE)}
+        parts = {f"{layer}.{part}" for layer in self.quantized for part in (*_PARTS, *_INPUT_SCALES)}
         cached = self.scheme is not None and self.scheme.kv_cache is not None
         scales = {name for name in reader.names if cached and name.endswith((".k_scale", ".v_scale"))}
         self.cache_scales = {name: reader.get(name) for name in sorted(scales)}
@@ -151,10 +151,10 @@ class WeightReader:
             return codes * scale[:, self._reader.get(f"{layer}.weight_g_idx").long()]
         return from_codes(codes, scale)
 
-    def input_divisor(self, layer: str) -> Tensor | None:
-        """The global scale of a layer's inputs, shape (1,), where the format has one."""
-        name = f"{layer}.{_INPUT_SCALE}"
-        return self._reader.get(name) if name in self._reader.names else None
+    def input_scale(self, layer: str) -> Tensor | None:
+        """The stored scale of a layer's inputs, shape (1,), where the format has one: static, or FP4's global one."""
+        names = (f"{layer}.{part}" for part in _INPUT_SCALES)
+        return next((self._reader.get(name) for name in names if name in self._reader.names), None)
 
     def codes(self, layer: str) -> tuple[Tensor, Tensor]:
         """A quantized layer's codes (out, in) and scales (out, groups), float32."""
@@ -164,4 +164,4 @@ class WeightReader:
 
 
 _PARTS = ("weight", "weight_packed", "weight_scale", "weight_global_scale", "weight_shape", "weight_g_idx")
-_INPUT_SCALE = "input_global_scale"
+_INPUT_SCALES = ("input_global_scale", "input_scale")

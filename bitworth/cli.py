@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import tempfile
 import time
@@ -15,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 import bitworth
+from bitworth.cli_paper import paper
 from bitworth.cli_quantize import quantize
 from bitworth.cli_settle import evaluate_until_settled
 from bitworth.console import Json, Quiet, Terminal, guarded
@@ -103,6 +105,7 @@ def status(results: Results, json: Json = False) -> None:
 
 
 app.command()(quantize)
+app.command()(paper)
 
 
 @app.command()
@@ -314,8 +317,11 @@ def _plan_table(rows: list[dict[str, Any]], left: list[dict[str, Any]], total: d
     table = Table("cell", "kind", "state", "about")
     for row in rows:
         table.add_row(row["title"], row["kind"], row["state"], "" if row["state"] == "done" else _time(row["seconds"]))
+    count = f"{len(left)} of {len(rows)} to do"
+    if math.isnan(total["seconds"]):
+        return Group(table, Text(f"{count}; how long it takes is known once the model is on this machine."))
     size = f"{total['bytes'] / 2**20:,.0f} MiB"
-    return Group(table, Text(f"{len(left)} of {len(rows)} to do: about {_time(total['seconds'])}, {size} of disk."))
+    return Group(table, Text(f"{count}: about {_time(total['seconds'])}, {size} of disk."))
 
 
 def _status_table(document: dict[str, Any]) -> RenderableType:
@@ -361,6 +367,8 @@ def _pairs_table(title: str, document: dict[str, Any]) -> RenderableType:
 
 
 def _time(seconds: float) -> str:
+    if math.isnan(seconds):
+        return ""
     return (
         f"{seconds:.0f} s"
         if seconds < 90

@@ -6,6 +6,7 @@ measures; meant to tell minutes from hours. Cells that start a server stray furt
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -43,11 +44,14 @@ class Estimate:
     """Seconds of work and bytes left on disk."""
 
     seconds: float
-    bytes: int = 0
+    bytes: float = 0
+
+
+_UNKNOWN = Estimate(seconds=math.nan, bytes=math.nan)
 
 
 def estimates(cells: Sequence[Cell]) -> dict[str, Estimate]:
-    """Each cell's estimate by its key."""
+    """Each cell's estimate by its key; not a number where the model is not on this machine."""
     rates = probe()
     sizes: dict[str, Size] = {}
     found = {}
@@ -56,7 +60,8 @@ def estimates(cells: Sequence[Cell]) -> dict[str, Estimate]:
         if Path(base).is_absolute() and base not in sizes:
             sizes[base] = size_of(Path(base))
         # checkpoints that are still to be made have the shape of the model they are made from
-        found[key_of(cell)] = _estimate(cell, sizes.get(base) or next(iter(sizes.values())), rates)
+        size = sizes.get(base) or next(iter(sizes.values()), None)
+        found[key_of(cell)] = _estimate(cell, size, rates) if size is not None else _UNKNOWN
     return found
 
 

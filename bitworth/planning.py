@@ -44,21 +44,24 @@ class Subject:
     needs: tuple[str, ...] = ()
 
 
-def plan_cells(study: Study, *, note: Note = silent) -> tuple[Cell, ...]:
+def plan_cells(study: Study, *, by_name: bool = False, note: Note = silent) -> tuple[Cell, ...]:
     """The study's cells: each format's quantization, answers and divergence together, then all timings.
 
-    Sources that names stand for are fetched first, since what they hold is part of the keys.
+    Sources that names stand for are fetched first, since what they hold is part of the keys; `by_name` puts the hub's
+    names in their place and fetches nothing from it, for a list of cells whose keys nothing will be kept under.
 
     Raises:
         BitworthError: the model, a text or benchmark rows cannot be had.
     """
-    model = sources.resolve_model(study.model, note=note)
-    identity = fingerprint.of_model(model, sources.cache_folder())
-    baseline = Subject(format=BASELINE, identity=identity, path=str(model.resolve()))
-    made = [quantize_cell(baseline, recipe, study, note=note) for recipe in study.recipes().values() if recipe]
+    baseline = _named(study.model) if by_name else checkpoint_subject(study.model, BASELINE, note=note)
+    made = [
+        quantize_cell(baseline, recipe, study, by_name=by_name, note=note)
+        for recipe in study.recipes().values()
+        if recipe
+    ]
     subjects = [baseline, *(subject_of(cell) for cell in made)]
     by_format = {cell.format: cell for cell in made}
-    asked = evaluation_inputs(study.task_specs(), study.data, note=note)
+    asked = evaluation_inputs(study.task_specs(), study.data, by_name=by_name, note=note)
     cells: list[Cell] = []
     for subject in subjects:
         if subject.format in by_format:
@@ -75,12 +78,19 @@ def plan_cells(study: Study, *, note: Note = silent) -> tuple[Cell, ...]:
     return tuple(cells)
 
 
+def _named(model: str) -> Subject:
+    """A model of the hub that is not here, by its name."""
+    return Subject(format=BASELINE, identity=f"not fetched: {model}", path=model)
+
+
 def subject_of(cell: Cell) -> Subject:
     """The checkpoint that a quantize cell makes."""
     return Subject(format=cell.format, identity=key_of(cell), path=cell.where["out"], needs=(key_of(cell),))
 
 
-def quantize_cell(baseline: Subject, recipe: Recipe, study: Study, *, note: Note = silent) -> Cell:
+def quantize_cell(
+    baseline: Subject, recipe: Recipe, study: Study, *, by_name: bool = False, note: Note = silent
+) -> Cell:
     """One recipe over the study's model."""
     inputs: dict[str, Any] = {
         "model": baseline.identity,
@@ -91,14 +101,15 @@ def quantize_cell(baseline: Subject, recipe: Recipe, study: Study, *, note: Note
     }
     where = {"model": baseline.path}
     if recipe.needs_calibration:
-        inputs["calibration"], places = calibration_inputs(study.calibration_spec(), baseline.identity, note=note)
+        spec = study.calibration_spec()
+        inputs["calibration"], places = calibration_inputs(spec, baseline.identity, by_name=by_name, note=note)
         where |= places
     cell = Cell(kind="quantize", title=f"quantize {recipe.name}", format=recipe.name, inputs=inputs, where=where)
     return Cell(**{**_fields(cell), "where": {**where, "out": f"checkpoints/{recipe.name}-{key_of(cell)[:8]}"}})
 
 
 def calibration_inputs(
-    spec: Calibration, model_identity: str, *, note: Note = silent
+    spec: Calibration, model_identity: str, *, by_name: bool = False, note: Note = silent
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """A calibration's part of a cell's inputs, and of its `where`: everything that could change its tokens.
 
@@ -109,19 +120,23 @@ def calibration_inputs(
         BitworthError: a source cannot be had.
     """
     rows, where = [], {}
-    for index, (asked, found) in enumerate(
-        zip(spec.mix, sources.resolve_calibration(spec, note=note).mix, strict=True)
-    ):
+    for index, asked in enumerate(spec.mix):
+        hub = asked.source if asked.source.startswith("hub:") else None
+        if by_name and hub is not None:
+            found = asked
+        else:
+            (found,) = sources.resolve_calibration(replace(spec, source=None, sources=(asked,)), note=note).mix
         where[f"calibration.{index}"] = found.source
         where[f"calibration.{index}.name"] = found.name or asked.source
         if asked.source == RANDOM_TOKENS:
             content = RANDOM_TOKENS
         elif asked.source == OWN_TEXT:
             content = f"{OWN_TEXT} {model_identity}"
+        elif found is asked:
+            content = f"not fetched: {hub}"
         else:
             path = Path(found.source)
             content = f"{fingerprint.of_file(path)}{path.suffix if path.suffix == '.jsonl' else ''}"
-        hub = asked.source if asked.source.startswith("hub:") else None
         rows.append({"content": content, "hub": hub, "weight": asked.weight})
     return {**asdict(replace(spec, source=None, sources=())), "sources": rows}, where
 
@@ -143,11 +158,13 @@ def calibration_of(cell: Cell) -> Calibration | None:
 
 
 def evaluation_inputs(
-    specs: list[TaskSpec], data: str | None, *, note: Note = silent
+    specs: list[TaskSpec], data: str | None, *, by_name: bool = False, note: Note = silent
 ) -> list[tuple[TaskSpec, Path | None, str]]:
     """Each task with the folder of its rows (None: the hub) and their fingerprint."""
     if not specs:
         return []
+    if by_name and data is None:
+        return [(spec, None, f"not fetched: {spec.name}") for spec in specs]
     folder = sources.resolve_data(data, note=note)
     return [(spec, folder, tasks.data_fingerprint(spec.name, folder)) for spec in specs]
 

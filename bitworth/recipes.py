@@ -16,6 +16,11 @@ _ROWS: dict[str, tuple[str, Rtn | Gptq, tuple[SmoothQuant | Awq, ...]]] = {
     "w8a8-int-rtn": ("w8a8-int", Rtn(), ()),
     "w8a8-int-gptq": ("w8a8-int", Gptq(clip=_OURS, ordering="weight"), ()),
     "w8a8-int-smoothquant-gptq": ("w8a8-int", Gptq(), (SmoothQuant(strength=0.5),)),
+    # one scale a layer's input from calibration; SmoothQuant is for such scales, which outliers coarsen most
+    "w8a8-fp-static": ("w8a8-fp-static", Rtn(), ()),
+    "w8a8-int-static-rtn": ("w8a8-int-static", Rtn(), ()),
+    "w8a8-int-static-gptq": ("w8a8-int-static", Gptq(clip=_OURS, ordering="weight"), ()),
+    "w8a8-int-static-smoothquant-gptq": ("w8a8-int-static", Gptq(), (SmoothQuant(strength=0.5),)),
     "w4a16-int-rtn": ("w4a16-int", Rtn(), ()),
     # AWQ's scaling first and two sweeps of refinement after: each loses less, on the calibration's kind of text and on
     # web text alike (docs/LOG.md)

@@ -240,7 +240,8 @@ def _saving(scene: _Scene, choice: Option) -> str:
         return f"Deploy {name}: it answers {rate}; the baseline has no figure there to compare with."
     ratio, bounds = found
     between = f" ({interval(bounds)})" if bounds else ""
-    return f"Deploy {name}: it answers {rate}, {number(ratio)} times as many as the baseline{between}."
+    elsewhere = "" if other is None or other.count == choice.cost.count else f" on {hardware_name(other)}"
+    return f"Deploy {name}: it answers {rate}, {number(ratio)} times as many as the baseline{elsewhere}{between}."
 
 
 def _accuracy(scene: _Scene, choice: Option) -> str:

@@ -14,7 +14,7 @@ from bitworth.execute.local import LocalExecutor
 from bitworth.ledger import Ledger, key_of
 from bitworth.planning import check_engine, plan_cells
 from bitworth.report import write_report
-from bitworth.sources import Note, silent
+from bitworth.sources import Note, is_elsewhere, silent
 from bitworth.study import Study, load_study
 from bitworth.types import Cell, StudyResult
 from bitworth.work import work
@@ -105,10 +105,16 @@ def session(study: Study | Path | str, out: Path | str, *, note: Note = silent) 
 def plan(study: Study | Path | str, out: Path | str, *, note: Note = silent) -> list[Planned]:
     """The study's cells, and which of them the results folder has already.
 
+    A model of the hub that is not on this machine is not fetched to be planned: its cells are listed by name.
+
     Raises:
         BitworthError: the study or its sources will not do.
     """
-    return standing(Ledger(Path(out)), plan_cells(_study(study), note=note))
+    checked = _study(study)
+    by_name = is_elsewhere(checked.model)
+    if by_name:
+        note(f"{checked.model} is not on this machine, so its cells are listed by name; `run` fetches it")
+    return standing(Ledger(Path(out)), plan_cells(checked, by_name=by_name, note=note))
 
 
 def standing(ledger: Ledger, cells: Iterable[Cell]) -> list[Planned]:

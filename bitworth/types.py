@@ -75,7 +75,9 @@ class Scheme:
     @property
     def has_static_scales(self) -> bool:
         """True when the checkpoint holds scales of activations, keys or values, which only data can give."""
-        return self.kv_cache is not None or (self.activation is not None and self.activation.scales == "e4m3")
+        activation = self.activation
+        stored = activation is not None and (activation.scales == "e4m3" or not activation.dynamic)
+        return self.kv_cache is not None or stored
 
     @property
     def title(self) -> str:

@@ -76,6 +76,7 @@ VERBS = {
     },
     "recommend": {"--min-recovery", "--max-latency", "--max-first-token", "--max-usd-per-1k", "--json"},
     "report": {"--json"},
+    "paper": {"--out", "--min-recovery", "--json", "--quiet"},
 }
 
 Run = Callable[..., tuple[int, str, str]]

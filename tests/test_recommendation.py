@@ -353,9 +353,16 @@ def test_several_devices_are_named() -> None:
     rows = [cost("baseline", 100.0), cost("a", 90.0, hardware="A100"), cost("a", 160.0, count=2)]
     found = only(rows, MEASURED)
     assert found.why.startswith(
-        "Deploy a on 2 × H100: it answers 160 queries per dollar; the baseline has no figure there"
+        "Deploy a on 2 × H100: it answers 160 queries per dollar, 1.60 times as many as the baseline on H100 ("
     )
     assert "The runner-up, the baseline on H100," in found.why
+
+
+def test_a_baseline_on_other_devices_is_not_compared() -> None:
+    rows = [cost("baseline", 100.0), cost("a", 160.0, hardware="A100")]
+    assert only(rows, MEASURED).why.startswith(
+        "Deploy a on A100: it answers 160 queries per dollar; the baseline has no figure there"
+    )
 
 
 def test_nothing_feasible_but_a_contender() -> None:

@@ -18,6 +18,8 @@ from bitworth.types import Grid, Scheme
 PRESETS = {
     "w8a8-fp": "FP8_DYNAMIC",
     "w8a8-int": "W8A8",
+    "w8a8-fp-static": "FP8_DYNAMIC",  # the weights are the same
+    "w8a8-int-static": "W8A8",
     "w4a16-int": "W4A16",
     "w4a8-fp": "W4AFP8",
     "w4a8-int": "W4A8",
@@ -43,6 +45,9 @@ def preset_of(name: str) -> Any:
     from compressed_tensors.quantization.quant_scheme import preset_name_to_scheme
 
     preset = preset_name_to_scheme(PRESETS[name], ["Linear"])
+    if name.endswith("-static"):  # static inputs are only in a preset with weights by tensor
+        static = preset_name_to_scheme("FP8", ["Linear"]).input_activations
+        preset.input_activations = static.model_copy(update={"type": preset.weights.type})
     if preset.weights.group_size == 128:
         preset.weights.group_size = 32
     return preset

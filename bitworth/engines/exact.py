@@ -4,9 +4,10 @@ Weights are dequantized once, when they are read. Activations are quantized toke
 layer, as vLLM's kernels do: INT8 with scale max|x| / 127, round half to even; FP8 with scale max|x| / 448, cast to
 E4M3. The float32 product of the two dequantized tensors is the kernels' integer (or FP8) product times both scales,
 up to float32 rounding. compressed-tensors' own emulation differs for INT8: it divides by 127.5
-(`Activation("int", half_range=127.5)`). FP4 inputs are quantized group by group under scales of the format's own type;
-the arithmetic is compressed-tensors' (vLLM's kernels multiply by reciprocals where it divides, so that a value on the
-edge between two codes may fall to the other).
+(`Activation("int", half_range=127.5)`). Static inputs are put on the grid of the scale that the checkpoint stores, and
+saturate beyond it. FP4 inputs are quantized group by group under scales of the format's own type; the arithmetic is
+compressed-tensors' (vLLM's kernels multiply by reciprocals where it divides, so that a value on the edge between two
+codes may fall to the other).
 
 >>> Activation("int")(torch.tensor([[127.0, 0.4, -3.6]])).tolist()
 [[127.0, 0.0, -4.0]]
@@ -62,21 +63,38 @@ class GroupActivation:
         return to_codes(groups / scale, self.grid).mul_(scale).flatten(-2).to(x.dtype)
 
 
+@dataclass(frozen=True, slots=True)
+class StaticActivation:
+    """8-bit quantization of a linear layer's input under one scale, shape (1,), that calibration found."""
+
+    grid: Grid
+    scale: Tensor
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x [..., features] put on the grid and back, in x's dtype; what exceeds the range saturates."""
+        scale = self.scale.to(x.device).float()
+        return to_codes(x.float() / scale, self.grid).mul_(scale).to(x.dtype)
+
+
+AnyActivation = Activation | GroupActivation | StaticActivation
+
+
 class QuantLinear(nn.Linear):
     """A linear layer whose weight is dequantized and whose input is quantized on arrival."""
 
-    activation: Activation | GroupActivation
+    activation: AnyActivation
 
     def forward(self, input: Tensor) -> Tensor:
         """y = activation(x) W^T + b."""
         return nn.functional.linear(self.activation(input), self.weight, self.bias)
 
 
-def activation_of(grid: Grid, divisor: Tensor | None = None) -> Activation | GroupActivation:
-    """The activation arithmetic of a grid; `divisor` is the input's global scale, where the grid has one.
+def activation_of(grid: Grid, scale: Tensor | None = None) -> AnyActivation:
+    """The activation arithmetic of a grid; `scale` is what the checkpoint stores for the input, where the grid has one.
 
     Raises:
-        Unsupported: anything but dynamic and symmetric, 8 bits per token or FP4 per group, or no global scale.
+        Unsupported: anything but symmetric, 8 bits per token or FP4 per group, dynamic, or 8 bits per tensor, static;
+            or no scale.
     """
     if grid.dynamic and grid.symmetric:
         if grid.granularity == "token" and grid.bits == 8:
@@ -84,16 +102,21 @@ def activation_of(grid: Grid, divisor: Tensor | None = None) -> Activation | Gro
         if grid.granularity == "group" and grid.bits == 4 and grid.kind == "float":
             if grid.scales == "e8m0":
                 return GroupActivation(grid, POWERS_OF_TWO)
-            if grid.scales == "e4m3" and divisor is not None:
-                return GroupActivation(grid, ScaleType(E4M3, divisor))
+            if grid.scales == "e4m3" and scale is not None:
+                return GroupActivation(grid, ScaleType(E4M3, scale))
             raise Unsupported("The checkpoint has no global scale for the inputs of its FP4 layers; quantize it again.")
+    if grid.symmetric and not grid.dynamic and grid.granularity == "tensor" and grid.bits == 8:
+        if scale is not None:
+            return StaticActivation(grid, scale)
+        raise Unsupported("The checkpoint has no scale for inputs that it quantizes per tensor; quantize it again.")
     raise Unsupported(
         f"The checkpoint quantizes activations per {grid.granularity}, {grid.bits} bits, dynamic={grid.dynamic}, "
-        f"symmetric={grid.symmetric}; the torch engine knows dynamic symmetric per-token 8 bits and per-group FP4."
+        f"symmetric={grid.symmetric}; the torch engine knows dynamic symmetric per-token 8 bits and per-group FP4, and "
+        "static per-tensor 8 bits."
     )
 
 
-def quantize_inputs(model: nn.Module, activations: Mapping[str, Activation | GroupActivation]) -> None:
+def quantize_inputs(model: nn.Module, activations: Mapping[str, AnyActivation]) -> None:
     """Make linear layers, given by name, quantize their inputs.
 
     Raises:

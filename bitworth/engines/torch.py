@@ -64,7 +64,7 @@ def load_exact(checkpoint: Path, *, device: str | None = None) -> TorchModel:
         grid = scheme.activation
         plain_linears(model)
         quantize_inputs(
-            model, {name: activation_of(grid, weights.input_divisor(stored)) for name, stored in quantized.items()}
+            model, {name: activation_of(grid, weights.input_scale(stored)) for name, stored in quantized.items()}
         )
     if scheme is not None and scheme.kv_cache is not None:
         quantize_cache(model, scheme.kv_cache, weights.cache_scales)

@@ -8,11 +8,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from bitworth.numerics import half_range
 from bitworth.quantizers.gptq import gptq
 from bitworth.quantizers.rtn import rtn
 from bitworth.quantizers.stats import InputStats, Rounded
 from bitworth.scales import ScaleType, global_divisor, scale_type
-from bitworth.types import Gptq, Recipe
+from bitworth.types import Gptq, Grid, Recipe
 
 __all__ = ["InputStats", "Rounded", "round_weight"]
 
@@ -30,12 +31,26 @@ def round_weight(weight_OI: Tensor, recipe: Recipe, stats: InputStats | None, *,
     stored = scale_type(weight_OI, recipe.scheme.weight, dtype)
     rounded = _rounded(weight_OI, recipe, stats, stored)
     rounded.dtype = stored
-    if recipe.scheme.activation is not None and recipe.scheme.activation.scales == "e4m3":
-        if stats is None or not stats.tokens:
-            rounded.notes.append("calibration never reached it, so the global scale of its inputs is 1")
-        peak = torch.zeros(1) if stats is None else stats.max_abs_I.max()
-        rounded.beside["input_global_scale"] = global_divisor(peak)
+    rounded.beside |= _input_scales(recipe.scheme.activation, stats, dtype, rounded.notes)
     return rounded
+
+
+def _input_scales(
+    grid: Grid | None, stats: InputStats | None, dtype: torch.dtype, notes: list[str]
+) -> dict[str, Tensor]:
+    """The scale of a layer's inputs that a checkpoint holds, shape (1,): NVFP4's global one, or that of a static grid.
+
+    A static scale is the largest magnitude over half the code range, as compressed-tensors has it.
+    """
+    if grid is None or (grid.dynamic and grid.scales != "e4m3"):
+        return {}
+    kind = "global scale" if grid.scales == "e4m3" else "scale"
+    if stats is None or not stats.tokens:
+        notes.append(f"calibration never reached it, so the {kind} of its inputs is 1")
+    peak = torch.zeros(1) if stats is None else stats.max_abs_I.max().float().reshape(1)
+    if grid.scales == "e4m3":
+        return {"input_global_scale": global_divisor(peak)}
+    return {"input_scale": ScaleType(dtype).encode(peak / half_range(grid))}
 
 
 def _rounded(weight_OI: Tensor, recipe: Recipe, stats: InputStats | None, stored: ScaleType) -> Rounded:

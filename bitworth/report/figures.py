@@ -84,16 +84,22 @@ def hardware_name(cost: QueryCost) -> str:
 
 
 def counterpart(cost: QueryCost, costs: Iterable[QueryCost], *, baseline: str = BASELINE) -> QueryCost | None:
-    """The baseline's figures under the same use case and load on the same hardware, taken the same way if they were."""
+    """The baseline's figures under the same use case and load on the same hardware, taken the same way if they were.
+
+    Where the baseline has none on as many devices, those on another number of the same kind count: a large model may
+    need more of them than its quantized checkpoints, and dollars compare the two (paper, table 5).
+    """
     fitting = [
         other
         for other in costs
         if other.format == baseline
-        and (other.use_case, other.load, other.hardware, other.count, other.usd_per_hour)
-        == (cost.use_case, cost.load, cost.hardware, cost.count, cost.usd_per_hour)
+        and (other.use_case, other.load, other.hardware) == (cost.use_case, cost.load, cost.hardware)
         and usd_per_1k(other) is not None
     ]
-    return min(fitting, key=lambda other: (other.source != cost.source, other.queries_per_usd), default=None)
+    place = (cost.count, cost.usd_per_hour)
+    same = [other for other in fitting if (other.count, other.usd_per_hour) == place]
+    elsewhere = [other for other in fitting if other.count != cost.count]
+    return min(same or elsewhere, key=lambda other: (other.source != cost.source, other.queries_per_usd), default=None)
 
 
 def times(cost: QueryCost, other: QueryCost | None) -> tuple[float, tuple[float, float] | None] | None:

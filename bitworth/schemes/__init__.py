@@ -11,7 +11,19 @@ from __future__ import annotations
 from typing import Protocol
 
 from bitworth.errors import BitworthError
-from bitworth.schemes import mxfp4, mxfp4a16, nvfp4, nvfp4a16, w4a8_fp, w4a8_int, w4a16_int, w8a8_fp, w8a8_int
+from bitworth.schemes import (
+    mxfp4,
+    mxfp4a16,
+    nvfp4,
+    nvfp4a16,
+    w4a8_fp,
+    w4a8_int,
+    w4a16_int,
+    w8a8_fp,
+    w8a8_fp_static,
+    w8a8_int,
+    w8a8_int_static,
+)
 from bitworth.schemes.base import Layout
 from bitworth.types import Grid, Scheme
 
@@ -36,6 +48,8 @@ _MODULES: dict[str, _Format] = {
     "nvfp4a16": nvfp4a16,
     "mxfp4": mxfp4,
     "mxfp4a16": mxfp4a16,
+    "w8a8-fp-static": w8a8_fp_static,
+    "w8a8-int-static": w8a8_int_static,
 }
 NAMES = tuple(_MODULES)
 

@@ -28,6 +28,7 @@ __all__ = [
     "demo_encoder",
     "demo_heldout",
     "demo_model",
+    "is_elsewhere",
     "parse_source",
     "resolve_calibration",
     "resolve_data",
@@ -63,6 +64,11 @@ def resolve_model(reference: str, note: Note = silent) -> Path:
         f"There is no model folder '{reference}', and it is no hub id either; name a folder, organization/name of the "
         "hub, or demo:smollm2."
     )
+
+
+def is_elsewhere(reference: str) -> bool:
+    """True for a model of the hub that is neither a folder nor whole in the hub's cache; asks nothing of the hub."""
+    return hub.is_id(reference) and not Path(reference).expanduser().exists() and hub.cached_model(reference) is None
 
 
 def resolve_file(reference: str, what: str, note: Note = silent) -> Path:

@@ -53,6 +53,19 @@ def fetch_model(identifier: str, note: Note = silent) -> Path:
     return folder
 
 
+def cached_model(identifier: str) -> Path | None:
+    """The hub's model where its cache holds all of it; the hub is not asked."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        folder = Path(snapshot_download(identifier, allow_patterns=list(MODEL_FILES), local_files_only=True))
+        _check_whole(folder, identifier)
+    except (LocalEntryNotFoundError, HFValidationError, BitworthError):
+        return None
+    return folder
+
+
 def fetch_text(reference: str, note: Note = silent) -> Path:
     """Calibration text from `hub:organization/name[@revision][:config[:split]]`, kept in the cache as JSON Lines.
 
