@@ -10,14 +10,27 @@ import difflib
 from pathlib import Path
 
 from bitworth.errors import BitworthError
-from bitworth.tasks.base import Loaded, Question, Request, Score, TaskDef
+from bitworth.tasks.base import Loaded, LoadedOpen, OpenQuestion, Question, Request, RowSource, Score, TaskDef
 from bitworth.tasks.leaderboard import TASKS
 from bitworth.types import TaskSpec
 
 _BY_NAME = {task.name: task for task in TASKS}
 NAMES: tuple[str, ...] = tuple(_BY_NAME)
 
-__all__ = ["NAMES", "Loaded", "Question", "Request", "Score", "TaskDef", "data_fingerprint", "get", "load"]
+__all__ = [
+    "NAMES",
+    "Loaded",
+    "LoadedOpen",
+    "OpenQuestion",
+    "Question",
+    "Request",
+    "RowSource",
+    "Score",
+    "TaskDef",
+    "data_fingerprint",
+    "get",
+    "load",
+]
 
 
 def get(name: str) -> TaskDef:

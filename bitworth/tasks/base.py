@@ -1,4 +1,4 @@
-"""What a task is (a row) and what a question is (prompts to score, and how to grade the scores)."""
+"""What a task is (a row) and what a question is: prompts to score or to go on with, and how to grade what comes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from bitworth.types import Answer
+from bitworth.types import Answer, Completion, Prompt, Sampling
 
 
 class Score(NamedTuple):
@@ -21,33 +21,30 @@ Request = tuple[str, str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TaskDef:
-    """A benchmark as lm-eval defines it, and where its rows may lie.
+class RowSource:
+    """A benchmark's name and where its rows may lie.
 
     Attributes:
-        yaml: lm-eval's definition, relative to its tasks folder; `{subset}` stands for one of `subsets`.
-        metric: the figure of lm-eval's `process_results` that is the score of a question.
-        shots: few-shot examples when a study names none.
         dataset: the hub's id, for messages; `folders` are the ids under which local folders hold it.
         config: the hub's configuration name, None where the dataset has one only.
         flat, prefixes: folder and file name prefixes of the JSON Lines layout.
+        stems: whole file names of that layout, for published files that name no split.
         subsets: configurations that make up the task (MMLU's subjects), each a dataset config of its own.
         item_key: the row's own id, where it has one; otherwise its index in the split is used.
         questions: how many the evaluated split has.
-        tokens: what a question costs an engine that shares prefixes, about (SmolLM2's tokenizer, default shots).
+        tokens: what a question costs an engine, about, prompts that it shares counted once.
     """
 
     name: str
-    yaml: str
     metric: str
     dataset: str
     folders: tuple[str, ...]
     flat: str
     questions: int
     tokens: int
-    shots: int = 0
     config: str | None = None
     prefixes: tuple[str, ...] = ("",)
+    stems: tuple[str, ...] = ()
     subsets: tuple[str, ...] = ()
     subset_key: str | None = None
     item_key: str | None = None
@@ -57,6 +54,21 @@ class TaskDef:
     def configs(self) -> tuple[str | None, ...]:
         """The dataset configurations to read: the subsets, or the only one."""
         return self.subsets or (self.config,)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskDef(RowSource):
+    """A multiple-choice benchmark as lm-eval defines it.
+
+    Attributes:
+        yaml: lm-eval's definition, relative to its tasks folder; `{subset}` stands for one of `subsets`.
+        metric: the figure of lm-eval's `process_results` that is the score of a question.
+        shots: few-shot examples when a study names none.
+        tokens: with SmolLM2's tokenizer and default shots.
+    """
+
+    yaml: str
+    shots: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,4 +87,27 @@ class Loaded:
 
     task: str
     questions: tuple[Question, ...]
+    facts: Mapping[str, str | int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenQuestion:
+    """One question answered in writing: its prompt, and the grader that turns the completions into an Answer.
+
+    Graders are called from several threads at once.
+    """
+
+    task: str
+    item: str
+    prompt: Prompt
+    grade: Callable[[Sequence[Completion]], Answer] = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadedOpen:
+    """A written task's chosen questions, how their answers are generated, and what they were read from."""
+
+    task: str
+    questions: tuple[OpenQuestion, ...]
+    sampling: Sampling
     facts: Mapping[str, str | int]

@@ -5,6 +5,7 @@ Layouts under DATA (also looked for in DATA/hf_datasets):
     <dataset id>/<config>/<split>/*.arrow       as `datasets.save_to_disk` writes it ("none": the only config)
     <dataset id>/<config>/<split>*.parquet      as the hub stores it (also .jsonl, .jsonl.gz)
     <short name>/[prefix]<split>[_suffix].jsonl[.gz]   e.g. arc/challenge_validation.jsonl.gz
+    <short name>/<published name>.jsonl[.gz]           e.g. humaneval/HumanEval.jsonl.gz, for the first split
 """
 
 from __future__ import annotations
@@ -20,12 +21,12 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from bitworth.errors import BitworthError
-from bitworth.tasks.base import TaskDef
+from bitworth.tasks.base import RowSource
 
 _EXTENSIONS = (".parquet", ".jsonl", ".jsonl.gz", ".json.gz", ".json")
 
 
-def read(task: TaskDef, config: str | None, split: str, data: Path | None) -> Any:
+def read(task: RowSource, config: str | None, split: str, data: Path | None) -> Any:
     """One split of one configuration as a `datasets.Dataset` in the hub's schema, or None where it does not exist.
 
     Raises:
@@ -42,7 +43,7 @@ def read(task: TaskDef, config: str | None, split: str, data: Path | None) -> An
         raise BitworthError(f"Task {task.name}: {files[0]} cannot be read ({_first_line(error)}).") from error
 
 
-def find(task: TaskDef, config: str | None, split: str, data: Path) -> list[Path]:
+def find(task: RowSource, config: str | None, split: str, data: Path) -> list[Path]:
     """The local files that hold a split, empty where there are none."""
     for root in (data, data / "hf_datasets"):
         for folder in (root / name / (config or "none") for name in task.folders):
@@ -57,6 +58,10 @@ def find(task: TaskDef, config: str | None, split: str, data: Path) -> list[Path
             found = _named(root / task.flat, prefix, split)
             if found:
                 return found
+        for stem in task.stems if split == task.splits[0] else ():
+            found = [path for path in (root / task.flat / f"{stem}{end}" for end in _EXTENSIONS) if path.is_file()]
+            if found:
+                return found[:1]
     return []
 
 
@@ -76,7 +81,7 @@ def _named(folder: Path, prefix: str, split: str) -> list[Path]:
     return []
 
 
-def absent(task: TaskDef, split: str, data: Path | None) -> BitworthError:
+def absent(task: RowSource, split: str, data: Path | None) -> BitworthError:
     """The sentence for rows that are nowhere."""
     config = f"/{task.configs()[0] or 'none'}"
     where = f"is not in {data}" if data is not None else "could not be had from the model hub"
@@ -87,7 +92,7 @@ def absent(task: TaskDef, split: str, data: Path | None) -> BitworthError:
     )
 
 
-def fingerprint(task: TaskDef, data: Path | None) -> str:
+def fingerprint(task: RowSource, data: Path | None) -> str:
     """sha256 over every split the task may read."""
     digest = hashlib.sha256()
     seen: set[Path] = set()
@@ -106,7 +111,7 @@ def fingerprint(task: TaskDef, data: Path | None) -> str:
     return digest.hexdigest()
 
 
-def _from_files(task: TaskDef, config: str | None, files: list[Path]) -> Any:
+def _from_files(task: RowSource, config: str | None, files: list[Path]) -> Any:
     import datasets
 
     if files[0].suffix == ".arrow":
@@ -161,7 +166,7 @@ def _hub_schema(row: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _from_hub(task: TaskDef, config: str | None) -> Mapping[str, Any]:
+def _from_hub(task: RowSource, config: str | None) -> Mapping[str, Any]:
     import datasets
 
     try:

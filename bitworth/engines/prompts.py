@@ -1,0 +1,84 @@
+"""Prompts to token ids and back, alike for every engine: what differs between two formats is never the prompt."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from bitworth.errors import BitworthError
+from bitworth.types import Prompt
+
+
+def encode_prompt(tokenizer: Any, prompt: Prompt) -> list[int]:
+    """Token ids: text with the tokenizer's own special tokens unless it starts with BOS; conversations by the template.
+
+    A template writes its special tokens itself, so none are added to what it gives.
+
+    Raises:
+        BitworthError: a conversation, and the tokenizer has no chat template or it refuses the turns.
+    """
+    if isinstance(prompt, str):
+        bos = tokenizer.bos_token
+        return list(tokenizer.encode(prompt, add_special_tokens=not (bos and prompt.startswith(bos))))
+    return list(tokenizer.encode(_rendered(tokenizer, prompt), add_special_tokens=False))
+
+
+def _rendered(tokenizer: Any, prompt: Prompt) -> str:
+    from jinja2 import TemplateError
+
+    if not has_chat_template(tokenizer):
+        raise BitworthError("The model has no chat template for a conversation; ask it for plain text.")
+    turns = [asdict(turn) for turn in prompt if not isinstance(turn, str)]
+    goes_on = turns[-1]["role"] == "assistant"
+    try:
+        text = tokenizer.apply_chat_template(
+            turns, tokenize=False, add_generation_prompt=not goes_on, continue_final_message=goes_on
+        )
+    except (TemplateError, ValueError) as error:
+        said = (str(error).splitlines() or ["no reason"])[0]
+        raise BitworthError(f"The model's chat template refuses a prompt ({said[:120]}).") from error
+    return str(text)
+
+
+def has_chat_template(tokenizer: Any) -> bool:
+    """Whether the tokenizer came with a chat template."""
+    return bool(getattr(tokenizer, "chat_template", None))
+
+
+def end_tokens(folder: Path, tokenizer: Any) -> frozenset[int]:
+    """Tokens that end a text, by the tokenizer, config.json and generation_config.json, which may name several."""
+    found = {tokenizer.eos_token_id}
+    for name in ("config.json", "generation_config.json"):
+        path = folder / name
+        try:
+            listed = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id") if path.is_file() else None
+        except (OSError, ValueError) as error:
+            raise BitworthError(f"{path} cannot be read; fetch the model again.") from error
+        found |= set(listed if isinstance(listed, list) else [listed])
+    return frozenset(int(token) for token in found if token is not None)
+
+
+@cache
+def load_tokenizer(folder: Path) -> Any:
+    """The tokenizer in a model folder.
+
+    Raises:
+        BitworthError: there is none that transformers can load.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise BitworthError(
+            f"{folder} has no tokenizer that transformers can load; copy it from the base model."
+        ) from error
+
+
+def cut_at(text: str, stop: tuple[str, ...]) -> tuple[str, bool]:
+    """The text before the first of the stop strings, and whether there was one."""
+    found = [at for at in (text.find(mark) for mark in stop) if at >= 0]
+    return (text[: min(found)], True) if found else (text, False)
