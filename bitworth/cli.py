@@ -16,6 +16,7 @@ from rich.text import Text
 
 import bitworth
 from bitworth.cli_quantize import quantize
+from bitworth.cli_settle import evaluate_until_settled
 from bitworth.console import Json, Quiet, Terminal, guarded
 from bitworth.errors import BitworthError, WorkFailed
 from bitworth.ledger import Ledger, key_of, revive
@@ -117,6 +118,14 @@ def evaluate(
     windows: Annotated[int | None, typer.Option(help="Windows of the text (all).", min=1)] = None,
     against: Annotated[str | None, typer.Option(help="The baseline: adds KL, flips and paired recovery.")] = None,
     min_recovery: Annotated[float, typer.Option(help="Least recovery in percent, for the verdict.", min=0)] = 99.0,
+    until_settled: Annotated[
+        bool,
+        typer.Option("--until-settled", help="Ask both models in batches until the verdict against --min-recovery."),
+    ] = False,
+    about: Annotated[
+        str, typer.Option(help="What is to be settled: the task as it is, or questions like its own (questions).")
+    ] = "task",
+    batch: Annotated[int, typer.Option(help="Questions a task between two looks.", min=1)] = 64,
     out: Annotated[Path | None, typer.Option("--out", help="Keep the answers here; a second run adds to them.")] = None,
     json: Json = False,
     quiet: Quiet = False,
@@ -130,6 +139,13 @@ def evaluate(
     specs = [TaskSpec(name=name, limit=limit, seed=seed, shots=shots) for name in dict.fromkeys(task or [])]
     subject = planning.checkpoint_subject(model, "model", note=terminal.note)
     baseline = planning.checkpoint_subject(against, "baseline", note=terminal.note) if against else None
+    if until_settled:
+        if text is not None:
+            raise BitworthError("--until-settled stops at a verdict on tasks; measure --text in a run of its own.")
+        evaluate_until_settled(
+            terminal, subject, baseline, specs, data=data, min_recovery=min_recovery, about=about, batch=batch, out=out
+        )
+        return
     cells = planning.evaluation_cells(
         subject, baseline, specs, data=data, text=text, window=window, windows=windows, note=terminal.note
     )

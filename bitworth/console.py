@@ -70,8 +70,8 @@ class Terminal:
             yield bars
 
     @contextmanager
-    def watching(self, total: int, done: int) -> Iterator[CellWatcher]:
-        """A Watcher that shows `total` cells, `done` of which are finished already."""
+    def watching(self, total: int | None, done: int) -> Iterator[CellWatcher]:
+        """A Watcher that shows `total` cells (None: nobody knows), `done` of which are finished already."""
         with self.progress() as bars:
             yield CellWatcher(self, bars, total, done)
 
@@ -91,7 +91,7 @@ class Terminal:
 class CellWatcher:
     """Shows cells as they run: two bars on a terminal, a line a finished cell elsewhere."""
 
-    def __init__(self, terminal: Terminal, bars: Progress | None, total: int, done: int) -> None:
+    def __init__(self, terminal: Terminal, bars: Progress | None, total: int | None, done: int) -> None:
         self._terminal, self._bars, self._total, self._done = terminal, bars, total, done
         self._all = bars.add_task("cells", total=total, completed=done) if bars else None
         self._one: TaskID | None = None
@@ -117,7 +117,8 @@ class CellWatcher:
         how = f"{seconds:.0f} s" if result is not None else f"failed: {cause}"
         if result is not None and result.get("unsupported"):
             how = f"not run: {result['unsupported']}"
-        self._terminal.note(f"[{self._done}/{self._total}] {cell.title}: {how}")
+        place = f"{self._done}" if self._total is None else f"{self._done}/{self._total}"
+        self._terminal.note(f"[{place}] {cell.title}: {how}")
 
 
 def guarded(command: Callable[[], Any]) -> int:

@@ -6,8 +6,9 @@ compare(baseline_answers, answers, min_recovery_pct=99, format="w4a16-int-gptq")
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 
@@ -16,7 +17,7 @@ from bitworth.divergence import diverge_models
 from bitworth.engines.generator import Completer
 from bitworth.engines.scorer import Scorer
 from bitworth.errors import BitworthError
-from bitworth.statistics import mean_recovery
+from bitworth.statistics import holm, mean_recovery
 from bitworth.tasks import Loaded, LoadedOpen
 from bitworth.types import AVERAGE, Answer, Divergence, Recovery, TaskSpec
 
@@ -107,6 +108,9 @@ def compare(
 ) -> list[Recovery]:
     """Recovery of every task both answered, paired item by item, then of the plain mean over tasks (`average`).
 
+    Where answers name clusters, these are the sample, not the questions. Verdicts are each row's own; `p_holm` is
+    adjusted over the tasks.
+
     Args:
         baseline: answers of the unquantized model, in any order.
         quantized: answers of the quantized model to the same questions, in any order.
@@ -116,18 +120,79 @@ def compare(
     Raises:
         BitworthError: no common task, an item twice, or different questions of a task.
     """
+    pairs = _pairs(baseline, quantized, format)
+    rows = [_recovery(task, format, {task: pair}, min_recovery_pct) for task, pair in pairs.items()]
+    return [*_adjusted(rows), _recovery(AVERAGE, format, pairs, min_recovery_pct)]
+
+
+def compare_groups(
+    baseline: Sequence[Answer], quantized: Sequence[Answer], *, min_recovery_pct: float, format: str
+) -> list[Recovery]:
+    """Recovery of every subject or language (`Answer.group`) of the tasks that have several, named `task/group`.
+
+    Groups on which the baseline scores nothing have no recovery and no row. `p_holm` is adjusted over all rows: of
+    fifty subjects some look bad by chance, and only those that it still calls different are to be believed.
+
+    Raises:
+        BitworthError: see `compare`.
+    """
+    rows = []
+    for task, pairs in _pairs(baseline, quantized, format).items():
+        groups = {answer.group for answer, _ in pairs if answer.group is not None}
+        for group in sorted(groups) if len(groups) > 1 else ():
+            chosen = [pair for pair in pairs if pair[0].group == group]
+            if any(answer.score for answer, _ in chosen):
+                rows.append(_recovery(f"{task}/{group}", format, {task: chosen}, min_recovery_pct))
+    return _adjusted(rows)
+
+
+def compare_suites(
+    baseline: Sequence[Answer],
+    quantized: Sequence[Answer],
+    suites: Mapping[str, Sequence[str]],
+    *,
+    min_recovery_pct: float,
+    format: str,
+) -> list[Recovery]:
+    """Recovery of every suite of tasks, by the plain mean of its columns as the paper takes it (section 4).
+
+    Raises:
+        BitworthError: see `compare`; a task of a suite that was not answered.
+    """
+    pairs = _pairs(baseline, quantized, format)
+    rows = []
+    for suite, tasks in suites.items():
+        absent = [task for task in tasks if task not in pairs]
+        if absent:
+            raise BitworthError(f"Suite {suite}: {format} and its baseline did not both answer {absent[0]}.")
+        rows.append(_recovery(suite, format, {task: pairs[task] for task in tasks}, min_recovery_pct))
+    return _adjusted(rows)
+
+
+Pairs = list[tuple[Answer, Answer]]
+"""Baseline's and quantized model's answers to the same questions."""
+
+
+def _pairs(baseline: Sequence[Answer], quantized: Sequence[Answer], format: str) -> dict[str, Pairs]:
+    """The pairs of every task that both answered."""
     before, after = _by_task(baseline, "the baseline"), _by_task(quantized, format)
     tasks = [task for task in before if task in after]
     if not tasks:
         raise BitworthError(f"{format} and its baseline have no task in common; evaluate both on the same tasks.")
-    pairs = {task: _paired(task, format, before[task], after[task]) for task in tasks}
-    rows = [_recovery(task, format, {task: pair}, min_recovery_pct) for task, pair in pairs.items()]
-    return [*rows, _recovery(AVERAGE, format, pairs, min_recovery_pct)]
+    return {task: _paired(task, format, before[task], after[task]) for task in tasks}
 
 
-def _recovery(name: str, format: str, pairs: dict[str, tuple[list[float], list[float]]], least_pct: float) -> Recovery:
-    found = mean_recovery(pairs, min_recovery_pct=least_pct)
-    baseline, quantized = (fmean(fmean(pair[side]) for pair in pairs.values()) for side in (0, 1))
+def _adjusted(rows: Sequence[Recovery]) -> list[Recovery]:
+    """The rows with their p-values adjusted for each other."""
+    adjusted = holm([1.0 if row.p_value is None else row.p_value for row in rows])
+    return [replace(row, p_holm=p) for row, p in zip(rows, adjusted, strict=True)]
+
+
+def _recovery(name: str, format: str, pairs: Mapping[str, Pairs], least_pct: float) -> Recovery:
+    scores = {task: ([b.score for b, _ in rows], [q.score for _, q in rows]) for task, rows in pairs.items()}
+    clusters = {task: _clusters(rows) for task, rows in pairs.items()}
+    found = mean_recovery(scores, min_recovery_pct=least_pct, clusters=clusters)
+    baseline, quantized = (fmean(fmean(pair[side]) for pair in scores.values()) for side in (0, 1))
     return Recovery(
         task=name,
         format=format,
@@ -135,35 +200,40 @@ def _recovery(name: str, format: str, pairs: dict[str, tuple[list[float], list[f
         quantized=quantized,
         recovery_pct=found.recovery_pct,
         ci95_pct=found.ci95_pct,
-        questions=sum(len(pair[0]) for pair in pairs.values()),
+        questions=sum(len(rows) for rows in pairs.values()),
         min_recovery_pct=least_pct,
         verdict=found.verdict,
         questions_needed=found.questions_needed,
+        p_value=found.p_value,
     )
 
 
-def _by_task(answers: Sequence[Answer], who: str) -> dict[str, dict[str, float]]:
-    """Task to item to score."""
-    found: dict[str, dict[str, float]] = {}
+def _clusters(rows: Pairs) -> list[tuple[str, str]] | None:
+    """Labels of the clusters, None where the answers name none; a question without one is a cluster of its own."""
+    if all(answer.cluster is None for answer, _ in rows):
+        return None
+    return [("item", answer.item) if answer.cluster is None else ("cluster", answer.cluster) for answer, _ in rows]
+
+
+def _by_task(answers: Sequence[Answer], who: str) -> dict[str, dict[str, Answer]]:
+    """Task to item to answer."""
+    found: dict[str, dict[str, Answer]] = {}
     for answer in answers:
         items = found.setdefault(answer.task, {})
         if answer.item in items:
             raise BitworthError(f"The answers of {who} hold {answer.task} {answer.item} twice; evaluate it again.")
-        items[answer.item] = answer.score
+        items[answer.item] = answer
     return found
 
 
-def _paired(
-    task: str, format: str, before: dict[str, float], after: dict[str, float]
-) -> tuple[list[float], list[float]]:
+def _paired(task: str, format: str, before: Mapping[str, Answer], after: Mapping[str, Answer]) -> Pairs:
     if before.keys() != after.keys():
         odd = sorted(before.keys() ^ after.keys())
         raise BitworthError(
             f"Task {task}: {format} and its baseline answered different questions ({len(odd)} in one only, such as "
             f"{odd[0]}); evaluate both with the same limit, seed and data."
         )
-    items = sorted(before)
-    return [before[item] for item in items], [after[item] for item in items]
+    return [(before[item], after[item]) for item in sorted(before)]
 
 
 def _scorer(checkpoint: Path | Scorer) -> Scorer:

@@ -152,9 +152,13 @@ def evaluation_inputs(
     return [(spec, folder, tasks.data_fingerprint(spec.name, folder)) for spec in specs]
 
 
-def evaluate_cell(subject: Subject, spec: TaskSpec, data: Path | None, found: str) -> Cell:
-    """One task's questions put to one checkpoint."""
-    inputs = {
+def evaluate_cell(
+    subject: Subject, spec: TaskSpec, data: Path | None, found: str, *, batch: tuple[int, int] | None = None
+) -> Cell:
+    """One task's questions put to one checkpoint; with `batch`, that stretch of their seeded order (`tasks.load`)."""
+    if batch is not None:
+        spec = replace(spec, limit=None)
+    inputs: dict[str, Any] = {
         "checkpoint": subject.identity,
         "task": asdict(spec),
         "data": found,
@@ -163,6 +167,9 @@ def evaluate_cell(subject: Subject, spec: TaskSpec, data: Path | None, found: st
     }
     where = {"checkpoint": subject.path} | ({"data": str(data.resolve())} if data else {})
     title = f"{spec.name} on {subject.format}"
+    if batch is not None:
+        inputs["batch"] = list(batch)
+        title = f"{spec.name} from question {batch[0] + 1} on, {subject.format}"
     return Cell(kind="evaluate", title=title, format=subject.format, inputs=inputs, where=where, needs=subject.needs)
 
 

@@ -130,11 +130,24 @@ def run_cells(
     note: Note = silent,
 ) -> None:
     """Run the cells that have no result; each result is on disk before the next cell starts."""
+    run_batches(ledger, [cells], executor=executor, watcher=watcher, note=note)
+
+
+def run_batches(
+    ledger: Ledger,
+    batches: Iterable[tuple[Cell, ...]],
+    *,
+    executor: Executor | None = None,
+    watcher: Watcher | None = None,
+    note: Note = silent,
+) -> None:
+    """`run_cells` batch after batch, by the same worker; the next batch is drawn when the last is in the ledger."""
     damaged = ledger.damaged()
     if damaged:
         note(f"{len(damaged)} stored results do not match their checksum ({damaged[0].name}); they are run again")
     recorder = _Recorder(ledger, watcher or Unwatched())
-    (executor or LocalExecutor()).run(_pending(ledger, cells, recorder), work, str(ledger.root), recorder)
+    pending = (cell for cells in batches for cell in _pending(ledger, cells, recorder))
+    (executor or LocalExecutor()).run(pending, work, str(ledger.root), recorder)
 
 
 def _study(study: Study | Path | str) -> Study:

@@ -25,6 +25,7 @@ Source = Literal["measured", "predicted"]
 CellKind = Literal["quantize", "evaluate", "diverge", "benchmark"]
 StreamKind = Literal["own", "shared"]
 Rule = Literal["auto", "always", "never"]
+Estimand = Literal["task", "questions"]
 
 BASELINE = "baseline"
 """The format of the model as it came, which everything is compared with."""
@@ -252,7 +253,9 @@ class Completion:
 class Answer:
     """One question answered: the score is in [0, 1]; `logprobs` are natural-log sums, one a choice.
 
-    `measures` are further figures of the question by name, in [0, 1] too, of which reports give the mean.
+    `measures` are further figures of the question by name, in [0, 1] too, of which reports give the mean. `group` is
+    the subject or language it belongs to, which reports may tell apart; questions of one `cluster` share a passage, so
+    that their errors are not independent.
     """
 
     task: str
@@ -261,13 +264,16 @@ class Answer:
     score: float
     logprobs: tuple[float, ...] = ()
     measures: Mapping[str, float] = field(default_factory=dict)
+    group: str | None = None
+    cluster: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recovery:
     """100 x quantized / baseline over the same questions, its 95 % interval, and whether it reaches the least allowed.
 
-    `task` is a task's name, or `average` for the plain mean over tasks (paper, section 4).
+    `task` is a task's name, or `average` for the plain mean over tasks (paper, section 4). `p_value` is two-sided, of
+    "recovery equals the least allowed"; `p_holm` is the same adjusted for the other rows it was reported with.
     """
 
     task: str
@@ -280,6 +286,8 @@ class Recovery:
     min_recovery_pct: float
     verdict: Verdict
     questions_needed: int | None = None
+    p_value: float | None = None
+    p_holm: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -97,8 +97,8 @@ def _evaluate(cell: Cell, root: Path, tell: Tell) -> dict[str, Any]:
     from bitworth.evaluation import answer_questions
 
     spec = revive(TaskSpec, cell.inputs["task"])
-    data = cell.where.get("data")
-    loaded = tasks.load(spec, Path(data) if data else None)
+    data, batch = cell.where.get("data"), cell.inputs.get("batch")
+    loaded = tasks.load(spec, Path(data) if data else None, batch=(batch[0], batch[1]) if batch else None)
     model = _model(root / cell.where["checkpoint"])
     answers = answer_questions(model, loaded, progress=tell)
     return {"answers": [asdict(a) for a in answers], "task": dict(loaded.facts), "facts": asdict(model.facts)}

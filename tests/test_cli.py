@@ -53,6 +53,9 @@ VERBS = {
         "--windows",
         "--against",
         "--min-recovery",
+        "--until-settled",
+        "--about",
+        "--batch",
         "--out",
         "--json",
         "--quiet",
@@ -207,6 +210,27 @@ def test_quantize_evaluate_benchmark(call: Run, tiny_llama: Path, tiny_study: di
     assert cost["latency_s"] > 0
     assert cost["queries_per_usd"] == pytest.approx(3600 / (cost["latency_s"] * cost["usd_per_hour"]), rel=1e-6)
     assert json.loads((tmp_path / "speed" / "benchmark.json").read_text()) == cost
+
+
+def test_evaluate_until_settled(call: Run, tiny_llama: Path, tiny_study: dict[str, Any], tmp_path: Path) -> None:
+    """A model against itself: every question is answered alike, so the task is settled, exactly at the latest."""
+    asked = ("--task", "arc_challenge", "--data", str(tiny_study["data"]), "--batch", "12", "--min-recovery", "99")
+    wanted = ("evaluate", tiny_llama, *asked, "--until-settled", "--out", tmp_path / "answers")
+    code, stdout, stderr = call(*wanted, "--against", tiny_llama, "--json")
+    assert code == 0
+    document = json.loads(stdout)
+    task, questions = document["settlements"]
+    assert (task["verdict"], task["recovery_pct"], task["pool_questions"]) == ("holds", 100.0, 30)
+    assert (questions["about"], questions["verdict"]) == ("questions", "undecided")
+    assert document["answers"] == document["confidence_sequence"][-1]["questions"]
+    code, again, stderr = call(*wanted, "--against", tiny_llama, "--json")
+    assert json.loads(again)["settlements"] == document["settlements"]
+    assert "arc_challenge from question" not in stderr  # nothing was asked again
+    code, stdout, _ = call(*wanted, "--against", tiny_llama)
+    assert "arc_challenge: holds 99 % of the baseline" in stdout
+    refused(call(*wanted), "--against BASELINE")
+    refused(call(*wanted, "--against", tiny_llama, "--about", "life"), "neither of: task, questions")
+    refused(call(*wanted, "--against", tiny_llama, "--text", tiny_study["divergence"]["text"]), "run of its own")
 
 
 def test_run_plan_status_recommend_report(call: Run, study_file: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -161,6 +162,57 @@ def test_same_answers_hold_once_there_are_enough_of_them() -> None:
     assert undecided.questions_needed is not None
     holds = verbs.compare(many, many, min_recovery_pct=99, format="w8")[0]
     assert (holds.recovery_pct, holds.verdict, holds.questions_needed) == (100.0, "holds", None)
+
+
+def grouped(scores: Sequence[float], labels: Sequence[str], field: str = "group") -> list[Answer]:
+    return [replace(answer, **{field: label}) for answer, label in zip(answers(scores), labels, strict=True)]
+
+
+def test_p_values_are_adjusted_over_the_tasks_alone() -> None:
+    baseline = [*answers([1, 1, 0, 1] * 50, "a"), *answers([1, 0] * 100, "b")]
+    quantized = [*answers([1, 1, 0, 0] * 50, "a"), *answers([1, 0] * 100, "b")]
+    a, b, average = verbs.compare(baseline, quantized, min_recovery_pct=99, format="w4")
+    assert a.p_value is not None
+    assert a.p_holm == pytest.approx(min(1, 2 * a.p_value))
+    assert b.p_holm == b.p_value
+    assert (average.p_value is not None, average.p_holm) == (True, None)
+
+
+def test_groups_are_compared_apart() -> None:
+    """A subject that loses is told from one that does not; a subject without a right answer has no row."""
+    labels = ["law"] * 200 + ["art"] * 200 + ["zen"] * 5
+    baseline = grouped([1] * 200 + [1, 0] * 100 + [0] * 5, labels)
+    quantized = grouped([1] * 100 + [0] * 100 + [1, 0] * 100 + [0] * 5, labels)
+    art, law = verbs.compare_groups(baseline, quantized, min_recovery_pct=90, format="w4")
+    assert (art.task, art.recovery_pct, art.questions) == ("t/art", 100.0, 200)
+    assert (law.task, law.recovery_pct, law.verdict) == ("t/law", 50.0, "loses")
+    assert law.p_value is not None
+    assert law.p_holm == pytest.approx(2 * law.p_value)
+    assert verbs.compare_groups(answers([1, 0]), answers([1, 0]), min_recovery_pct=90, format="w4") == []
+
+
+def test_suites_are_plain_means_of_their_tasks() -> None:
+    baseline = [*answers([1] * 100, "a"), *answers([1, 0] * 10, "b"), *answers([1] * 10, "c")]
+    quantized = [*answers([1] * 90 + [0] * 10, "a"), *answers([1, 0] * 10, "b"), *answers([1] * 10, "c")]
+    suites = {"first": ("a", "b"), "second": ("c",)}
+    first, second = verbs.compare_suites(baseline, quantized, suites, min_recovery_pct=99, format="w4")
+    assert (first.task, first.questions) == ("first", 120)
+    assert first.recovery_pct == pytest.approx(100 * (0.9 + 0.5) / (1 + 0.5))
+    assert second.recovery_pct == 100.0
+    with pytest.raises(BitworthError, match="did not both answer d"):
+        verbs.compare_suites(baseline, quantized, {"s": ("d",)}, min_recovery_pct=99, format="w4")
+
+
+def test_questions_that_share_a_passage_count_as_one_sample() -> None:
+    """Each question five times over: as clusters they tell what one of each tells."""
+    scores = [1, 1, 0, 1, 1, 0, 1, 0] * 20
+    worse = [1, 1, 0, 1, 1, 0, 0, 0] * 20
+    labels = [f"passage {index // 5}" for index in range(5 * len(scores))]
+    copies = [grouped([s for s in column for _ in range(5)], labels, "cluster") for column in (scores, worse)]
+    clustered = verbs.compare(*copies, min_recovery_pct=99, format="w4")[0]
+    single = verbs.compare(answers(scores), answers(worse), min_recovery_pct=99, format="w4")[0]
+    assert clustered.ci95_pct == pytest.approx(single.ci95_pct, abs=0.5)
+    assert clustered.questions == 5 * single.questions
 
 
 def test_unpaired_answers_are_refused() -> None:

@@ -10,7 +10,16 @@ from hypothesis.extra import numpy as npst
 from scipy import stats
 
 from bitworth.errors import BitworthError
-from bitworth.statistics import mcnemar_exact, mean_interval, mean_recovery, paired_recovery, verdict_of
+from bitworth.statistics import (
+    bootstrap_recovery,
+    holm,
+    mcnemar_exact,
+    mean_interval,
+    mean_recovery,
+    paired_recovery,
+    ratio_interval,
+    verdict_of,
+)
 
 PAIRS = st.integers(1, 60).flatmap(
     lambda n: st.tuples(*[npst.arrays(float, n, elements=st.sampled_from([0.0, 1.0]))] * 2)
@@ -117,3 +126,193 @@ def test_scores_that_cannot_be_paired_are_refused() -> None:
         paired_recovery([], [], min_recovery_pct=99)
     with pytest.raises(BitworthError, match="at least one task"):
         mean_recovery({}, min_recovery_pct=99)
+
+
+# --- clusters, families, a second opinion -----------------------------------------------------------------------------
+
+
+def naive_interval(b: np.ndarray, q: np.ndarray, labels: list[int] | None) -> tuple[float, float]:
+    """Bounds between which |mean(q - r·b)| stays below the quantile × its standard error, found by scanning r.
+
+    The variance is summed over all pairs of questions of a cluster, and the two imagined clusters are written out.
+    """
+    marks = list(range(len(b))) if labels is None else labels
+    size = len(b) / len(set(marks))
+    weight = np.append(np.ones(len(b)), [size, size])
+    moved = [sum(q[i] - b[i] for i in range(len(b)) if marks[i] == mark) / size for mark in set(marks)]
+    moved = [1, *(change for change in moved if change)]
+    part = min(1, math.sqrt(sum(change**2 for change in moved) / len(moved)))
+    b, q = np.append(b, [(1 + part) / 2, (1 - part) / 2]), np.append(q, [(1 - part) / 2, (1 + part) / 2])
+    marks = [*marks, "lost", "won"]
+    n, count = weight.sum(), len(set(marks))
+    quantile = 1.959964 if labels is None else stats.t.ppf(0.975, count - 1)
+
+    def keeps(ratio: float) -> bool:
+        d = q - ratio * b
+        mean = (weight * d).sum() / n
+        error = weight * (d - mean)
+        together = sum(error[i] * error[j] for i in range(len(d)) for j in range(len(d)) if marks[i] == marks[j])
+        scale = 1 if labels is None else count / (count - 1)
+        return bool(mean**2 <= quantile**2 * scale * together / n**2)
+
+    inside = [ratio for ratio in np.linspace(0, 3, 1201) if keeps(ratio)]
+    return inside[0], inside[-1]
+
+
+@pytest.mark.parametrize("clustered", [False, True])
+@pytest.mark.parametrize("seed", range(3))
+def test_interval_is_the_inverted_test_written_out(clustered: bool, seed: int) -> None:
+    random = np.random.default_rng(seed)
+    b = (random.random(36) < 0.7).astype(float)
+    q = np.where(random.random(36) < 0.15, 1 - b, b)
+    labels = list(random.integers(0, 9, 36)) if clustered else None
+    found = paired_recovery(b, q, min_recovery_pct=99, clusters=labels).ci95_pct
+    assert found == pytest.approx([100 * bound for bound in naive_interval(b, q, labels)], abs=0.5)
+
+
+def test_clusters_of_one_question_change_little_and_copies_count_once() -> None:
+    random = np.random.default_rng(4)
+    b = (random.random(300) < 0.6).astype(float)
+    q = np.where(random.random(300) < 0.06, 1 - b, b)
+    plain = paired_recovery(b, q, min_recovery_pct=99)
+    single = paired_recovery(b, q, min_recovery_pct=99, clusters=list(range(300)))
+    assert single.ci95_pct == pytest.approx(plain.ci95_pct, abs=0.05)
+    copies = paired_recovery(
+        np.repeat(b, 5), np.repeat(q, 5), min_recovery_pct=99, clusters=[i // 5 for i in range(1500)]
+    )
+    assert copies.ci95_pct == pytest.approx(single.ci95_pct)
+    assert copies.p_value == pytest.approx(single.p_value)
+
+
+@pytest.mark.parametrize("freedom", [3, 5, 10, 30, 200])
+def test_students_quantile_and_its_inverse(freedom: int) -> None:
+    from bitworth.statistics.paired import _normal, _student
+
+    assert _student(1.959964, freedom) == pytest.approx(stats.t.ppf(0.975, freedom), rel=0.015)
+    assert _normal(_student(1.3, freedom), freedom) == pytest.approx(1.3)
+
+
+@given(PAIRS, st.floats(80, 110))
+def test_p_value_and_interval_are_one_test(pair: tuple[np.ndarray, np.ndarray], least_pct: float) -> None:
+    if not pair[0].any():
+        return
+    found = paired_recovery(*pair, min_recovery_pct=least_pct)
+    if found.verdict == "undecided":
+        assert found.p_value >= 0.05 - 1e-9
+    else:
+        assert found.p_value <= 0.05 + 1e-9
+
+
+@given(PAIRS, st.floats(80, 110), st.floats(0, 10))
+def test_a_stricter_margin_is_never_held_more(pair: tuple[np.ndarray, np.ndarray], least: float, more: float) -> None:
+    if not pair[0].any():
+        return
+    order = ["loses", "undecided", "holds"]
+    lax, strict = (paired_recovery(*pair, min_recovery_pct=pct).verdict for pct in (least, least + more))
+    assert order.index(strict) <= order.index(lax)
+
+
+@pytest.mark.parametrize(("right", "lost", "won"), [(0.6, 0.1, 0.05), (0.8, 0.15, 0.1), (0.5, 0.06, 0.06)])
+def test_coverage_of_thirty_questions_by_enumeration(right: float, lost: float, won: float) -> None:
+    """Every outcome of thirty questions, weighted by its probability: at least 94.5 % of it is covered."""
+    n, true = 30, 100 * (right - lost + won) / right
+    p = [right - lost, lost, won, 1 - right - won]
+    covered = total = 0.0
+    for lose, win, both in ((a, b, c) for a in range(n + 1) for b in range(n + 1 - a) for c in range(n + 1 - a - b)):
+        chance = stats.multinomial.pmf([both, lose, win, n - both - lose - win], n, p)
+        if chance < 1e-6 or not both + lose:
+            continue
+        b = np.repeat([1.0, 1.0, 0.0, 0.0], [both, lose, win, n - both - lose - win])
+        q = np.repeat([1.0, 0.0, 1.0, 0.0], [both, lose, win, n - both - lose - win])
+        low, high = paired_recovery(b, q, min_recovery_pct=99).ci95_pct
+        total += chance
+        covered += chance * (low <= true <= high)
+    assert total > 0.99
+    assert covered / total >= 0.945
+
+
+@given(st.integers(0, 30), st.integers(0, 30))
+def test_mid_p_counts_half_of_what_was_observed(lost: int, won: int) -> None:
+    b = np.repeat([1.0, 0.0, 1.0], [lost, won, 1])
+    q = np.repeat([0.0, 1.0, 1.0], [lost, won, 1])
+    binomial = stats.binom(lost + won, 0.5)
+    fewer = min(lost, won)
+    assert mcnemar_exact(b, q, mid_p=True) == pytest.approx(
+        min(1.0, 2 * (binomial.cdf(fewer) - 0.5 * binomial.pmf(fewer)))
+    )
+    assert mcnemar_exact(b, q, mid_p=True) <= mcnemar_exact(b, q)
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=12), st.floats(0.01, 0.2))
+def test_holm_rejects_what_the_step_down_procedure_rejects(p_values: list[float], level: float) -> None:
+    rejected = set()
+    for rank, index in enumerate(sorted(range(len(p_values)), key=lambda index: p_values[index])):
+        if p_values[index] * (len(p_values) - rank) > level:
+            break
+        rejected.add(index)
+    assert {index for index, p in enumerate(holm(p_values)) if p <= level} == rejected
+
+
+@pytest.mark.parametrize("method", ["percentile", "bca"])
+def test_bootstrap_is_scipys(method: str) -> None:
+    random = np.random.default_rng(6)
+    b = (random.random(300) < 0.6).astype(float)
+    q = np.where(random.random(300) < 0.12, 1 - b, b)
+    theirs = stats.bootstrap(
+        (b, q),
+        lambda one, other, axis: 100 * other.mean(axis) / one.mean(axis),
+        paired=True,
+        n_resamples=8000,
+        method=method,
+        rng=np.random.default_rng(0),
+    ).confidence_interval
+    found = bootstrap_recovery(b, q, method=method, resamples=8000)
+    assert found == pytest.approx((theirs.low, theirs.high), abs=0.4)
+    assert bootstrap_recovery(b, q, method=method, resamples=8000) == found
+
+
+def test_bootstrap_draws_whole_clusters() -> None:
+    """Five copies of each question tell no more than one of each."""
+    random = np.random.default_rng(6)
+    b, q = random.random(200), random.random(200)
+    single = bootstrap_recovery(b, q)
+    copies = bootstrap_recovery(np.repeat(b, 5), np.repeat(q, 5), clusters=[i // 5 for i in range(1000)])
+    assert copies == pytest.approx(single, abs=0.01)
+
+
+def test_ratio_of_figures_is_fiellers() -> None:
+    """Written out from the textbook's formula, for seconds of paired requests."""
+    random = np.random.default_rng(8)
+    b = random.normal(10, 1, 50)
+    q = 0.7 * b + random.normal(0, 0.3, 50)
+    n, t = 50, 1.959963984540054
+    g = t**2 * b.var(ddof=1) / n / b.mean() ** 2
+    cov = float(np.cov(b, q)[0, 1])
+    ratio = q.mean() / b.mean()
+    spread = q.var(ddof=1) - 2 * ratio * cov + ratio**2 * b.var(ddof=1)
+    spread -= g * (q.var(ddof=1) - cov**2 / b.var(ddof=1))
+    half = t / b.mean() * math.sqrt(spread / n)
+    middle = ratio - g * cov / b.var(ddof=1)
+    expected = ((middle - half) / (1 - g), (middle + half) / (1 - g))
+    assert ratio_interval(q, b) == pytest.approx(expected)
+    assert ratio_interval([1.0, -1.0, 2.0], [1.0, -1.0, 0.1]) == (-math.inf, math.inf)
+
+
+def test_degenerate_scores() -> None:
+    ones, zeros = np.ones(50), np.zeros(50)
+    assert paired_recovery(ones, ones, min_recovery_pct=90).verdict == "holds"
+    assert paired_recovery(ones, zeros, min_recovery_pct=90).verdict == "loses"
+    assert paired_recovery([1.0], [1.0], min_recovery_pct=99).verdict == "undecided"
+    assert bootstrap_recovery(ones, ones) == (100.0, 100.0)
+    assert mcnemar_exact(ones, ones, mid_p=True) == 1.0
+    assert holm([]) == []
+    for call in (
+        lambda: bootstrap_recovery(zeros, ones),
+        lambda: paired_recovery(ones, ones, min_recovery_pct=99, clusters=[0] * 50),
+        lambda: paired_recovery(ones, ones, min_recovery_pct=99, clusters=[0, 1]),
+        lambda: paired_recovery([1.0, math.nan], [1.0, 1.0], min_recovery_pct=99),
+        lambda: ratio_interval([1.0], [1.0]),
+        lambda: holm([1.5]),
+    ):
+        with pytest.raises(BitworthError):
+            call()

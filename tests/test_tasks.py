@@ -93,6 +93,25 @@ def test_choice_is_seeded_and_a_larger_limit_only_adds() -> None:
     assert choose([2, 2], 99, 0) == [[0, 1], [0, 1]]
 
 
+def test_batches_are_stretches_of_the_order_from_which_limits_take_the_first(data: Path) -> None:
+    def batch(start: int, stop: int) -> list[str]:
+        return items(tasks.load(TaskSpec(name="arc_challenge", seed=3), data, batch=(start, stop)))
+
+    whole = batch(0, 20)
+    assert sorted(whole) == sorted(items(load(data))) != whole
+    assert [*batch(0, 7), *batch(7, 14), *batch(14, 99)] == whole
+    assert batch(20, 30) == []
+    for limit in (5, 13):
+        assert set(items(load(data, limit=limit, seed=3))) == set(whole[:limit])
+
+
+def test_a_batchs_questions_have_the_same_prompts(data: Path) -> None:
+    spec = TaskSpec(name="arc_challenge", shots=2)
+    every = {question.item: question.requests for question in tasks.load(spec, data).questions}
+    for question in tasks.load(spec, data, batch=(5, 9)).questions:
+        assert question.requests == every[question.item]
+
+
 def test_limit_and_seed(data: Path) -> None:
     few = items(load(data, limit=5, seed=1))
     assert len(few) == 5

@@ -176,6 +176,8 @@ def _recovery(row: Recovery) -> Json:
         "verdict": row.verdict,
         "questions": row.questions,
         "questions_needed": row.questions_needed,
+        "p_value": row.p_value,
+        "p_holm": row.p_holm,
     }
 
 

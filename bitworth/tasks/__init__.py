@@ -46,17 +46,18 @@ def get(name: str) -> TaskDef:
     return _BY_NAME[name]
 
 
-def load(spec: TaskSpec, data: Path | None = None) -> Loaded:
+def load(spec: TaskSpec, data: Path | None = None, *, batch: tuple[int, int] | None = None) -> Loaded:
     """The questions a spec asks for, prompts rendered; rows come from the folder `data`, or from the hub.
 
-    The first `limit` questions of a seeded shuffle are taken, so a larger limit only adds questions.
+    The first `limit` questions of a seeded shuffle are taken, so a larger limit only adds questions. `batch`
+    (start, stop) takes that stretch of the same shuffle instead, in its order, whatever the limit.
 
     Raises:
         BitworthError: unknown task, or rows that cannot be had (the sentence names the ways to get them).
     """
     from bitworth.tasks.harness import load_questions
 
-    return load_questions(get(spec.name), spec, data)
+    return load_questions(get(spec.name), spec, data, batch)
 
 
 def data_fingerprint(name: str, data: Path | None = None) -> str:

@@ -19,15 +19,22 @@ FEWSHOT_SEED = 1234
 """The seed lm-eval draws few-shot examples with."""
 
 
-def load_questions(task: TaskDef, spec: TaskSpec, data: Path | None) -> Loaded:
-    """The spec's questions in a fixed order: by subset, then by index in the split."""
+def load_questions(task: TaskDef, spec: TaskSpec, data: Path | None, batch: tuple[int, int] | None = None) -> Loaded:
+    """The spec's questions in a fixed order: by subset, then by index in the split.
+
+    A batch is that stretch of the seeded shuffle of all questions, in the order of the shuffle.
+    """
     shots = task.shots if spec.shots is None else spec.shots
     split, sets = _eval_sets(task, data)
-    chosen = choose([len(rows_) for rows_ in sets], spec.limit, spec.seed)
-    questions = []
-    for config, docs, indices in zip(task.configs(), sets, chosen, strict=True):
+    sizes = [len(rows_) for rows_ in sets]
+    drawn = None if batch is None else shuffled(sizes, spec.seed)[slice(*batch)]
+    chosen = choose(sizes, spec.limit, spec.seed) if drawn is None else _ascending(drawn, len(sizes))
+    placed = {}
+    for which, (config, docs, indices) in enumerate(zip(task.configs(), sets, chosen, strict=True)):
         if indices:
-            questions += _subset_questions(task, config, docs, indices, split=split, shots=shots, data=data)
+            made = _subset_questions(task, config, docs, indices, split=split, shots=shots, data=data)
+            placed.update({(which, index): question for index, question in zip(indices, made, strict=True)})
+    questions = [placed[place] for place in drawn or placed]
     facts: dict[str, str | int] = {
         "dataset": task.dataset,
         "source": "hub" if data is None else str(data),
@@ -46,11 +53,21 @@ def choose(sizes: Sequence[int], limit: int | None, seed: int) -> list[list[int]
     >>> choose([2, 3], None, 0)
     [[0, 1], [0, 1, 2]]
     """
+    if limit is None or limit >= sum(sizes):
+        return [list(range(size)) for size in sizes]
+    return _ascending(shuffled(sizes, seed)[:limit], len(sizes))
+
+
+def shuffled(sizes: Sequence[int], seed: int) -> list[tuple[int, int]]:
+    """(set, row) of every question in the order in which the seed draws them."""
     every = [(which, index) for which, size in enumerate(sizes) for index in range(size)]
-    if limit is not None and limit < len(every):
-        random.Random(seed).shuffle(every)
-        every = every[:limit]
-    return [sorted(index for which, index in every if which == wanted) for wanted in range(len(sizes))]
+    random.Random(seed).shuffle(every)
+    return every
+
+
+def _ascending(places: Sequence[tuple[int, int]], sets: int) -> list[list[int]]:
+    """The rows of each set, ascending."""
+    return [sorted(index for which, index in places if which == wanted) for wanted in range(sets)]
 
 
 def _eval_sets(task: TaskDef, data: Path | None) -> tuple[str, list[Any]]:
@@ -84,7 +101,7 @@ def _subset_questions(
         drawn = index + 1
         context = harness.fewshot_context(doc, shots)
         requests = harness.construct_requests(doc, context, metadata=(task.name, index, 1))
-        grade = partial(_grade, task, harness, doc, item)
+        grade = partial(_grade, task, harness, doc, item, config if task.subsets else None)
         questions.append(
             Question(task=task.name, item=item, requests=tuple(tuple(r.args) for r in requests), grade=grade)
         )
@@ -116,7 +133,7 @@ def _configured(task: TaskDef, config: str | None, splits: dict[str, Any], *, sp
     return harness
 
 
-def _grade(task: TaskDef, harness: Any, doc: Any, item: str, scores: Sequence[Score]) -> Answer:
+def _grade(task: TaskDef, harness: Any, doc: Any, item: str, group: str | None, scores: Sequence[Score]) -> Answer:
     """An Answer whose score is lm-eval's; the prediction is the letter of the choice it picked."""
     import numpy as np
 
@@ -132,6 +149,7 @@ def _grade(task: TaskDef, harness: Any, doc: Any, item: str, scores: Sequence[Sc
         prediction=chr(ord("A") + picked),
         score=float(results[task.metric]),
         logprobs=tuple(float(value) for value in logprobs),
+        group=group,
     )
 
 

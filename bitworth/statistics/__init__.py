@@ -1,0 +1,38 @@
+"""What paired scores say; pure numpy, and nothing here imports torch.
+
+- `paired`: recovery with an interval, a verdict, and how many questions would settle it; questions may share passages.
+- `mcnemar`: the exact test of right and wrong answers.
+- `resampling`: bootstrap intervals of means and of recovery.
+- `families`: several tests read together.
+- `settling`: a verdict that may be looked at after every batch of questions.
+
+The methods, their sources and their limits are in docs/statistics.md.
+"""
+
+from bitworth.statistics.families import holm
+from bitworth.statistics.mcnemar import mcnemar_exact
+from bitworth.statistics.paired import (
+    Z95,
+    PairedRecovery,
+    mean_recovery,
+    paired_recovery,
+    ratio_interval,
+    verdict_of,
+)
+from bitworth.statistics.resampling import bootstrap_recovery, mean_interval
+from bitworth.statistics.settling import Settlement, settle
+
+__all__ = [
+    "Z95",
+    "PairedRecovery",
+    "Settlement",
+    "bootstrap_recovery",
+    "holm",
+    "mcnemar_exact",
+    "mean_interval",
+    "mean_recovery",
+    "paired_recovery",
+    "ratio_interval",
+    "settle",
+    "verdict_of",
+]
