@@ -39,7 +39,7 @@ def evaluate(
 
     Args:
         checkpoint: a model folder, or an engine that already holds one.
-        tasks: what to ask.
+        tasks: what to ask, tasks or suites.
         data: a local folder of benchmark rows; None asks the hub.
         progress: see `Progress`.
 
@@ -47,9 +47,24 @@ def evaluate(
         BitworthError: see `tasks.load` and `engines.torch.load_exact`.
     """
     # Rows first: a data set that cannot be had should say so before a model is loaded.
-    loaded = [registry.load(spec, data) for spec in tasks]
+    specs = registry.expand(tasks)
+    chat = any(registry.get(spec.name).chat for spec in specs) and takes_conversations(checkpoint)
+    loaded = [registry.load(spec, data, chat=chat) for spec in specs]
     engine = _scorer(checkpoint) if isinstance(checkpoint, Path) else checkpoint
     return [answer for task in loaded for answer in answer_questions(engine, task, progress=progress)]
+
+
+def takes_conversations(checkpoint: Path | Scorer | Completer) -> bool:
+    """Whether tasks that are asked in conversations can be: the model has a chat template.
+
+    Raises:
+        BitworthError: a folder without a tokenizer.
+    """
+    if isinstance(checkpoint, Path):
+        from bitworth.engines.prompts import has_chat_template, load_tokenizer
+
+        return has_chat_template(load_tokenizer(checkpoint))
+    return bool(getattr(checkpoint, "has_chat_template", False))
 
 
 def answer_questions(
@@ -72,8 +87,11 @@ def answer_questions(
 def _written(engine: Completer, task: LoadedOpen, progress: Progress | None) -> list[Answer]:
     told = None if progress is None else lambda done, total: progress(task.task, done, total)
     completions = engine.generate([question.prompt for question in task.questions], task.sampling, told)
+    pairs = list(zip(task.questions, completions, strict=True))
+    if task.one_by_one:
+        return [question.grade(written) for question, written in pairs]
     with ThreadPoolExecutor(GRADERS) as pool:
-        return list(pool.map(lambda pair: pair[0].grade(pair[1]), zip(task.questions, completions, strict=True)))
+        return list(pool.map(lambda pair: pair[0].grade(pair[1]), pairs))
 
 
 def _scored(scorer: Scorer, task: Loaded, progress: Progress | None) -> list[Answer]:

@@ -31,6 +31,10 @@ from bitworth.types import (
 )
 
 
+ABSENT = "absent"
+"""In place of the fingerprint of rows that cannot be had."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Subject:
     """A checkpoint to measure: the format's name, the identity of its weights, where it lies, the cell that makes it.
@@ -58,7 +62,7 @@ def plan_cells(study: Study, *, note: Note = silent) -> tuple[Cell, ...]:
     made = [quantize_cell(baseline, recipe, study, note=note) for recipe in study.recipes().values() if recipe]
     subjects = [baseline, *(subject_of(cell) for cell in made)]
     by_format = {cell.format: cell for cell in made}
-    asked = evaluation_inputs(study.task_specs(), study.data, note=note)
+    asked = evaluation_inputs(study.task_specs(), study.data, note=note, partly=True)
     cells: list[Cell] = []
     for subject in subjects:
         if subject.format in by_format:
@@ -143,13 +147,30 @@ def calibration_of(cell: Cell) -> Calibration | None:
 
 
 def evaluation_inputs(
-    specs: list[TaskSpec], data: str | None, *, note: Note = silent
+    specs: list[TaskSpec], data: str | None, *, note: Note = silent, partly: bool = False
 ) -> list[tuple[TaskSpec, Path | None, str]]:
-    """Each task with the folder of its rows (None: the hub) and their fingerprint."""
+    """Each task with the folder of its rows (None: the hub) and their fingerprint.
+
+    With `partly`, a task whose rows cannot be had holds up no other: it is planned, and its cell fails with the ways
+    to get them, until they are here.
+
+    Raises:
+        BitworthError: rows that cannot be had; with `partly`, those of every task.
+    """
     if not specs:
         return []
     folder = sources.resolve_data(data, note=note)
-    return [(spec, folder, tasks.data_fingerprint(spec.name, folder)) for spec in specs]
+    found, first = [], None
+    for spec in specs:
+        try:
+            found.append((spec, folder, tasks.data_fingerprint(spec.name, folder)))
+        except tasks.RowsAbsent as error:
+            first = first or error
+            note(str(error))
+            found.append((spec, folder, ABSENT))
+    if first is not None and (not partly or all(mark == ABSENT for _, _, mark in found)):
+        raise first
+    return found
 
 
 def evaluate_cell(
@@ -224,7 +245,7 @@ def evaluation_cells(
     Raises:
         BitworthError: rows or text cannot be had.
     """
-    asked = evaluation_inputs(specs, data, note=note)
+    asked = evaluation_inputs(specs, data, note=note, partly=True)
     both = [baseline, subject] if baseline is not None else [subject]
     cells = [evaluate_cell(who, spec, folder, found) for who in both for spec, folder, found in asked]
     if text is not None:

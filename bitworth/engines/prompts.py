@@ -23,24 +23,43 @@ def encode_prompt(tokenizer: Any, prompt: Prompt) -> list[int]:
     if isinstance(prompt, str):
         bos = tokenizer.bos_token
         return list(tokenizer.encode(prompt, add_special_tokens=not (bos and prompt.startswith(bos))))
-    return list(tokenizer.encode(_rendered(tokenizer, prompt), add_special_tokens=False))
+    return list(tokenizer.encode(render(tokenizer, prompt), add_special_tokens=False))
 
 
-def _rendered(tokenizer: Any, prompt: Prompt) -> str:
-    from jinja2 import TemplateError
+def render(tokenizer: Any, prompt: Prompt) -> str:
+    """The text that a prompt becomes, special tokens that a template writes included.
 
+    A template that knows no system turn gets the conversation without it, as in lm-eval.
+
+    Raises:
+        BitworthError: see `encode_prompt`.
+    """
+    if isinstance(prompt, str):
+        return prompt
     if not has_chat_template(tokenizer):
         raise BitworthError("The model has no chat template for a conversation; ask it for plain text.")
-    turns = [asdict(turn) for turn in prompt if not isinstance(turn, str)]
-    goes_on = turns[-1]["role"] == "assistant"
+    from jinja2 import TemplateError
+
+    turns = [asdict(turn) for turn in prompt]
     try:
-        text = tokenizer.apply_chat_template(
-            turns, tokenize=False, add_generation_prompt=not goes_on, continue_final_message=goes_on
-        )
+        try:
+            return _templated(tokenizer, turns)
+        except TemplateError:
+            if turns[0]["role"] != "system":
+                raise
+            return _templated(tokenizer, turns[1:])
     except (TemplateError, ValueError) as error:
         said = (str(error).splitlines() or ["no reason"])[0]
         raise BitworthError(f"The model's chat template refuses a prompt ({said[:120]}).") from error
-    return str(text)
+
+
+def _templated(tokenizer: Any, turns: list[dict[str, Any]]) -> str:
+    goes_on = turns[-1]["role"] == "assistant"
+    return str(
+        tokenizer.apply_chat_template(
+            turns, tokenize=False, add_generation_prompt=not goes_on, continue_final_message=goes_on
+        )
+    )
 
 
 def has_chat_template(tokenizer: Any) -> bool:
@@ -76,6 +95,30 @@ def load_tokenizer(folder: Path) -> Any:
         raise BitworthError(
             f"{folder} has no tokenizer that transformers can load; copy it from the base model."
         ) from error
+
+
+def max_length(config: Any, tokenizer: Any) -> int:
+    """The context length, found as lm-eval finds it."""
+    inner = getattr(config, "text_config", None) or config
+    for key in ("n_positions", "max_position_embeddings", "n_ctx"):
+        if getattr(inner, key, None) is not None:
+            return int(getattr(inner, key))
+    length = getattr(tokenizer, "model_max_length", None)
+    return int(length) if length is not None and length < 10**9 else 2048
+
+
+def context_tokens(folder: Path, tokenizer: Any) -> int:
+    """The context length of the model in a folder.
+
+    Raises:
+        BitworthError: its config.json cannot be read.
+    """
+    from transformers import AutoConfig
+
+    try:
+        return max_length(AutoConfig.from_pretrained(folder, local_files_only=True), tokenizer)
+    except (OSError, ValueError, KeyError) as error:
+        raise BitworthError(f"{folder}/config.json cannot be read; fetch the model again.") from error
 
 
 def cut_at(text: str, stop: tuple[str, ...]) -> tuple[str, bool]:

@@ -20,7 +20,14 @@ from bitworth.engines import packing
 from bitworth.engines import sampling as sampling_
 from bitworth.engines.exact import activation_of, inputs_as_they_are, quantize_inputs
 from bitworth.engines.layers import load_mixture, plain_linears
-from bitworth.engines.prompts import encode_prompt, end_tokens, has_chat_template, load_tokenizer
+from bitworth.engines.prompts import (
+    encode_prompt,
+    end_tokens,
+    has_chat_template,
+    load_tokenizer,
+    max_length,
+    render,
+)
 from bitworth.engines.scorer import Progress
 from bitworth.errors import BitworthError
 from bitworth.kv_cache import quantize_cache
@@ -85,7 +92,7 @@ class TorchModel:
         self.model = model.eval()
         self.tokenizer = tokenizer
         self.device = next(model.parameters()).device
-        self.max_length = _max_length(model.config, tokenizer)
+        self.max_length = max_length(model.config, tokenizer)
         self.tokens_at_once = GPU_TOKENS if self.device.type == "cuda" else CPU_TOKENS
         self._kernel = kernel
         self.ends = ends
@@ -146,8 +153,9 @@ class TorchModel:
                 self._packs = _packs(self)
         return self._packs
 
-    def _encode_request(self, context: str, continuation: str) -> Encoded:
+    def _encode_request(self, prompt: Prompt, continuation: str) -> Encoded:
         """lm-eval's `TemplateLM.loglikelihood` and `_encode_pair`: encode the whole, then split."""
+        context = render(self.tokenizer, prompt)
         if context:
             spaces = len(context) - len(context.rstrip())
             if spaces:
@@ -345,16 +353,6 @@ def _build(folder: Path, state: dict[str, Tensor]) -> Any:
         odd = missing[0] if missing else next(iter(info["mismatched_keys"]))[0]
         raise BitworthError(f"{folder}: its weights do not fit its config.json ({odd} is missing or of another shape).")
     return model
-
-
-def _max_length(config: Any, tokenizer: Any) -> int:
-    """The context length, found as lm-eval finds it."""
-    inner = getattr(config, "text_config", None) or config
-    for key in ("n_positions", "max_position_embeddings", "n_ctx"):
-        if getattr(inner, key, None) is not None:
-            return int(getattr(inner, key))
-    length = getattr(tokenizer, "model_max_length", None)
-    return int(length) if length is not None and length < 10**9 else 2048
 
 
 __all__ = ["TorchModel", "load_exact"]

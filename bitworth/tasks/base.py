@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from bitworth.types import Answer, Completion, Prompt, Sampling
 
@@ -16,8 +16,8 @@ class Score(NamedTuple):
     greedy: bool
 
 
-Request = tuple[str, str]
-"""(context, continuation), as lm-eval passes them to a model."""
+Request = tuple[Prompt, str]
+"""(context, continuation), as lm-eval passes them to a model; engines put a conversation through its template."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,10 +28,16 @@ class RowSource:
         dataset: the hub's id, for messages; `folders` are the ids under which local folders hold it.
         config: the hub's configuration name, None where the dataset has one only.
         flat, prefixes: folder and file name prefixes of the JSON Lines layout.
-        stems: whole file names of that layout, for published files that name no split.
+        stems: whole file names of that layout, for published files that name no split; `{subset}` stands for a subset.
         subsets: configurations that make up the task (MMLU's subjects), each a dataset config of its own.
+        subset_splits: the subsets are splits of the one configuration.
+        names: what file names call a subset, where that is not its name.
         item_key: the row's own id, where it has one; otherwise its index in the split is used.
-        questions: how many the evaluated split has.
+        cluster_key: the column that questions about one passage share.
+        gated: the hub gives it only to those who accepted its terms.
+        in_demo: the demo's wheel ships its rows.
+        questions: how many are asked.
+        pool: the split of few-shot examples; "" where there is none.
         tokens: what a question costs an engine, about, prompts that it shares counted once.
     """
 
@@ -47,7 +53,12 @@ class RowSource:
     stems: tuple[str, ...] = ()
     subsets: tuple[str, ...] = ()
     subset_key: str | None = None
+    subset_splits: bool = False
+    names: Mapping[str, str] = field(default_factory=dict)
     item_key: str | None = None
+    cluster_key: str | None = None
+    gated: bool = False
+    in_demo: bool = False
     splits: tuple[str, ...] = ("test", "validation")
     pool: str = "train"
 
@@ -55,20 +66,49 @@ class RowSource:
         """The dataset configurations to read: the subsets, or the only one."""
         return self.subsets or (self.config,)
 
+    def place(self, config: str | None, split: str) -> tuple[str | None, str]:
+        """The dataset's configuration and split that hold a subset's rows."""
+        return (self.config, config) if self.subset_splits and config is not None else (config, split)
+
+    def called(self, subset: str | None) -> str | None:
+        """What file names call a subset."""
+        return None if subset is None else self.names.get(subset, subset)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskDef(RowSource):
-    """A multiple-choice benchmark as lm-eval defines it.
+    """A benchmark as lm-eval defines it.
 
     Attributes:
         yaml: lm-eval's definition, relative to its tasks folder; `{subset}` stands for one of `subsets`.
         metric: the figure of lm-eval's `process_results` that is the score of a question.
+        kind: whether given choices are scored, or answers are written.
         shots: few-shot examples when a study names none.
+        chat: prompts are conversations where the model has a chat template; with `multiturn`, examples are turns.
+        filter: of lm-eval's filters, the one whose score counts; the first one unless named.
+        prepared: the definition drops or shuffles rows, so that all are prepared before any are picked.
+        overrides: what replaces keys of lm-eval's definition.
+        chance: the score of guessing, of the task or of each subset, that the leaderboard's normalization subtracts.
+        macro: the leaderboard takes the mean over subsets, not over questions.
+        temperature, top_p, samples: how written answers are sampled; greedily, once, unless named.
+        needs: modules that only this task's definition imports, and the data NLTK must have for it.
         tokens: with SmolLM2's tokenizer and default shots.
     """
 
     yaml: str
+    kind: Literal["choices", "generated"] = "choices"
     shots: int = 0
+    chat: bool = False
+    multiturn: bool = False
+    filter: str | None = None
+    prepared: bool = False
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+    chance: float | Mapping[str, float] = 0.0
+    macro: bool = False
+    temperature: float = 0.0
+    top_p: float = 1.0
+    samples: int = 1
+    needs: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,9 +145,13 @@ class OpenQuestion:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadedOpen:
-    """A written task's chosen questions, how their answers are generated, and what they were read from."""
+    """A written task's chosen questions, how their answers are generated, and what they were read from.
+
+    Graders that only the main thread may call (math-verify sets alarms) are called one after another.
+    """
 
     task: str
     questions: tuple[OpenQuestion, ...]
     sampling: Sampling
     facts: Mapping[str, str | int]
+    one_by_one: bool = False
