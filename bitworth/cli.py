@@ -17,7 +17,7 @@ from rich.text import Text
 import bitworth
 from bitworth.cli_quantize import quantize
 from bitworth.cli_settle import evaluate_until_settled
-from bitworth.cli_tasks import look_at_prompts, shown_answers, suite_averages, task_figures, tasks
+from bitworth.cli_tasks import look_at_prompts, suite_averages, suite_recoveries, task_figures, task_tables, tasks
 from bitworth.console import Json, Quiet, Terminal, guarded
 from bitworth.errors import BitworthError, WorkFailed
 from bitworth.ledger import Ledger, key_of, revive
@@ -335,7 +335,7 @@ def _evaluation(
     document["suites"] = suite_averages(asked, answers)
     if baseline is not None and answers["model"]:
         pairs = compare(answers["baseline"], answers["model"], min_recovery_pct=min_recovery, format="model")
-        document["recoveries"] = [asdict(row) for row in pairs]
+        document["recoveries"] = [asdict(row) for row in pairs] + suite_recoveries(asked, answers, min_recovery)
     return document
 
 
@@ -362,12 +362,7 @@ def _status_table(document: dict[str, Any]) -> RenderableType:
 
 def _evaluation_table(document: dict[str, Any]) -> RenderableType:
     parts: list[RenderableType] = []
-    if document["tasks"]:
-        table = Table("task", "checkpoint", "score", "questions", "metric")
-        for row in document["tasks"]:
-            cells = (f"{100 * row['score']:.1f} %", str(row["questions"]), row["metric"])
-            table.add_row(row["task"], row["checkpoint"], *cells)
-        parts.append(table)
+    parts += task_tables(document)
     if document.get("recoveries"):
         table = Table("task", "recovery", "95 % interval", "verdict", "further questions needed")
         for row in document["recoveries"]:

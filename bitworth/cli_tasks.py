@@ -16,7 +16,7 @@ from rich.text import Text
 from bitworth import tasks as registry
 from bitworth.console import Json, Quiet, Terminal
 from bitworth.errors import BitworthError
-from bitworth.tasks.leaderboard_v2 import normalized_pct
+from bitworth.tasks.leaderboard_v2 import above_chance, normalized_pct
 from bitworth.tasks.reasoning import pass_rate
 from bitworth.types import Answer, TaskSpec
 
@@ -156,15 +156,76 @@ def suite_averages(asked: Sequence[str], answers: Mapping[str, Sequence[Answer]]
     return rows
 
 
+def suite_recoveries(
+    asked: Sequence[str], answers: Mapping[str, Sequence[Answer]], min_recovery: float
+) -> list[dict[str, Any]]:
+    """Recovery of the average of every suite that both checkpoints answered whole; nothing where it has none."""
+    from bitworth.evaluation import compare_suites
+
+    columns = {who: [one for task in _tasks_of(rows) for one in _column(task, rows)] for who, rows in answers.items()}
+    both = {one.task for one in columns["baseline"]} & {one.task for one in columns["model"]}
+    rows = []
+    for suite in (name for name in asked if name in registry.SUITES):
+        names = [spec.name for spec in registry.SUITES[suite]]
+        if both.issuperset(names):
+            try:
+                rows += compare_suites(
+                    columns["baseline"],
+                    columns["model"],
+                    {suite: names},
+                    min_recovery_pct=min_recovery,
+                    format="model",
+                )
+            except BitworthError:  # a baseline that is no better than guessing
+                continue
+    return [asdict(row) for row in rows]
+
+
+def _tasks_of(answers: Sequence[Answer]) -> list[str]:
+    return list(dict.fromkeys(answer.task for answer in answers))
+
+
+def _column(task: str, answers: Sequence[Answer]) -> Sequence[Answer]:
+    """A task's answers as its leaderboard counts them."""
+    rows, definition = [one for one in answers if one.task == task], registry.get(task)
+    return above_chance(definition, rows) if definition.chance else rows
+
+
 def column_pct(task: str, answers: Sequence[Answer]) -> float:
     """A task's column in its leaderboard's table."""
     definition = registry.get(task)
     return normalized_pct(definition, answers) if definition.chance else 100 * fmean(one.score for one in answers)
 
 
-def shown_answers(answers: Sequence[Answer], show: int) -> RenderableType:
-    """The first answers of a task, with what was taken from them and how they scored."""
-    table = Table("task", "question", "answer", "score")
-    for answer in answers[:show]:
-        table.add_row(answer.task, answer.item, Text(answer.prediction), f"{answer.score:.2f}")
+def task_tables(document: Mapping[str, Any]) -> list[RenderableType]:
+    """Scores, suites, what is missing, what prompts were warned of, and the answers that were to be shown."""
+    parts: list[RenderableType] = []
+    if document["tasks"]:
+        parts.append(_score_table(document["tasks"]))
+    if document["suites"]:
+        table = Table("suite", "checkpoint", "average", "without")
+        for row in document["suites"]:
+            average = "" if row["average_pct"] is None else f"{row['average_pct']:.1f} %"
+            table.add_row(row["suite"], row["checkpoint"], average, ", ".join(row["missing"]))
+        parts.append(table)
+    checks = {row["task"]: row["prompts"] for row in document["tasks"] if row["prompts"]}
+    parts += [Text(f"{task}: {said}.") for task, check in checks.items() for said in check["warnings"]]
+    parts += [Text(f"Without a result: {row['title']}: {row['cause']}") for row in document["missing"]]
+    if document.get("shown"):
+        table = Table("task", "question", "answer", "score")
+        for row in document["shown"]:
+            table.add_row(row["task"], row["item"], Text(row["prediction"]), f"{row['score']:.2f}")
+        parts.append(table)
+    return parts
+
+
+def _score_table(rows: Sequence[Mapping[str, Any]]) -> RenderableType:
+    table = Table("task", "checkpoint", "score", "above chance", "questions", "metric")
+    for row in rows:
+        above = f"{row['above_chance_pct']:.1f} %" if "above_chance_pct" in row else ""
+        score = f"{100 * row['score']:.1f} %"
+        if "pass_at_1" in row:
+            low, high = row["pass_at_1"]["ci95_pct"]
+            score += f" ({low:.1f} to {high:.1f})"
+        table.add_row(row["task"], row["checkpoint"], score, above, str(row["questions"]), row["metric"])
     return table

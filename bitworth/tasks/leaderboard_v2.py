@@ -7,7 +7,9 @@ over subtasks. lm-eval does not do this; `normalized` does.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from statistics import fmean
 
 from bitworth.tasks.base import TaskDef
@@ -200,6 +202,20 @@ def normalized_pct(task: TaskDef, answers: Sequence[Answer]) -> float:
     for answer in answers:
         groups.setdefault(answer.group if task.macro else None, []).append(answer.score)
     return fmean(_above_chance(fmean(scores), chance_of(task, group)) for group, scores in groups.items())
+
+
+def above_chance(task: TaskDef, answers: Sequence[Answer]) -> list[Answer]:
+    """The answers with scores whose plain mean is the leaderboard's figure / 100, for intervals of it.
+
+    Scores may be negative or above 1. A subtask below chance counts as it is here and as 0 in `normalized_pct`.
+    """
+    counts = Counter(answer.group for answer in answers)
+    found = []
+    for answer in answers:
+        chance = chance_of(task, answer.group)
+        weight = len(answers) / (len(counts) * counts[answer.group]) if task.macro else 1.0
+        found.append(replace(answer, score=weight * (answer.score - chance) / (1 - chance)))
+    return found
 
 
 def chance_of(task: TaskDef, group: str | None) -> float:
