@@ -170,7 +170,7 @@ def evaluate(
         document["shown"] = [row for spec in specs for row in _first(answers, spec.name, show)]
     terminal.answer(document, lambda: _evaluation_table(document))
     if missing:
-        raise WorkFailed(f"{len(missing)} pieces have no result, first: {missing[0]['title']} ({missing[0]['cause']})")
+        raise WorkFailed(f"Without a result: {len(missing)}, first {missing[0]['title']} ({missing[0]['cause']})")
 
 
 def _first(answers: list[dict[str, Any]], task: str, show: int) -> list[dict[str, Any]]:

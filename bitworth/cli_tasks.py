@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Group, RenderableType
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from bitworth import tasks as registry
@@ -35,18 +35,20 @@ def tasks(
 ) -> None:
     """List the tasks and the suites that they make up, and whether their data is here."""
     from bitworth import sources
-    from bitworth.tasks.rows import is_here
 
     terminal = Terminal(as_json=json, quiet=quiet)
     folder = sources.resolve_data(data, note=terminal.note)
-    rows = [_task_row(name, here=is_here(registry.get(name), folder)) for name in registry.NAMES]
+    rows = [_task_row(name, folder) for name in registry.NAMES]
     suites = [_suite_row(name, specs) for name, specs in registry.SUITES.items()]
     document = {"tasks": rows, "suites": suites, "data": str(folder) if folder else "hub"}
     terminal.answer(document, lambda: _tables(rows, suites))
 
 
-def _task_row(name: str, *, here: bool) -> dict[str, Any]:
+def _task_row(name: str, folder: Path | None) -> dict[str, Any]:
+    from bitworth.tasks.rows import has_split, is_here
+
     task = registry.get(name)
+    examples = bool(task.shots and task.pool)
     return {
         "name": name,
         "kind": task.kind,
@@ -56,7 +58,8 @@ def _task_row(name: str, *, here: bool) -> dict[str, Any]:
         "prompt": "conversation" if task.chat else "text",
         "metric": task.metric,
         "dataset": task.dataset,
-        "data_is_here": here,
+        "data_is_here": is_here(task, folder),
+        "examples_are_here": has_split(task, task.pool, folder) if examples and folder is not None else None,
     }
 
 
@@ -68,10 +71,12 @@ def _suite_row(name: str, specs: Sequence[TaskSpec]) -> dict[str, Any]:
 
 
 def _tables(rows: Sequence[Mapping[str, Any]], suites: Sequence[Mapping[str, Any]]) -> RenderableType:
-    table = Table("task", "kind", "questions", "shots", "samples", "prompt", "metric", "data set", "here")
+    table = Table(
+        Column("task", no_wrap=True), "kind", "questions", "shots", "samples", "prompt", "metric", "data set", "here"
+    )
     for row in rows:
         counts = (f"{row['questions']:,}", str(row["shots"]), str(row["samples"]))
-        here = "yes" if row["data_is_here"] else "no"
+        here = "no" if not row["data_is_here"] else "no examples" if row["examples_are_here"] is False else "yes"
         table.add_row(row["name"], row["kind"], *counts, row["prompt"], row["metric"], row["dataset"], here)
     groups = Table("suite", "questions", "tasks")
     for suite in suites:
@@ -212,11 +217,15 @@ def task_tables(document: Mapping[str, Any]) -> list[RenderableType]:
     parts += [Text(f"{task}: {said}.") for task, check in checks.items() for said in check["warnings"]]
     parts += [Text(f"Without a result: {row['title']}: {row['cause']}") for row in document["missing"]]
     if document.get("shown"):
-        table = Table("task", "question", "answer", "score")
+        table = Table("task", "question", "written", "answer", "score")
         for row in document["shown"]:
-            table.add_row(row["task"], row["item"], Text(row["prediction"]), f"{row['score']:.2f}")
+            table.add_row(row["task"], row["item"], *_said(row), f"{row['score']:.2f}")
         parts.append(table)
     return parts
+
+
+def _said(row: Mapping[str, Any]) -> tuple[Text, Text]:
+    return Text(row["text"]), Text(row["prediction"])
 
 
 def _score_table(rows: Sequence[Mapping[str, Any]]) -> RenderableType:

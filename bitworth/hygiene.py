@@ -27,7 +27,7 @@ class PromptCheck:
     Attributes:
         prompt: plain text, or a conversation through the model's chat template.
         bos: `none` where the tokenizer puts none before plain text either.
-        longest_tokens: of a prompt with the choice, or the answer, that it must leave room for.
+        longest_tokens: that are read of a prompt and its choice, or of it and the longest answer.
         context_tokens: what the model can read.
         truncated: prompts that lose their beginning.
         stop: strings that end an answer; an end token does too. Empty for given choices.
@@ -102,7 +102,8 @@ def _lengths(loaded: Loaded | LoadedOpen, tokenizer: Any, context: int, room: in
     rendered = sorted((render(tokenizer, prompt) + answer for prompt, answer in texts), key=len, reverse=True)
     longest = truncated = fitting = 0
     for text in rendered:
-        tokens = len(encode_prompt(tokenizer, text)) + room
+        # the last token of a choice is predicted, not read
+        tokens = len(encode_prompt(tokenizer, text)) + (room or -1)
         longest = max(longest, tokens)
         truncated, fitting = (truncated + 1, 0) if tokens > context else (truncated, fitting + 1)
         if fitting >= FITTING:

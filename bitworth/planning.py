@@ -30,7 +30,6 @@ from bitworth.types import (
     UseCase,
 )
 
-
 ABSENT = "absent"
 """In place of the fingerprint of rows that cannot be had."""
 

@@ -255,7 +255,7 @@ class Answer:
 
     `measures` are further figures of the question by name, in [0, 1] too, of which reports give the mean. `group` is
     the subject or language it belongs to, which reports may tell apart; questions of one `cluster` share a passage, so
-    that their errors are not independent.
+    that their errors are not independent. `text` is what was written, of several completions the first.
     """
 
     task: str
@@ -266,6 +266,7 @@ class Answer:
     measures: Mapping[str, float] = field(default_factory=dict)
     group: str | None = None
     cluster: str | None = None
+    text: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

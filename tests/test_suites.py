@@ -6,7 +6,6 @@ import csv
 import gzip
 import json
 import random
-from collections.abc import Iterator
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -316,12 +315,12 @@ def test_arc_of_four_choices_only_and_written(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def gsm8k(tmp_path: Path) -> Iterator[Path]:
+def gsm8k(tmp_path: Path) -> Path:
     path = tmp_path / "gsm8k" / "test.jsonl.gz"
     path.parent.mkdir()
     with gzip.open(path, "wt") as lines:
         lines.write(json.dumps({"question": "Two and two?", "answer": "2+2 = <<2+2=4>>4\n#### 4"}) + "\n")
-    yield tmp_path
+    return tmp_path
 
 
 def test_examples_are_turns_of_their_own_where_the_paper_had_them(gsm8k: Path) -> None:

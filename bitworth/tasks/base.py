@@ -38,7 +38,7 @@ class RowSource:
         in_demo: the demo's wheel ships its rows.
         questions: how many are asked.
         pool: the split of few-shot examples; "" where there is none.
-        tokens: what a question costs an engine, about, prompts that it shares counted once.
+        tokens: what a question's prompt costs an engine, about, prompts that it shares counted once.
     """
 
     name: str
@@ -92,6 +92,7 @@ class TaskDef(RowSource):
         macro: the leaderboard takes the mean over subsets, not over questions.
         temperature, top_p, samples: how written answers are sampled; greedily, once, unless named.
         needs: modules that only this task's definition imports, and the data NLTK must have for it.
+        answer_tokens: of a written answer, about.
         tokens: with SmolLM2's tokenizer and default shots.
     """
 
@@ -109,6 +110,7 @@ class TaskDef(RowSource):
     top_p: float = 1.0
     samples: int = 1
     needs: tuple[str, ...] = ()
+    answer_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -50,7 +50,8 @@ class Grader:
         judged = [self._judge(completion.text) for completion in completions]
         figures = {name: fmean(found[name] for _, found in judged) for name in judged[0][1]}
         score = figures.pop(self.task.metric)
-        return self._answer(prediction=judged[0][0][:SHOWN], score=score, measures=figures)
+        text = completions[0].text
+        return self._answer(prediction=judged[0][0][:SHOWN], score=score, measures=figures, text=text)
 
     def _judge(self, text: str) -> tuple[str, dict[str, float]]:
         """What the filter extracted, and every metric; of one with a figure an instruction (IFEval), the mean."""

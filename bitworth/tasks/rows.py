@@ -99,11 +99,16 @@ def is_here(task: RowSource, data: Path | None) -> bool:
     Few-shot examples may still be missing.
     """
     if data is not None:
-        return any(all(find(task, config, split, data) for config in task.configs()) for split in task.splits)
+        return any(has_split(task, split, data) for split in task.splits)
     import datasets
 
     name = task.dataset.replace("/", "___").lower()
     return any(folder.name.lower() == name for folder in Path(datasets.config.HF_DATASETS_CACHE).glob("*___*"))
+
+
+def has_split(task: RowSource, split: str, data: Path) -> bool:
+    """Whether a folder holds a split of every configuration."""
+    return all(find(task, config, split, data) for config in task.configs())
 
 
 def absent(task: RowSource, split: str, data: Path | None) -> RowsAbsent:
