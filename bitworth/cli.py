@@ -156,7 +156,8 @@ def evaluate(
     cells = planning.evaluation_cells(
         subject, baseline, specs, data=data, text=text, window=window, windows=windows, note=terminal.note
     )
-    if specs and (show or not quiet):
+    fresh = out is None or any(Ledger(out).get(cell) is None for cell in cells if cell.kind == "evaluate")
+    if specs and (show or fresh) and not quiet:
         folder = sources.resolve_data(data, note=terminal.note)
         look_at_prompts(terminal, specs, folder, Path(subject.path), show)
     began = time.monotonic()
@@ -170,7 +171,7 @@ def evaluate(
         document["shown"] = [row for spec in specs for row in _first(answers, spec.name, show)]
     terminal.answer(document, lambda: _evaluation_table(document))
     if missing:
-        raise WorkFailed(f"Without a result: {len(missing)}, first {missing[0]['title']} ({missing[0]['cause']})")
+        raise typer.Exit(WorkFailed.exit_code)  # the document says what is missing
 
 
 def _first(answers: list[dict[str, Any]], task: str, show: int) -> list[dict[str, Any]]:
