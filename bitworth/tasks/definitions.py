@@ -50,6 +50,7 @@ def prepare(settings: dict[str, Any], docs: Any) -> Any:
     process = settings.get("process_docs")
     if process is None:
         return docs
+    quiet_progress_bars()
     with _seeded(), _uncached():
         return process(docs)
 
