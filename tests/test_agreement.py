@@ -217,6 +217,19 @@ def _counted(name: str, entries: list[dict[str, Any]]) -> Mapping[str, Any]:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", ["leaderboard_bbh", "arc_challenge_llama"])
+def test_a_real_model_with_its_own_template_agrees(name: str, smollm2: Path, data: Path) -> None:
+    real = load_exact(smollm2, device="cpu")
+    from lm_eval.models.huggingface import HFLM
+
+    lm = HFLM(pretrained=real.model, tokenizer=real.tokenizer, batch_size=1)
+    check = test_choices_are_asked_and_scored_as_lm_eval_does
+    if tasks.get(name).kind == "generated":
+        check = test_answers_are_asked_for_and_written_as_lm_eval_does
+    check(name, real, lm, data)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", WRITTEN)
 def test_what_is_right_and_wrong_is_what_lm_eval_says(name: str, data: Path) -> None:
     """Texts that hold the right answer in several forms, or none, from a stand-in for a model."""
