@@ -19,6 +19,7 @@ import bitworth
 from bitworth.cli_paper import paper
 from bitworth.cli_quantize import quantize
 from bitworth.cli_settle import evaluate_until_settled
+from bitworth.cli_tasks import look_at_prompts, suite_averages, suite_recoveries, task_figures, task_tables, tasks
 from bitworth.console import Json, Quiet, Terminal, guarded
 from bitworth.errors import BitworthError, WorkFailed
 from bitworth.ledger import Ledger, key_of, revive
@@ -106,12 +107,15 @@ def status(results: Results, json: Json = False) -> None:
 
 app.command()(quantize)
 app.command()(paper)
+app.command()(tasks)
 
 
 @app.command()
 def evaluate(
     model: Annotated[str, typer.Argument(help="Hub id, model folder or checkpoint folder.")],
-    task: Annotated[list[str] | None, typer.Option("--task", help="A task's name; may be given several times.")] = None,
+    task: Annotated[
+        list[str] | None, typer.Option("--task", help="A task or a suite by name; may be given several times.")
+    ] = None,
     limit: Annotated[int | None, typer.Option(help="Questions a task (all).", min=1)] = None,
     seed: Annotated[int, typer.Option(help="Seed that picks the questions.")] = 0,
     shots: Annotated[int | None, typer.Option(help="Few-shot examples (the task's own).", min=0)] = None,
@@ -129,6 +133,7 @@ def evaluate(
         str, typer.Option(help="What is to be settled: the task as it is, or questions like its own (questions).")
     ] = "task",
     batch: Annotated[int, typer.Option(help="Questions a task between two looks.", min=1)] = 64,
+    show: Annotated[int, typer.Option(help="Print so many prompts and answers of each task.", min=0)] = 0,
     out: Annotated[Path | None, typer.Option("--out", help="Keep the answers here; a second run adds to them.")] = None,
     json: Json = False,
     quiet: Quiet = False,
@@ -136,10 +141,12 @@ def evaluate(
     """Put a task's questions to a checkpoint and measure its divergence on text, with its format's exact arithmetic."""
     if not task and text is None:
         raise BitworthError("There is nothing to evaluate; name a task with --task, or a text with --text.")
-    from bitworth import planning
+    from bitworth import planning, sources
+    from bitworth import tasks as task_registry
 
     terminal = Terminal(as_json=json, quiet=quiet)
-    specs = [TaskSpec(name=name, limit=limit, seed=seed, shots=shots) for name in dict.fromkeys(task or [])]
+    names = list(dict.fromkeys(task or []))
+    specs = task_registry.expand([TaskSpec(name=name, limit=limit, seed=seed, shots=shots) for name in names])
     subject = planning.checkpoint_subject(model, "model", note=terminal.note)
     baseline = planning.checkpoint_subject(against, "baseline", note=terminal.note) if against else None
     if until_settled:
@@ -152,12 +159,26 @@ def evaluate(
     cells = planning.evaluation_cells(
         subject, baseline, specs, data=data, text=text, window=window, windows=windows, note=terminal.note
     )
+    fresh = out is None or any(Ledger(out).get(cell) is None for cell in cells if cell.kind == "evaluate")
+    if specs and (show or fresh) and not quiet:
+        folder = sources.resolve_data(data, note=terminal.note)
+        look_at_prompts(terminal, specs, folder, Path(subject.path), show)
     began = time.monotonic()
-    results = _run_cells(terminal, cells, out)
-    document = _evaluation(cells, results, min_recovery, baseline)
+    results, missing = _run_cells(terminal, cells, out)
+    document = _evaluation(cells, results, min_recovery, baseline, names)
+    document["missing"] = missing
     document |= {"model": subject.path, "baseline": baseline.path if baseline else None}
     document["seconds"] = round(time.monotonic() - began, 2)
+    answers = [row for result in results.values() for row in result.get("answers", ())]
+    if show:
+        document["shown"] = [row for spec in specs for row in _first(answers, spec.name, show)]
     terminal.answer(document, lambda: _evaluation_table(document))
+    if missing:
+        raise typer.Exit(WorkFailed.exit_code)  # the document says what is missing
+
+
+def _first(answers: list[dict[str, Any]], task: str, show: int) -> list[dict[str, Any]]:
+    return [row for row in answers if row["task"] == task][:show]
 
 
 @app.command()
@@ -261,11 +282,13 @@ def parse_load(text: str, streams: int | None = None) -> Load:
     return revive(Load, {"kind": kind, "rate": value, "streams": streams if kind == "throughput" else None})
 
 
-def _run_cells(terminal: Terminal, cells: tuple[Cell, ...], out: Path | None) -> dict[str, dict[str, Any]]:
-    """Results by key.
+def _run_cells(
+    terminal: Terminal, cells: tuple[Cell, ...], out: Path | None
+) -> tuple[dict[str, dict[str, Any]], list[dict[str, str]]]:
+    """Results by key, and the title and cause of each cell without one.
 
     Raises:
-        WorkFailed: the first cell that failed.
+        WorkFailed: no cell has a result; the first one's cause.
     """
     from bitworth import running
 
@@ -275,17 +298,25 @@ def _run_cells(terminal: Terminal, cells: tuple[Cell, ...], out: Path | None) ->
             done = sum(ledger.get(cell) is not None for cell in cells)
             with terminal.watching(len(cells), done) as watcher:
                 running.run_cells(ledger, cells, watcher=watcher, note=terminal.note)
-        found = {}
+        found, missing = {}, []
         for cell in cells:
             result = ledger.get(cell)
-            if result is None:
-                raise WorkFailed(ledger.failure(cell) or f"{cell.title} gave no result.")
-            found[key_of(cell)] = result
-    return found
+            if result is not None:
+                found[key_of(cell)] = result
+            else:
+                cause = ledger.failure(cell) or f"{cell.title} gave no result."
+                missing.append({"title": cell.title, "cause": cause})
+    if not found:
+        raise WorkFailed(missing[0]["cause"])
+    return found, missing
 
 
 def _evaluation(
-    cells: tuple[Cell, ...], results: dict[str, dict[str, Any]], min_recovery: float, baseline: Subject | None
+    cells: tuple[Cell, ...],
+    results: dict[str, dict[str, Any]],
+    min_recovery: float,
+    baseline: Subject | None,
+    asked: list[str],
 ) -> dict[str, Any]:
     """The evaluate verb's document."""
     from bitworth.evaluation import compare, compare_groups
@@ -293,20 +324,24 @@ def _evaluation(
     answers: dict[str, list[Answer]] = {"model": [], "baseline": []}
     document: dict[str, Any] = {"tasks": []}
     for cell in cells:
-        result = results[key_of(cell)]
+        result = results.get(key_of(cell))
+        if result is None:
+            continue
         if cell.kind == "evaluate":
             found = [revive(Answer, row) for row in result["answers"]]
             answers[cell.format] += found
-            score = sum(answer.score for answer in found) / len(found)
-            row = {"task": found[0].task, "checkpoint": cell.format, "score": score, "questions": len(found)}
-            document["tasks"].append({**row, **{k: result["task"][k] for k in ("metric", "shots", "split")}})
+            row = {"task": found[0].task, "checkpoint": cell.format}
+            document["tasks"].append(row | task_figures(found[0].task, found, result["task"]))
+            document["tasks"][-1]["prompts"] = result.get("prompts")
         elif cell.format == "model":
             document |= asdict(revive(Divergence, result["divergence"]))
     document["peak_rss_mib"] = max(result["peak_rss_mib"] for result in results.values())
+    document["suites"] = suite_averages(asked, answers)
     if baseline is not None and answers["model"]:
         for name, verb in (("recoveries", compare), ("recoveries_by_group", compare_groups)):
             pairs = verb(answers["baseline"], answers["model"], min_recovery_pct=min_recovery, format="model")
             document[name] = [asdict(row) for row in pairs]
+        document["recoveries"] += suite_recoveries(asked, answers, min_recovery)
     return document
 
 
@@ -336,12 +371,7 @@ def _status_table(document: dict[str, Any]) -> RenderableType:
 
 def _evaluation_table(document: dict[str, Any]) -> RenderableType:
     parts: list[RenderableType] = []
-    if document["tasks"]:
-        table = Table("task", "checkpoint", "score", "questions", "metric")
-        for row in document["tasks"]:
-            cells = (f"{100 * row['score']:.1f} %", str(row["questions"]), row["metric"])
-            table.add_row(row["task"], row["checkpoint"], *cells)
-        parts.append(table)
+    parts += task_tables(document)
     if document.get("recoveries"):
         table = Table("task", "recovery", "95 % interval", "verdict", "further questions needed")
         for row in document["recoveries"]:

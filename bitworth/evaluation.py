@@ -7,24 +7,29 @@ compare(baseline_answers, answers, min_recovery_pct=99, format="w4a16-int-gptq")
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 
 from bitworth import tasks as registry
 from bitworth.divergence import diverge_models
+from bitworth.engines.generator import Completer
 from bitworth.engines.scorer import Scorer
 from bitworth.errors import BitworthError
 from bitworth.statistics import holm, mean_recovery
-from bitworth.tasks import Loaded
+from bitworth.tasks import Loaded, LoadedOpen
 from bitworth.types import AVERAGE, Answer, Divergence, Recovery, TaskSpec
 
 Progress = Callable[[str, int, int], None]
-"""Called with (task or "text", done, total); done counts scored continuations of the task, or windows of the text."""
+"""Called with (task or "text", done, total); done counts the task's scored continuations or its completions, or windows
+of the text."""
+GRADERS = 2
+"""Answers graded at once: graders that run programs wait for them most of the time."""
 
 
 def evaluate(
-    checkpoint: Path | Scorer,
+    checkpoint: Path | Scorer | Completer,
     tasks: Sequence[TaskSpec],
     *,
     data: Path | None = None,
@@ -34,7 +39,7 @@ def evaluate(
 
     Args:
         checkpoint: a model folder, or an engine that already holds one.
-        tasks: what to ask.
+        tasks: what to ask, tasks or suites.
         data: a local folder of benchmark rows; None asks the hub.
         progress: see `Progress`.
 
@@ -42,13 +47,54 @@ def evaluate(
         BitworthError: see `tasks.load` and `engines.torch.load_exact`.
     """
     # Rows first: a data set that cannot be had should say so before a model is loaded.
-    loaded = [registry.load(spec, data) for spec in tasks]
-    scorer = _scorer(checkpoint)
-    return [answer for task in loaded for answer in answer_questions(scorer, task, progress=progress)]
+    specs = registry.expand(tasks)
+    chat = any(registry.get(spec.name).chat for spec in specs) and takes_conversations(checkpoint)
+    loaded = [registry.load(spec, data, chat=chat) for spec in specs]
+    engine = _scorer(checkpoint) if isinstance(checkpoint, Path) else checkpoint
+    return [answer for task in loaded for answer in answer_questions(engine, task, progress=progress)]
 
 
-def answer_questions(scorer: Scorer, task: Loaded, *, progress: Progress | None = None) -> list[Answer]:
-    """One Answer a question of a loaded task."""
+def takes_conversations(checkpoint: Path | Scorer | Completer) -> bool:
+    """Whether tasks that are asked in conversations can be: the model has a chat template.
+
+    Raises:
+        BitworthError: a folder without a tokenizer.
+    """
+    if isinstance(checkpoint, Path):
+        from bitworth.engines.prompts import has_chat_template, load_tokenizer
+
+        return has_chat_template(load_tokenizer(checkpoint))
+    return bool(getattr(checkpoint, "has_chat_template", False))
+
+
+def answer_questions(
+    engine: Scorer | Completer, task: Loaded | LoadedOpen, *, progress: Progress | None = None
+) -> list[Answer]:
+    """One Answer a question of a loaded task.
+
+    Raises:
+        BitworthError: an engine that cannot do what the task needs: score continuations, or write.
+    """
+    if isinstance(task, LoadedOpen):
+        if not isinstance(engine, Completer):
+            raise BitworthError(f"Task {task.task} is answered in writing, which this engine cannot do.")
+        return _written(engine, task, progress)
+    if not isinstance(engine, Scorer):
+        raise BitworthError(f"Task {task.task} scores given answers, which only the torch engine does; drop --engine.")
+    return _scored(engine, task, progress)
+
+
+def _written(engine: Completer, task: LoadedOpen, progress: Progress | None) -> list[Answer]:
+    told = None if progress is None else lambda done, total: progress(task.task, done, total)
+    completions = engine.generate([question.prompt for question in task.questions], task.sampling, told)
+    pairs = list(zip(task.questions, completions, strict=True))
+    if task.one_by_one:
+        return [question.grade(written) for question, written in pairs]
+    with ThreadPoolExecutor(GRADERS) as pool:
+        return list(pool.map(lambda pair: pair[0].grade(pair[1]), pairs))
+
+
+def _scored(scorer: Scorer, task: Loaded, progress: Progress | None) -> list[Answer]:
     requests = [request for question in task.questions for request in question.requests]
     told = None if progress is None else lambda done, total: progress(task.task, done, total)
     scores = iter(scorer.loglikelihoods(requests, told))

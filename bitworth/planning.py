@@ -30,6 +30,9 @@ from bitworth.types import (
     UseCase,
 )
 
+ABSENT = "absent"
+"""In place of the fingerprint of rows that cannot be had."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Subject:
@@ -61,7 +64,7 @@ def plan_cells(study: Study, *, by_name: bool = False, note: Note = silent) -> t
     ]
     subjects = [baseline, *(subject_of(cell) for cell in made)]
     by_format = {cell.format: cell for cell in made}
-    asked = evaluation_inputs(study.task_specs(), study.data, by_name=by_name, note=note)
+    asked = evaluation_inputs(study.task_specs(), study.data, by_name=by_name, note=note, partly=True)
     cells: list[Cell] = []
     for subject in subjects:
         if subject.format in by_format:
@@ -158,15 +161,37 @@ def calibration_of(cell: Cell) -> Calibration | None:
 
 
 def evaluation_inputs(
-    specs: list[TaskSpec], data: str | None, *, by_name: bool = False, note: Note = silent
+    specs: list[TaskSpec],
+    data: str | None,
+    *,
+    by_name: bool = False,
+    note: Note = silent,
+    partly: bool = False,
 ) -> list[tuple[TaskSpec, Path | None, str]]:
-    """Each task with the folder of its rows (None: the hub) and their fingerprint."""
+    """Each task with the folder of its rows (None: the hub) and their fingerprint.
+
+    With `partly`, a task whose rows cannot be had holds up no other: it is planned, and its cell fails with the ways
+    to get them, until they are here.
+
+    Raises:
+        BitworthError: rows that cannot be had; with `partly`, those of every task.
+    """
     if not specs:
         return []
     if by_name and data is None:
         return [(spec, None, f"not fetched: {spec.name}") for spec in specs]
     folder = sources.resolve_data(data, note=note)
-    return [(spec, folder, tasks.data_fingerprint(spec.name, folder)) for spec in specs]
+    found, first = [], None
+    for spec in specs:
+        try:
+            found.append((spec, folder, tasks.data_fingerprint(spec.name, folder)))
+        except tasks.RowsAbsent as error:
+            first = first or error
+            note(str(error))
+            found.append((spec, folder, ABSENT))
+    if first is not None and (not partly or all(mark == ABSENT for _, _, mark in found)):
+        raise first
+    return found
 
 
 def evaluate_cell(
@@ -241,7 +266,7 @@ def evaluation_cells(
     Raises:
         BitworthError: rows or text cannot be had.
     """
-    asked = evaluation_inputs(specs, data, note=note)
+    asked = evaluation_inputs(specs, data, note=note, partly=True)
     both = [baseline, subject] if baseline is not None else [subject]
     cells = [evaluate_cell(who, spec, folder, found) for who in both for spec, folder, found in asked]
     if text is not None:

@@ -142,17 +142,19 @@ class CalibrationEntry(_Part):
 
 
 class TaskEntry(_Part):
-    """A task, how many of its questions, and the seed that picks them."""
+    """A task or a suite, how many of its questions (of each task), and the seed that picks them."""
 
     name: str
     limit: int | None = Field(None, gt=0)
     seed: int = 0
     shots: int | None = Field(None, ge=0)
+    samples: int | None = Field(None, gt=0)
 
     @model_validator(mode="after")
     def _known(self) -> TaskEntry:
-        if self.name not in task_registry.NAMES:
-            raise ValueError(unknown("task", self.name, task_registry.NAMES))
+        known = (*task_registry.NAMES, *task_registry.SUITES)
+        if self.name not in known:
+            raise ValueError(unknown("task", self.name, known))
         return self
 
 
@@ -262,8 +264,8 @@ class Study(_Part):
         return Calibration(sources=entry.mix(), **rest)
 
     def task_specs(self) -> list[TaskSpec]:
-        """The tasks as values."""
-        return [TaskSpec(**entry.model_dump()) for entry in self.tasks]
+        """The tasks as values, suites expanded."""
+        return task_registry.expand([TaskSpec(**entry.model_dump()) for entry in self.tasks])
 
     def use_case_values(self) -> list[UseCase]:
         """The use cases, scaled."""

@@ -200,20 +200,64 @@ class Checkpoint:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskSpec:
-    """A task as a study asks for it: its name, how many questions (None: all), the seed that picks them, the shots."""
+    """A task as a study asks for it: its name, how many questions (None: all), the seed that picks them, the shots.
+
+    `samples` is how many completions a question of code gets; None in all three is the task's own number.
+    """
 
     name: str
     limit: int | None = None
     seed: int = 0
     shots: int | None = None
+    samples: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampling:
+    """How text is generated: `n` completions a prompt, each of at most `max_tokens` and cut before any of `stop`.
+
+    Temperature 0 is greedy decoding. `top_p` keeps the likeliest tokens that together reach that probability.
+    """
+
+    max_tokens: int
+    stop: tuple[str, ...] = ()
+    temperature: float = 0.0
+    top_p: float = 1.0
+    n: int = 1
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Message:
+    """One turn of a conversation; a last turn of the assistant is one that the model goes on with."""
+
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+Prompt = str | tuple[Message, ...]
+"""Text that the model goes on with, or a conversation that goes through its chat template."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Completion:
+    """Text generated for a prompt. `finish` is `stop` for an end token or a stop string, `length` for no room left.
+
+    `tokens` counts what was generated, an end token included; None where a server does not say.
+    """
+
+    text: str
+    finish: Literal["stop", "length"]
+    tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
     """One question answered: the score is in [0, 1]; `logprobs` are natural-log sums, one a choice.
 
-    `group` is the subject or language it belongs to, which reports may tell apart; questions of one `cluster` share a
-    passage, so that their errors are not independent.
+    `measures` are further figures of the question by name, in [0, 1] too, of which reports give the mean. `group` is
+    the subject or language it belongs to, which reports may tell apart; questions of one `cluster` share a passage, so
+    that their errors are not independent. `text` is what was written, of several completions the first.
     """
 
     task: str
@@ -221,8 +265,10 @@ class Answer:
     prediction: str
     score: float
     logprobs: tuple[float, ...] = ()
+    measures: Mapping[str, float] = field(default_factory=dict)
     group: str | None = None
     cluster: str | None = None
+    text: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -94,14 +94,20 @@ def _company(cell: Cell, root: Path) -> list[Cell]:
 
 def _evaluate(cell: Cell, root: Path, tell: Tell) -> dict[str, Any]:
     from bitworth import tasks
-    from bitworth.evaluation import answer_questions
+    from bitworth.evaluation import answer_questions, takes_conversations
+    from bitworth.hygiene import check_prompts
 
     spec = revive(TaskSpec, cell.inputs["task"])
     data, batch = cell.where.get("data"), cell.inputs.get("batch")
-    loaded = tasks.load(spec, Path(data) if data else None, batch=(batch[0], batch[1]) if batch else None)
-    model = _model(root / cell.where["checkpoint"])
+    folder, checkpoint = Path(data) if data else None, root / cell.where["checkpoint"]
+    stretch = (batch[0], batch[1]) if batch else None
+    chat = tasks.get(spec.name).chat and takes_conversations(checkpoint)
+    loaded = tasks.load(spec, folder, batch=stretch, chat=chat)
+    model = _model(checkpoint)
+    prompts = asdict(check_prompts(loaded, model.tokenizer, model.max_length))
     answers = answer_questions(model, loaded, progress=tell)
-    return {"answers": [asdict(a) for a in answers], "task": dict(loaded.facts), "facts": asdict(model.facts)}
+    found = {"answers": [asdict(a) for a in answers], "task": dict(loaded.facts), "facts": asdict(model.facts)}
+    return {**found, "prompts": prompts}
 
 
 def _diverge(cell: Cell, root: Path, tell: Tell) -> dict[str, Any]:

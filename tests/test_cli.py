@@ -56,10 +56,12 @@ VERBS = {
         "--until-settled",
         "--about",
         "--batch",
+        "--show",
         "--out",
         "--json",
         "--quiet",
     },
+    "tasks": {"--data", "--json", "--quiet"},
     "benchmark": {
         "--use-case",
         "--scale",

@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from bitworth.engines.generator import Generator
+from bitworth.engines.generator import Completer, Generator
 from bitworth.errors import BitworthError
 
 NAMES = ("torch", "vllm", "fake")
@@ -49,10 +49,45 @@ def open_generator(
 
         yield FakeGenerator()
     else:
-        known = ", ".join(NAMES)
-        raise BitworthError(
-            f"unknown engine '{engine}'; known: {known}, or the http:// URL of an OpenAI-compatible server"
-        )
+        raise _unknown(engine)
+
+
+@contextmanager
+def open_completer(
+    engine: str, checkpoint: Path, *, context_tokens: int, device: str | None = None
+) -> Iterator[Completer]:
+    """The engine of that name, ready to write; see `open_generator` for the arguments and what it raises.
+
+    `torch` computes the checkpoint's exact arithmetic in float32; servers run their own kernels. `fake` writes the same
+    word whatever it is asked.
+    """
+    if engine.startswith(("http://", "https://")):
+        from bitworth.engines.http_text import HttpCompleter
+
+        yield HttpCompleter(engine, checkpoint)
+    elif engine == "vllm":
+        from bitworth.engines.http_text import HttpCompleter
+        from bitworth.engines.vllm import serve
+
+        with serve(checkpoint, context_tokens=context_tokens, device=device) as server:
+            yield HttpCompleter(server.url, checkpoint, facts=server.facts, send_key=False)
+    elif engine == "torch":
+        from bitworth.engines.torch import load_exact
+
+        yield load_exact(checkpoint, device=device)
+    elif engine == "fake":
+        from bitworth.engines.fake import FakeCompleter
+
+        yield FakeCompleter()
+    else:
+        raise _unknown(engine)
+
+
+def _unknown(engine: str) -> BitworthError:
+    known = ", ".join(NAMES)
+    return BitworthError(
+        f"unknown engine '{engine}'; known: {known}, or the http:// URL of an OpenAI-compatible server"
+    )
 
 
 def _decoder(checkpoint: Path) -> Callable[[Sequence[int]], str]:

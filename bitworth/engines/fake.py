@@ -19,7 +19,8 @@ from aiohttp import web
 
 from bitworth.engines.generator import Progress
 from bitworth.engines.http import DEFAULT_STREAMS, arrivals
-from bitworth.types import EngineFacts, Load, Timing
+from bitworth.engines.prompts import cut_at
+from bitworth.types import Completion, EngineFacts, Load, Prompt, Sampling, Timing
 
 Fault = Literal["none", "refuse", "break_off", "hang", "miscount", "no_ids", "report", "no_usage", "garbage"]
 
@@ -66,6 +67,28 @@ class FakeGenerator:
         return timings
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FakeCompleter:
+    """Writes `answers` in turn for every prompt, whatever it says."""
+
+    answers: Sequence[str] = ("fake",)
+    has_chat_template: bool = False
+
+    @property
+    def facts(self) -> EngineFacts:
+        """What its answers are computed with: nothing."""
+        return EngineFacts(engine="fake", kernel="none", device="none")
+
+    def generate(
+        self, prompts: Sequence[Prompt], sampling: Sampling, progress: Progress | None = None
+    ) -> list[list[Completion]]:
+        """See `engines.generator.Completer`."""
+        turns = [cut_at(self.answers[number % len(self.answers)], sampling.stop)[0] for number in range(sampling.n)]
+        if progress is not None:
+            progress(len(prompts) * sampling.n, len(prompts) * sampling.n)
+        return [[Completion(text=text, finish="stop") for text in turns] for _ in prompts]
+
+
 class FakeServer:
     """An aiohttp application that completes prompts with the token `a`, and counts what it is asked.
 
@@ -79,8 +102,10 @@ class FakeServer:
         token_s: float = 0.0,
         faults: Sequence[Fault] = (),
         models: Sequence[str] = ("fake",),
+        most_choices: int = 1000,
     ) -> None:
         """Wait `first_s` before the first token, `token_s` before each other."""
+        self.most_choices = most_choices
         self.first_s, self.token_s, self.models = first_s, token_s, tuple(models)
         self._faults = iter(faults)
         self.requests: list[dict[str, Any]] = []
@@ -121,6 +146,8 @@ class FakeServer:
             return web.json_response({"detail": "prompt must be text"}, status=422)
         if fault == "hang":
             await asyncio.sleep(3600)
+        if not asked.get("stream"):
+            return self._whole(asked)
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         await response.prepare(request)
         count = asked["max_tokens"] - (fault in ("miscount", "break_off"))
@@ -135,6 +162,14 @@ class FakeServer:
         tail = b"" if fault == "no_usage" else _event({"choices": [], "usage": usage})
         await response.write(tail + b"data: [DONE]\n\n")
         return response
+
+    def _whole(self, asked: dict[str, Any]) -> web.Response:
+        """All completions at once; `most_choices` is what the server gives of them in one answer."""
+        count = min(asked.get("n", 1), self.most_choices)
+        text = f"{asked['prompt']} {asked.get('seed')}" if isinstance(asked["prompt"], str) else "a"
+        choices = [{"index": i, "text": f"{text} {i}", "finish_reason": "stop"} for i in range(count)]
+        usage = {"prompt_tokens": len(asked["prompt"]), "completion_tokens": count}
+        return web.json_response({"choices": choices, "usage": usage})
 
     async def _tokens(self, response: web.StreamResponse, count: int) -> None:
         token = _event({"choices": [{"index": 0, "text": "a", "finish_reason": None}]})

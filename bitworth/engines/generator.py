@@ -1,11 +1,15 @@
-"""What a benchmark asks of an engine: prompts in, one Timing a request out. Each engine is one file beside this one."""
+"""What is asked of an engine that writes: timings of requests (`Generator`), or the text itself (`Completer`).
+
+with open_completer("torch", checkpoint, context_tokens=1024) as model:
+    model.generate(["def add(a, b):"], Sampling(max_tokens=64, stop=("\\ndef",), temperature=0.2, top_p=0.95, n=50))
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
-from bitworth.types import EngineFacts, Load, Timing
+from bitworth.types import Completion, EngineFacts, Load, Prompt, Sampling, Timing
 
 Progress = Callable[[int, int], None]
 """Called with (requests done, total)."""
@@ -32,6 +36,35 @@ class Generator(Protocol):
 
         Raises:
             Unsupported: the engine has no way to run this load or format here.
+            WorkFailed: the engine died or answered nothing.
+        """
+        ...
+
+
+@runtime_checkable
+class Completer(Protocol):
+    """A model that writes; as `Generator`, a context manager's value."""
+
+    @property
+    def facts(self) -> EngineFacts:
+        """What its answers are computed with."""
+        ...
+
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether conversations may be among the prompts."""
+        ...
+
+    def generate(
+        self, prompts: Sequence[Prompt], sampling: Sampling, progress: Progress | None = None
+    ) -> list[list[Completion]]:
+        """`sampling.n` completions of each prompt, in the order of the prompts; `progress` counts completions.
+
+        What is drawn depends on the seed, the prompt and the completion's number alone, as far as the engine can see
+        to it, not on the prompts that are asked along with it.
+
+        Raises:
+            BitworthError: a conversation for a model without a chat template.
             WorkFailed: the engine died or answered nothing.
         """
         ...

@@ -71,7 +71,7 @@ class HttpGenerator:
         self._decode, self._send_key, self._seed = decode, send_key, seed
         self._timeout = aiohttp.ClientTimeout(total=total_s, sock_read=idle_s, sock_connect=min(idle_s, 30.0))
         self._as_text = False
-        self._model, versions = _event_loop(self._discover(name))
+        self._model, versions = event_loop(self._discover(name))
         self._facts = facts or EngineFacts(
             engine=self._url,
             kernel="the server's own",
@@ -92,7 +92,7 @@ class HttpGenerator:
         Raises:
             WorkFailed: no request succeeded; names the first cause.
         """
-        timings = _event_loop(self._drive(prompts, output_tokens, load, progress))
+        timings = event_loop(self._drive(prompts, output_tokens, load, progress))
         causes = [timing.error for timing in timings if timing.error is not None]
         if not timings or len(causes) < len(timings):
             return timings
@@ -108,7 +108,7 @@ class HttpGenerator:
                 status, listing = await _get(session, f"{self._url}/models")
                 _, about = await _get(session, f"{self._url.removesuffix('/v1')}/version")
         except (aiohttp.ClientError, OSError) as error:
-            raise WorkFailed(f"{self._url} does not answer: {_connection(error, self._timeout)}.") from error
+            raise WorkFailed(f"{self._url} does not answer: {connection(error, self._timeout)}.") from error
         if status != 200:
             raise WorkFailed(f"{self._url}/models answers HTTP {status}{_hint(status)}.")
         served = listing.get("data") if isinstance(listing, dict) else None
@@ -166,9 +166,9 @@ class HttpGenerator:
                         reply.feed(chunk, time.monotonic())
                     cause = reply.fault(output_tokens)
                 else:
-                    cause = f"HTTP {response.status}{await _refusal(response)}"
+                    cause = f"HTTP {response.status}{await refusal(response)}"
         except (aiohttp.ClientError, OSError, ValueError) as error:
-            cause = _connection(error, self._timeout)
+            cause = connection(error, self._timeout)
             if reply.events:
                 cause += f" after {reply.events} of {output_tokens} tokens"
         end = time.monotonic() if cause is not None else reply.last
@@ -295,7 +295,7 @@ async def _closed_loop(count: int, streams: int, send: Send) -> list[Timing]:
     return [timings[index] for index in range(count)]
 
 
-def _event_loop(work: Coroutine[Any, Any, Result]) -> Result:
+def event_loop(work: Coroutine[Any, Any, Result]) -> Result:
     """Run to the end, on uvloop where it is installed."""
     if importlib.util.find_spec("uvloop") is None:
         return asyncio.run(work)
@@ -326,7 +326,8 @@ async def _get(session: aiohttp.ClientSession, url: str) -> tuple[int, Any]:
             return response.status, None
 
 
-async def _refusal(response: aiohttp.ClientResponse) -> str:
+async def refusal(response: aiohttp.ClientResponse) -> str:
+    """What the server says about refusing, in brackets."""
     text = (await response.content.read(4096)).decode(errors="replace")
     try:
         message = _message(json.loads(text))
@@ -360,7 +361,7 @@ def _hint(status: int) -> str:
     return f"; is the key in {KEY_VARIABLES[0]} right?" if status in (401, 403) else ""
 
 
-def _connection(error: Exception, timeout: aiohttp.ClientTimeout) -> str:
+def connection(error: Exception, timeout: aiohttp.ClientTimeout) -> str:
     """A failed exchange in words."""
     if isinstance(error, aiohttp.ConnectionTimeoutError):
         return "no connection in time"

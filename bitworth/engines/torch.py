@@ -17,13 +17,22 @@ from torch import Tensor
 
 from bitworth import checkpoint as storage
 from bitworth.engines import packing
+from bitworth.engines import sampling as sampling_
 from bitworth.engines.exact import activation_of, inputs_as_they_are, quantize_inputs
 from bitworth.engines.layers import load_mixture, plain_linears
+from bitworth.engines.prompts import (
+    encode_prompt,
+    end_tokens,
+    has_chat_template,
+    load_tokenizer,
+    max_length,
+    render,
+)
 from bitworth.engines.scorer import Progress
 from bitworth.errors import BitworthError
 from bitworth.kv_cache import quantize_cache
 from bitworth.tasks.base import Request, Score
-from bitworth.types import EngineFacts
+from bitworth.types import Completion, EngineFacts, Prompt, Sampling
 
 CPU_TOKENS, GPU_TOKENS = 512, 8192
 """Tokens computed at once: enough to keep the cores busy, few enough to keep masks and logits small."""
@@ -68,24 +77,27 @@ def load_exact(checkpoint: Path, *, device: str | None = None) -> TorchModel:
         )
     if scheme is not None and scheme.kv_cache is not None:
         quantize_cache(model, scheme.kv_cache, weights.cache_scales)
-    place = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    return TorchModel(
-        model.to(place), _tokenizer(checkpoint), kernel=f"float32, {scheme.title if scheme else 'unquantized'}"
-    )
+    place, tokenizer = device or ("cuda" if torch.cuda.is_available() else "cpu"), load_tokenizer(checkpoint)
+    kernel = f"float32, {scheme.title if scheme else 'unquantized'}"
+    return TorchModel(model.to(place), tokenizer, kernel=kernel, ends=end_tokens(checkpoint, tokenizer))
 
 
 class TorchModel:
-    """A causal language model in float32 with its tokenizer; see `engines.scorer.Scorer`."""
+    """A causal language model in float32 with its tokenizer; see `engines.scorer.Scorer` and `generator.Completer`."""
 
-    def __init__(self, model: Any, tokenizer: Any, *, kernel: str = "float32") -> None:
-        """Wrap a transformers causal model that is ready to run."""
+    def __init__(
+        self, model: Any, tokenizer: Any, *, kernel: str = "float32", ends: frozenset[int] = frozenset()
+    ) -> None:
+        """Wrap a transformers causal model that is ready to run; `ends` are the tokens that end what it writes."""
         self.model = model.eval()
         self.tokenizer = tokenizer
         self.device = next(model.parameters()).device
-        self.max_length = _max_length(model.config, tokenizer)
+        self.max_length = max_length(model.config, tokenizer)
         self.tokens_at_once = GPU_TOKENS if self.device.type == "cuda" else CPU_TOKENS
         self._kernel = kernel
+        self.ends = ends
         self._packs: bool | None = None
+        self._pads: bool | None = None
 
     @property
     def facts(self) -> EngineFacts:
@@ -116,6 +128,24 @@ class TorchModel:
         run.score(sorted(range(len(requests)), key=lambda index: run.requests[index].inputs))
         return [run.scores[index] for index in range(len(requests))]
 
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether conversations may be among the prompts."""
+        return has_chat_template(self.tokenizer)
+
+    def generate(
+        self, prompts: Sequence[Prompt], sampling: Sampling, progress: Progress | None = None
+    ) -> list[list[Completion]]:
+        """See `engines.generator.Completer`."""
+        return sampling_.write(self, [encode_prompt(self.tokenizer, prompt) for prompt in prompts], sampling, progress)
+
+    def pads(self) -> bool:
+        """Whether padded rows behind a cache give this architecture's own answers; tried once."""
+        if self._pads is None:
+            with inputs_as_they_are(self.model):
+                self._pads = sampling_.pads(self)
+        return self._pads
+
     def packs(self) -> bool:
         """Whether packed rows give this architecture's own answers; tried once, on a row that would show it."""
         if self._packs is None:
@@ -123,8 +153,9 @@ class TorchModel:
                 self._packs = _packs(self)
         return self._packs
 
-    def _encode_request(self, context: str, continuation: str) -> Encoded:
+    def _encode_request(self, prompt: Prompt, continuation: str) -> Encoded:
         """lm-eval's `TemplateLM.loglikelihood` and `_encode_pair`: encode the whole, then split."""
+        context = render(self.tokenizer, prompt)
         if context:
             spaces = len(context) - len(context.rstrip())
             if spaces:
@@ -322,27 +353,6 @@ def _build(folder: Path, state: dict[str, Tensor]) -> Any:
         odd = missing[0] if missing else next(iter(info["mismatched_keys"]))[0]
         raise BitworthError(f"{folder}: its weights do not fit its config.json ({odd} is missing or of another shape).")
     return model
-
-
-def _tokenizer(folder: Path) -> Any:
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
-        raise BitworthError(
-            f"{folder} has no tokenizer that transformers can load; copy it from the base model."
-        ) from error
-
-
-def _max_length(config: Any, tokenizer: Any) -> int:
-    """The context length, found as lm-eval finds it."""
-    inner = getattr(config, "text_config", None) or config
-    for key in ("n_positions", "max_position_embeddings", "n_ctx"):
-        if getattr(inner, key, None) is not None:
-            return int(getattr(inner, key))
-    length = getattr(tokenizer, "model_max_length", None)
-    return int(length) if length is not None and length < 10**9 else 2048
 
 
 __all__ = ["TorchModel", "load_exact"]

@@ -6,18 +6,36 @@
 
 from __future__ import annotations
 
-import difflib
+from collections.abc import Sequence
 from pathlib import Path
 
 from bitworth.errors import BitworthError
-from bitworth.tasks.base import Loaded, Question, Request, Score, TaskDef
-from bitworth.tasks.leaderboard import TASKS
+from bitworth.tasks import leaderboard, leaderboard_v2, reasoning, suites
+from bitworth.tasks.base import Loaded, LoadedOpen, OpenQuestion, Question, Request, RowSource, Score, TaskDef
+from bitworth.tasks.rows import RowsAbsent
 from bitworth.types import TaskSpec
 
-_BY_NAME = {task.name: task for task in TASKS}
+_BY_NAME = {task.name: task for task in (*leaderboard.TASKS, *leaderboard_v2.TASKS, *reasoning.TASKS)}
 NAMES: tuple[str, ...] = tuple(_BY_NAME)
+SUITES = suites.suites(NAMES)
 
-__all__ = ["NAMES", "Loaded", "Question", "Request", "Score", "TaskDef", "data_fingerprint", "get", "load"]
+__all__ = [
+    "NAMES",
+    "SUITES",
+    "Loaded",
+    "LoadedOpen",
+    "OpenQuestion",
+    "Question",
+    "Request",
+    "RowSource",
+    "RowsAbsent",
+    "Score",
+    "TaskDef",
+    "data_fingerprint",
+    "expand",
+    "get",
+    "load",
+]
 
 
 def get(name: str) -> TaskDef:
@@ -27,24 +45,34 @@ def get(name: str) -> TaskDef:
         BitworthError: there is none.
     """
     if name not in _BY_NAME:
-        close = difflib.get_close_matches(name, NAMES, n=1)
-        hint = f"did you mean '{close[0]}'? " if close else ""
-        raise BitworthError(f"Unknown task '{name}'; {hint}known: {', '.join(sorted(NAMES))}.")
+        raise BitworthError(suites.unknown_task(name, NAMES))
     return _BY_NAME[name]
 
 
-def load(spec: TaskSpec, data: Path | None = None, *, batch: tuple[int, int] | None = None) -> Loaded:
+def expand(asked: Sequence[TaskSpec]) -> list[TaskSpec]:
+    """Tasks and suites to tasks, each once; see `suites.expand`.
+
+    Raises:
+        BitworthError: a name that is neither a task's nor a suite's.
+    """
+    return suites.expand(asked, NAMES)
+
+
+def load(
+    spec: TaskSpec, data: Path | None = None, *, batch: tuple[int, int] | None = None, chat: bool = False
+) -> Loaded | LoadedOpen:
     """The questions a spec asks for, prompts rendered; rows come from the folder `data`, or from the hub.
 
     The first `limit` questions of a seeded shuffle are taken, so a larger limit only adds questions. `batch`
-    (start, stop) takes that stretch of the same shuffle instead, in its order, whatever the limit.
+    (start, stop) takes that stretch of the same shuffle instead, in its order, whatever the limit. `chat` says that
+    the model has a chat template: tasks that are asked in conversations then are, and in plain text otherwise.
 
     Raises:
         BitworthError: unknown task, or rows that cannot be had (the sentence names the ways to get them).
     """
     from bitworth.tasks.harness import load_questions
 
-    return load_questions(get(spec.name), spec, data, batch)
+    return load_questions(get(spec.name), spec, data, batch, chat=chat)
 
 
 def data_fingerprint(name: str, data: Path | None = None) -> str:

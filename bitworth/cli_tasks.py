@@ -1,0 +1,240 @@
+"""`bitworth tasks`, and what `bitworth evaluate` says about the tasks that it is given."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from statistics import fmean
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Group, RenderableType
+from rich.table import Column, Table
+from rich.text import Text
+
+from bitworth import tasks as registry
+from bitworth.console import Json, Quiet, Terminal
+from bitworth.errors import BitworthError
+from bitworth.tasks.leaderboard_v2 import above_chance, normalized_pct
+from bitworth.tasks.reasoning import pass_rate
+from bitworth.types import Answer, TaskSpec
+
+if TYPE_CHECKING:
+    from bitworth.hygiene import PromptCheck
+    from bitworth.tasks import Loaded, LoadedOpen
+
+TAIL = 1200
+"""Characters shown of a prompt, its end: examples come before the question."""
+
+
+def tasks(
+    data: Annotated[str | None, typer.Option(help="Folder of benchmark rows, or demo:data (the hub's cache).")] = None,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """List the tasks and the suites that they make up, and whether their data is here."""
+    from bitworth import sources
+
+    terminal = Terminal(as_json=json, quiet=quiet)
+    folder = sources.resolve_data(data, note=terminal.note)
+    rows = [_task_row(name, folder) for name in registry.NAMES]
+    suites = [_suite_row(name, specs) for name, specs in registry.SUITES.items()]
+    document = {"tasks": rows, "suites": suites, "data": str(folder) if folder else "hub"}
+    terminal.answer(document, lambda: _tables(rows, suites))
+
+
+def _task_row(name: str, folder: Path | None) -> dict[str, Any]:
+    from bitworth.tasks.rows import has_split, is_here
+
+    task = registry.get(name)
+    examples = bool(task.shots and task.pool)
+    return {
+        "name": name,
+        "kind": task.kind,
+        "questions": task.questions,
+        "shots": task.shots,
+        "samples": task.samples,
+        "prompt": "conversation" if task.chat else "text",
+        "metric": task.metric,
+        "dataset": task.dataset,
+        "data_is_here": is_here(task, folder),
+        "examples_are_here": has_split(task, task.pool, folder) if examples and folder is not None else None,
+    }
+
+
+def _suite_row(name: str, specs: Sequence[TaskSpec]) -> dict[str, Any]:
+    sizes = [(spec.limit, registry.get(spec.name).questions) for spec in specs]
+    questions = sum(size if limit is None else min(limit, size) for limit, size in sizes)
+    entries = [{key: value for key, value in asdict(spec).items() if value is not None} for spec in specs]
+    return {"name": name, "questions": questions, "tasks": entries}
+
+
+def _tables(rows: Sequence[Mapping[str, Any]], suites: Sequence[Mapping[str, Any]]) -> RenderableType:
+    table = Table(
+        Column("task", no_wrap=True), "kind", "questions", "shots", "samples", "prompt", "metric", "data set", "here"
+    )
+    for row in rows:
+        counts = (f"{row['questions']:,}", str(row["shots"]), str(row["samples"]))
+        here = "no" if not row["data_is_here"] else "no examples" if row["examples_are_here"] is False else "yes"
+        table.add_row(row["name"], row["kind"], *counts, row["prompt"], row["metric"], row["dataset"], here)
+    groups = Table("suite", "questions", "tasks")
+    for suite in suites:
+        groups.add_row(suite["name"], f"{suite['questions']:,}", ", ".join(entry["name"] for entry in suite["tasks"]))
+    return Group(table, groups)
+
+
+def look_at_prompts(
+    terminal: Terminal, specs: Sequence[TaskSpec], data: Path | None, checkpoint: Path, show: int
+) -> None:
+    """Check the prompts of tasks with the model's tokenizer, before it is asked, and say what they are like.
+
+    The first prompt of each task is shown, or as many as `show` says, whole. A task that cannot be loaded is left to
+    its cell, whose failure says why.
+    """
+    from bitworth.engines.prompts import context_tokens, load_tokenizer, render
+    from bitworth.evaluation import takes_conversations
+    from bitworth.hygiene import check_prompts, prompts_of
+
+    tokenizer, chat = load_tokenizer(checkpoint), takes_conversations(checkpoint)
+    for spec in specs:
+        try:
+            loaded = registry.load(spec, data, chat=chat)
+        except BitworthError:
+            continue
+        check = check_prompts(loaded, tokenizer, context_tokens(checkpoint, tokenizer))
+        for line in check_words(check, loaded):
+            terminal.note(line)
+        for number, prompt in enumerate(prompts_of(loaded)[: max(show, 1)]):
+            text = render(tokenizer, prompt)
+            short = text if show or len(text) <= TAIL else f"[{len(text) - TAIL} characters] ...{text[-TAIL:]}"
+            terminal.note(f"--- {spec.name}, prompt {number + 1}, {loaded.questions[number].item} ---\n{short}")
+
+
+def check_words(check: PromptCheck, loaded: Loaded | LoadedOpen) -> list[str]:
+    """What a check found, a line each."""
+    bos = {"once": "BOS once", "twice": "BOS twice", "missing": "no BOS", "none": "no BOS, as the tokenizer has it"}
+    answers = (
+        f"answers of at most {check.max_tokens:,} tokens, ended by {', '.join(map(repr, check.stop)) or 'no string'}"
+        if check.max_tokens
+        else "given choices are scored"
+    )
+    shots = loaded.facts["shots"]
+    line = f"{check.task}: {check.prompt}, {shots} examples, {bos[check.bos]}, {answers}, "
+    line += f"at most {check.longest_tokens:,} of {check.context_tokens:,} tokens."
+    return [line, *(f"{check.task}: warning: {warning}." for warning in check.warnings)]
+
+
+def task_figures(task: str, answers: Sequence[Answer], facts: Mapping[str, Any]) -> dict[str, Any]:
+    """A task's row: the mean score, and where its protocol has them, what is above chance, pass@1, further measures."""
+    row: dict[str, Any] = {
+        "score": fmean(answer.score for answer in answers),
+        "questions": len(answers),
+        **{name: facts[name] for name in ("metric", "shots", "split")},
+    }
+    definition = registry.get(task)
+    if definition.chance:
+        row["above_chance_pct"] = normalized_pct(definition, answers)
+    if facts.get("samples", 1) > 1:
+        row["pass_at_1"] = asdict(pass_rate(answers, int(facts["samples"])))
+    if answers[0].measures:
+        row["measures"] = {name: fmean(one.measures[name] for one in answers) for name in answers[0].measures}
+    return row
+
+
+def suite_averages(asked: Sequence[str], answers: Mapping[str, Sequence[Answer]]) -> list[dict[str, Any]]:
+    """The plain mean of columns of every suite that was asked for by name, for each checkpoint, in percent.
+
+    The second leaderboard's columns are what is above chance. A suite that lacks a task has no average.
+    """
+    rows = []
+    for suite in (name for name in asked if name in registry.SUITES):
+        wanted = [spec.name for spec in registry.SUITES[suite]]
+        for checkpoint, found in answers.items():
+            columns = {name: [one for one in found if one.task == name] for name in wanted}
+            figures = {name: column_pct(name, rows_) for name, rows_ in columns.items() if rows_}
+            average = fmean(figures.values()) if len(figures) == len(wanted) else None
+            absent = [name for name in wanted if name not in figures]
+            row = {"suite": suite, "checkpoint": checkpoint, "average_pct": average}
+            if found:
+                rows.append({**row, "columns_pct": figures, "missing": absent})
+    return rows
+
+
+def suite_recoveries(
+    asked: Sequence[str], answers: Mapping[str, Sequence[Answer]], min_recovery: float
+) -> list[dict[str, Any]]:
+    """Recovery of the average of every suite that both checkpoints answered whole; nothing where it has none."""
+    from bitworth.evaluation import compare_suites
+
+    columns = {who: [one for task in _tasks_of(rows) for one in _column(task, rows)] for who, rows in answers.items()}
+    both = {one.task for one in columns["baseline"]} & {one.task for one in columns["model"]}
+    rows = []
+    for suite in (name for name in asked if name in registry.SUITES):
+        names = [spec.name for spec in registry.SUITES[suite]]
+        if both.issuperset(names):
+            try:
+                rows += compare_suites(
+                    columns["baseline"],
+                    columns["model"],
+                    {suite: names},
+                    min_recovery_pct=min_recovery,
+                    format="model",
+                )
+            except BitworthError:  # a baseline that is no better than guessing
+                continue
+    return [asdict(row) for row in rows]
+
+
+def _tasks_of(answers: Sequence[Answer]) -> list[str]:
+    return list(dict.fromkeys(answer.task for answer in answers))
+
+
+def _column(task: str, answers: Sequence[Answer]) -> Sequence[Answer]:
+    """A task's answers as its leaderboard counts them."""
+    rows, definition = [one for one in answers if one.task == task], registry.get(task)
+    return above_chance(definition, rows) if definition.chance else rows
+
+
+def column_pct(task: str, answers: Sequence[Answer]) -> float:
+    """A task's column in its leaderboard's table."""
+    definition = registry.get(task)
+    return normalized_pct(definition, answers) if definition.chance else 100 * fmean(one.score for one in answers)
+
+
+def task_tables(document: Mapping[str, Any]) -> list[RenderableType]:
+    """Scores, suites, what is missing, what prompts were warned of, and the answers that were to be shown."""
+    parts: list[RenderableType] = []
+    if document["tasks"]:
+        parts.append(_score_table(document["tasks"]))
+    if document["suites"]:
+        table = Table("suite", "checkpoint", "average", "without")
+        for row in document["suites"]:
+            average = "" if row["average_pct"] is None else f"{row['average_pct']:.1f} %"
+            table.add_row(row["suite"], row["checkpoint"], average, ", ".join(row["missing"]))
+        parts.append(table)
+    checks = {row["task"]: row["prompts"] for row in document["tasks"] if row["prompts"]}
+    parts += [Text(f"{task}: {said}.") for task, check in checks.items() for said in check["warnings"]]
+    parts += [Text(f"Without a result: {row['title']}: {row['cause']}") for row in document["missing"]]
+    if document.get("shown"):
+        table = Table("task", "question", "written", "answer", "score")
+        for row in document["shown"]:
+            table.add_row(row["task"], row["item"], *_said(row), f"{row['score']:.2f}")
+        parts.append(table)
+    return parts
+
+
+def _said(row: Mapping[str, Any]) -> tuple[Text, Text]:
+    return Text(row["text"]), Text(row["prediction"])
+
+
+def _score_table(rows: Sequence[Mapping[str, Any]]) -> RenderableType:
+    table = Table("task", "checkpoint", "score", "above chance", "questions", "metric")
+    for row in rows:
+        above = f"{row['above_chance_pct']:.1f} %" if "above_chance_pct" in row else ""
+        score = f"{100 * row['score']:.1f} %"
+        if "pass_at_1" in row:
+            low, high = row["pass_at_1"]["ci95_pct"]
+            score += f" ({low:.1f} to {high:.1f})"
+        table.add_row(row["task"], row["checkpoint"], score, above, str(row["questions"]), row["metric"])
+    return table

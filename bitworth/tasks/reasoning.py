@@ -1,0 +1,135 @@
+"""Reasoning under sampling (paper, table 4): AIME 2024, MATH-500, GPQA-Diamond; pass@1 averaged over samples.
+
+Twenty answers a question at temperature 0.6 and top-p 0.95, of at most 32,768 tokens. The paper asked through
+LightEval; here the rows, answers and scores are those of lm-eval's definitions, asked without examples and without
+their stop strings (a chain of thought may well contain "Question:"), with a line that asks for the form of answer
+that the scores look for.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean, variance
+
+from bitworth.tasks.base import TaskDef
+from bitworth.types import Answer
+
+TEMPERATURE, TOP_P, SAMPLES, MAX_TOKENS = 0.6, 0.95, 20, 32768
+
+_GENERATION = {"do_sample": True, "max_gen_toks": MAX_TOKENS, "until": []}
+_BOXED = "\n\nThink step by step, and give the final answer within \\boxed{}."
+_LETTER = (
+    "{{Question}}\n\n(A) {{choice1}}\n(B) {{choice2}}\n(C) {{choice3}}\n(D) {{choice4}}\n\n"
+    "Think step by step, and end with the letter of the right choice in parentheses."
+)
+
+TASKS = (
+    TaskDef(
+        name="aime24",
+        yaml="aime/aime24.yaml",
+        kind="generated",
+        metric="exact_match",
+        dataset="Maxwell-Jia/AIME_2024",
+        folders=("Maxwell-Jia/AIME_2024",),
+        flat="aime",
+        stems=("aime24", "aime_2024_problems"),
+        item_key="ID",
+        questions=30,
+        tokens=150,
+        answer_tokens=12000,
+        chat=True,
+        splits=("train",),
+        pool="",
+        temperature=TEMPERATURE,
+        top_p=TOP_P,
+        samples=SAMPLES,
+        overrides={"doc_to_text": "{{Problem}}" + _BOXED, "generation_kwargs": _GENERATION},
+    ),
+    TaskDef(
+        name="math500",
+        yaml="minerva_math/minerva_math500.yaml",
+        kind="generated",
+        metric="math_verify",
+        dataset="HuggingFaceH4/MATH-500",
+        folders=("HuggingFaceH4/MATH-500",),
+        flat="math",
+        stems=("math500",),
+        item_key="unique_id",
+        questions=500,
+        tokens=120,
+        answer_tokens=4000,
+        chat=True,
+        splits=("test",),
+        pool="",
+        temperature=TEMPERATURE,
+        top_p=TOP_P,
+        samples=SAMPLES,
+        overrides={"doc_to_text": "{{problem}}" + _BOXED, "generation_kwargs": _GENERATION},
+        needs=("math_verify", "antlr4"),
+    ),
+    TaskDef(
+        name="gpqa_diamond",
+        yaml="gpqa/cot_zeroshot/gpqa_diamond_cot_zeroshot.yaml",
+        kind="generated",
+        metric="exact_match",
+        filter="flexible-extract",
+        dataset="Idavidrein/gpqa",
+        gated=True,
+        folders=("Idavidrein/gpqa",),
+        config="gpqa_diamond",
+        flat="gpqa",
+        stems=("gpqa_diamond",),
+        questions=198,
+        tokens=250,
+        answer_tokens=8000,
+        chat=True,
+        prepared=True,
+        splits=("train",),
+        pool="",
+        temperature=TEMPERATURE,
+        top_p=TOP_P,
+        samples=SAMPLES,
+        overrides={"doc_to_text": _LETTER, "generation_kwargs": _GENERATION},
+    ),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PassRate:
+    """pass@1 averaged over samples, in percent, with 95 % normal intervals.
+
+    `ci95_pct` is about questions like these, so it holds both the luck of the samples and the choice of questions;
+    `samples_ci95_pct` is about these very questions, the luck of the samples alone (None of one sample each).
+    """
+
+    pass_at_1_pct: float
+    ci95_pct: tuple[float, float]
+    samples_ci95_pct: tuple[float, float] | None
+    questions: int
+    samples: int
+
+
+def pass_rate(answers: Sequence[Answer], samples: int) -> PassRate:
+    """From answers whose score is the share of `samples` right ones.
+
+    A question's mean over its samples already varies by the luck of these, so the variance of the means over questions
+    holds both. Within a question the variance of n right-or-wrong samples is p (1 - p) n / (n - 1).
+    """
+    scores = [answer.score for answer in answers]
+    count, mean = len(scores), fmean(scores)
+    within = None
+    if samples > 1:
+        within = math.sqrt(sum(p * (1 - p) / (samples - 1) for p in scores)) / count
+    return PassRate(
+        pass_at_1_pct=100 * mean,
+        ci95_pct=_around(mean, math.sqrt(variance(scores) / count) if count > 1 else 1.0),
+        samples_ci95_pct=None if within is None else _around(mean, within),
+        questions=count,
+        samples=samples,
+    )
+
+
+def _around(mean: float, error: float) -> tuple[float, float]:
+    return (100 * max(0.0, mean - 1.96 * error), 100 * min(1.0, mean + 1.96 * error))

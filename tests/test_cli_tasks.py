@@ -1,0 +1,132 @@
+"""`bitworth tasks`, suites on the command line, and prompts and answers shown."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_tasks import arc_row, write_jsonl
+
+from bitworth import cli, cli_tasks, running, tasks
+from bitworth.console import guarded
+from bitworth.planning import ABSENT
+from bitworth.study import parse_study
+from bitworth.types import Answer
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def call(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
+    """A verb's exit code, standard output and standard error."""
+    monkeypatch.setenv("BITWORTH_CACHE", str(tmp_path / "cache"))
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        words = [str(argument) for argument in arguments]
+        monkeypatch.setattr(sys, "argv", ["bitworth", *words])
+        code = guarded(lambda: cli.app(words, standalone_mode=False))
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    folder = tmp_path / "rows"
+    write_jsonl(folder / "arc" / "challenge_test.jsonl", [arc_row(index) for index in range(30)])
+    return folder
+
+
+def test_tasks_and_suites_are_listed_with_what_is_here(call: Run, data: Path) -> None:
+    code, out, _ = call("tasks", "--data", data, "--json")
+    assert code == 0
+    document = json.loads(out)
+    rows = {row["name"]: row for row in document["tasks"]}
+    assert set(rows) == set(tasks.NAMES)
+    assert {name for name, row in rows.items() if row["data_is_here"]} == {"arc_challenge", "arc_challenge_llama"}
+    assert rows["arc_challenge_llama"] == {
+        "name": "arc_challenge_llama",
+        "kind": "generated",
+        "questions": 1165,
+        "shots": 0,
+        "samples": 1,
+        "prompt": "conversation",
+        "metric": "exact_match",
+        "dataset": "allenai/ai2_arc",
+        "data_is_here": True,
+        "examples_are_here": None,
+    }
+    suites = {row["name"]: row for row in document["suites"]}
+    assert suites["quick"]["questions"] == 400
+    assert {"name": "hellaswag", "seed": 0, "shots": 10} in suites["leaderboard-v1"]["tasks"]
+    assert "no examples" not in call("tasks", "--data", data)[1]
+
+
+def test_rows_without_their_examples_are_told_apart(call: Run, tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "mmlu_pro" / "test.jsonl", [{"question_id": 1}])
+    rows = {row["name"]: row for row in json.loads(call("tasks", "--data", tmp_path, "--json")[1])["tasks"]}
+    assert rows["leaderboard_mmlu_pro"]["data_is_here"]
+    assert rows["leaderboard_mmlu_pro"]["examples_are_here"] is False
+
+
+def test_what_is_missing_is_named_and_the_rest_is_answered(call: Run, tiny_llama: Path, data: Path) -> None:
+    asked = ("--task", "arc_challenge_llama", "--task", "leaderboard_gpqa", "--limit", "4", "--data", data)
+    code, out, err = call("evaluate", tiny_llama, *asked, "--show", "2", "--json")
+    document = json.loads(out)
+    assert code == 1
+    assert "leaderboard_gpqa" in err
+    assert [row["task"] for row in document["tasks"]] == ["arc_challenge_llama"]
+    (missing,) = document["missing"]
+    assert "accepted its terms" in missing["cause"]
+    check = document["tasks"][0]["prompts"]
+    assert (check["prompt"], check["bos"], check["max_tokens"]) == ("conversation", "none", 100)
+    assert len(document["shown"]) == 2
+    assert all(row["text"] for row in document["shown"])
+    assert err.count("--- arc_challenge_llama, prompt") == 2
+    assert "<|user|>Given the following question" in err
+
+
+def test_a_single_task_that_is_not_here_is_one_sentence(call: Run, tiny_llama: Path, data: Path) -> None:
+    code, _, err = call("evaluate", tiny_llama, "--task", "aime24", "--data", data)
+    assert code == 2
+    assert "Maxwell-Jia/AIME_2024" in err
+
+
+def test_a_study_goes_on_without_what_is_not_here(tiny_study: dict[str, Any], tmp_path: Path) -> None:
+    names = ("model", "group_size", "data", "engine")
+    wanted = {**{name: tiny_study[name] for name in names}, "formats": ["baseline"], "tasks": ["quick"]}
+    notes: list[str] = []
+    with running.session(parse_study(wanted), tmp_path / "out", note=notes.append) as session:
+        marks = {cell.inputs["task"]["name"]: cell.inputs["data"] for cell in session.cells}
+    assert {name for name, mark in marks.items() if mark == ABSENT} == {"hellaswag", "winogrande", "mmlu"}
+    assert marks["arc_challenge"] != ABSENT
+    assert sum("get it by" in note for note in notes) == 3
+
+
+def test_recoveries_of_a_suite_are_of_what_is_above_chance() -> None:
+    """Ratio of averages of the leaderboard's columns, as the paper divides them."""
+
+    def answers(shift: int) -> list[Answer]:
+        found = []
+        for spec in tasks.SUITES["leaderboard-v2"]:
+            task = tasks.get(spec.name)
+            for group in task.subsets or (None,):
+                scores = [1.0] * (16 - shift) + [0.0] * (4 + shift)
+                found += [
+                    Answer(task=task.name, item=f"{group}/{at}", prediction="", score=score, group=group)
+                    for at, score in enumerate(scores)
+                ]
+        return found
+
+    both = {"baseline": answers(0), "model": answers(2)}
+    averages = {row["checkpoint"]: row["average_pct"] for row in cli_tasks.suite_averages(["leaderboard-v2"], both)}
+    (row,) = cli_tasks.suite_recoveries(["leaderboard-v2"], both, 99.0)
+    assert row["recovery_pct"] == pytest.approx(100 * averages["model"] / averages["baseline"])
+    assert row["task"] == "leaderboard-v2"
+    low, high = row["ci95_pct"]
+    assert low < row["recovery_pct"] < high
