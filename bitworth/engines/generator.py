@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
-from bitworth.types import EngineFacts, Load, Timing
+from bitworth.types import EngineFacts, Load, Request, Timing
 
 Progress = Callable[[int, int], None]
 """Called with (requests done, total)."""
@@ -32,6 +32,30 @@ class Generator(Protocol):
 
         Raises:
             Unsupported: the engine has no way to run this load or format here.
+            WorkFailed: the engine died or answered nothing.
+        """
+        ...
+
+
+@runtime_checkable
+class Replayer(Protocol):
+    """An engine that also takes requests of different lengths, at times of their own."""
+
+    @property
+    def facts(self) -> EngineFacts:
+        """What its figures are measured with."""
+        ...
+
+    def run(
+        self, prompts: Sequence[Sequence[int]], output_tokens: int, load: Load, progress: Progress | None = None
+    ) -> list[Timing]:
+        """See `Generator`."""
+        ...
+
+    def replay(self, requests: Sequence[Request], streams: int, progress: Progress | None = None) -> list[Timing]:
+        """Send the requests at their times or, where one of them has none, `streams` at once; one Timing each.
+
+        Raises:
             WorkFailed: the engine died or answered nothing.
         """
         ...
