@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
-from typing import Any
 
 from bitworth.engines.generator import Generator
 from bitworth.errors import BitworthError
@@ -33,8 +31,9 @@ def open_generator(
     """
     if engine.startswith(("http://", "https://")):
         from bitworth.engines.http import HttpGenerator
+        from bitworth.prompts import ExactText
 
-        yield HttpGenerator(engine, name=checkpoint.name, decode=_decoder(checkpoint))
+        yield HttpGenerator(engine, name=checkpoint.name, decode=ExactText(checkpoint))
     elif engine == "vllm":
         from bitworth.engines.vllm import serve
 
@@ -54,19 +53,3 @@ def open_generator(
             f"unknown engine '{engine}'; known: {known}, or the http:// URL of an OpenAI-compatible server"
         )
 
-
-def _decoder(checkpoint: Path) -> Callable[[Sequence[int]], str]:
-    """Token ids to text by the checkpoint's tokenizer, loaded when first needed."""
-
-    @cache
-    def tokenizer() -> Any:
-        from transformers import AutoTokenizer
-
-        try:
-            return AutoTokenizer.from_pretrained(checkpoint, local_files_only=True)
-        except (OSError, ValueError) as error:
-            raise BitworthError(
-                f"The server takes text only, and {checkpoint} has no tokenizer that transformers can load."
-            ) from error
-
-    return lambda tokens: str(tokenizer().decode(list(tokens)))
