@@ -19,6 +19,7 @@ _HEAD = (
 )
 _LENGTH = re.compile(rb"content-length:\s*(\d+)", re.IGNORECASE)
 _TOKENS = re.compile(rb'"max_(?:completion_)?tokens":\s*(\d+)')
+_IDS = re.compile(rb'"prompt":\s*\[([^\]]*)')
 _WORDS = re.compile(rb"\s+")
 
 
@@ -63,7 +64,8 @@ def _completion(body: bytes, *, chat: bool) -> bytes:
     count = int(asked[1]) if asked else 16
     text = {"delta": {"content": "a"}} if chat else {"text": "a"}
     token = _chunk(json.dumps({"id": "0", "choices": [{"index": 0, **text, "finish_reason": None}]}).encode())
-    prompt = body.count(b",") if b'"prompt": [' in body else len(_WORDS.split(body))
+    ids = _IDS.search(body)
+    prompt = ids[1].count(b",") + 1 if ids else len(_WORDS.split(body))
     usage = {"prompt_tokens": prompt, "completion_tokens": count, "total_tokens": prompt + count}
     tail = _chunk(json.dumps({"id": "0", "choices": [], "usage": usage}).encode())
     return token * count + tail + _chunk(b"[DONE]") + b"0\r\n\r\n"

@@ -17,7 +17,7 @@ import numpy as np
 from bitworth.engines import open_generator
 from bitworth.engines.generator import Generator, Progress
 from bitworth.engines.schedule import streams_of
-from bitworth.errors import BitworthError, Unsupported, WorkFailed
+from bitworth.errors import BitworthError, Unsupported
 from bitworth.hardware import is_this_machine
 from bitworth.metrics import succeeded
 from bitworth.prompts import ANY_VOCABULARY, ordinary_tokens, prompts_of
@@ -48,11 +48,7 @@ def benchmark(
     Raises:
         BitworthError: `hardware` is another machine than this one, or see `measure`.
     """
-    if not engine.startswith(("http://", "https://")) and not is_this_machine(hardware):
-        raise BitworthError(
-            f"This machine is not {hardware.count} x {hardware.name}, so its figures cannot be measured here; "
-            "run there, or use hardware `local` with your own price."
-        )
+    check_hardware(hardware, engine)
     try:
         measurement = measure(
             checkpoint, use_case, load, engine=engine, requests=requests, warmup=warmup, seed=seed, progress=progress
@@ -60,6 +56,19 @@ def benchmark(
     except Unsupported as reason:
         return cost_of(format, None, use_case, load, hardware, unsupported=str(reason))
     return cost_of(format, measurement, use_case, load, hardware, seed=seed)
+
+
+def check_hardware(hardware: Hardware, engine: str) -> None:
+    """Refuse to price as `hardware` what runs on another machine; where a server at a URL runs is the user's to say.
+
+    Raises:
+        BitworthError: see above.
+    """
+    if not engine.startswith(("http://", "https://")) and not is_this_machine(hardware):
+        raise BitworthError(
+            f"This machine is not {hardware.count} x {hardware.name}, so its figures cannot be measured here; "
+            "run there, or use hardware `local` with your own price."
+        )
 
 
 def measure(
@@ -182,7 +191,7 @@ def _spread(timings: Sequence[Timing], load: Load, seed: int) -> tuple[float, fl
       are slow together, so groups of n, in order of their start, are resampled; with few groups, single requests.
     - At a given arrival rate it is the inverse of the mean gap between completions, and gaps are resampled.
     """
-    if load.rate is not None:
+    if load.rate is not None or load.kind in ("sweep", "trace"):
         lengths = np.diff(sorted(timing.end_s for timing in timings)).tolist()
     else:
         ordered = sorted(timings, key=lambda timing: timing.start_s)

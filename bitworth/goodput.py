@@ -180,4 +180,3 @@ def _gaps(timings: Sequence[Timing]) -> Iterator[float]:
             yield from token_gaps(timing.chunks).tolist()
         elif mean is not None:
             yield from [mean] * (timing.output_tokens - 1)
-

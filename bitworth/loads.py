@@ -11,17 +11,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from bitworth import goodput
-from bitworth.engines.generator import Generator, Progress, Replayer
+from bitworth.engines.generator import Driver, Generator, Progress, Replayer
 from bitworth.engines.schedule import arrivals, streams_of
 from bitworth.errors import BitworthError, Unsupported
 from bitworth.metrics import Metrics, metrics_of, succeeded
 from bitworth.prompts import ANY_VOCABULARY, Prompts
 from bitworth.telemetry import GpuMeter
 from bitworth.traces import Workload
-from bitworth.types import EngineFacts, Limits, Load, Request, Shape, Timing
+from bitworth.types import EngineFacts, Limits, Load, Measurement, Request, Shape, Timing
 
 #: Requests at the start of a run that are left out, as a share of those that count.
 RAMP = 0.1
@@ -37,7 +37,8 @@ class LoadRun:
     """What was measured: the timings and metrics of each repeat, of a sweep's best rate, and the sweep.
 
     `drift_pct` says by how much the mean latency of the first cell had changed when it was run again at the end (the
-    last repeat, or a sweep's first rate with the same arrivals), None where it ran once; `notes` are doubts about the figures, in sentences.
+    last repeat, or a sweep's first rate with the same arrivals), None where it ran once; `notes` are doubts about the
+    figures, in sentences.
     """
 
     workload: Workload
@@ -49,9 +50,19 @@ class LoadRun:
     drift_pct: float | None = None
     notes: tuple[str, ...] = ()
 
+    @property
+    def pooled(self) -> Measurement:
+        """All repeats as one measurement, each moved to after the one before it."""
+        moved: list[Timing] = []
+        for timings in self.timings:
+            start = min(timing.start_s for timing in timings)
+            offset = max((timing.end_s for timing in moved), default=start) - start
+            moved += [_moved(timing, offset) for timing in timings]
+        return Measurement(timings=tuple(moved), facts=self.facts)
+
 
 def run_load(
-    generator: Generator,
+    generator: Generator | Driver,
     workload: Workload,
     load: Load,
     *,
@@ -66,9 +77,9 @@ def run_load(
     """Measure; every repeat has prompts and arrival times of its own.
 
     Args:
-        generator: the engine, running.
+        generator: the engine, running, or another client that drives one.
         workload: what is asked.
-        load: how requests arrive; a trace has its own times, whatever the load.
+        load: how requests arrive.
         requests: how many count, a repeat and a rate.
         warmup: how many run alone before.
         repeats: how often all of it is measured; a sweep searches once.
@@ -86,7 +97,9 @@ def run_load(
         raise BitworthError("A benchmark needs at least 1 request and 1 repeat, and no negative warm-up.")
     runner = _Runner(generator, workload, Prompts(vocabulary, seed=seed), seed, progress)
     alone = runner.warm_up(warmup)
-    if load.kind == "sweep" and not workload.trace:
+    if (load.kind == "trace") != bool(workload.trace):
+        raise BitworthError("A trace is replayed at its own times, and only a trace can be.")
+    if load.kind == "sweep":
         return _sweep(runner, load, requests, alone)
     timings, metrics = [], []
     for _ in range(repeats):
@@ -109,7 +122,7 @@ class _Runner:
     """Sends runs of requests, none of whose prompts or arrival times come twice."""
 
     def __init__(
-        self, generator: Generator, workload: Workload, prompts: Prompts, seed: int, progress: Progress | None
+        self, generator: Generator | Driver, workload: Workload, prompts: Prompts, seed: int, progress: Progress | None
     ) -> None:
         self.generator, self.workload = generator, workload
         self._prompts, self._seed, self._progress = prompts, seed, progress
@@ -119,6 +132,8 @@ class _Runner:
         """Requests that run alone."""
         if not count:
             return []
+        if isinstance(self.generator, Driver):
+            return self._driven(Load(kind="synchronous"), count, self._seed)
         shapes = self.workload.shapes(count, seed=self._seed)[:count]
         return self._send([Shape(prompt_tokens=s.prompt_tokens, output_tokens=s.output_tokens) for s in shapes], 1)
 
@@ -129,9 +144,12 @@ class _Runner:
         """
         seed = self._seed + (self.runs if again is None else again)
         self.runs += again is None
+        several = load.kind != "synchronous" and isinstance(self.generator, Replayer | Driver)
+        ramp = math.ceil(RAMP * count) if several else 0
+        if isinstance(self.generator, Driver):
+            return self._driven(load, ramp + count, seed)[ramp:]
         if self.workload.trace:
             return self._counted(self._send(self.workload.trace, 1, self._progress), self.workload.trace)
-        ramp = 0 if load.kind == "synchronous" else math.ceil(RAMP * count)
         shapes = list(self.workload.shapes(ramp + count, seed=seed))
         if load.rate is not None:
             times = arrivals(load, len(shapes), seed)
@@ -141,15 +159,21 @@ class _Runner:
             ]
         return self._counted(self._send(shapes, streams_of(load), self._progress)[ramp:], shapes[ramp:])
 
+    def _driven(self, load: Load, count: int, seed: int) -> list[Timing]:
+        if len(self.workload.parts) != 1 or not isinstance(self.generator, Driver):
+            raise Unsupported("GuideLLM is driven through one use case here, not a mix or a trace.")
+        return self.generator.drive(self.workload.use_case, load, count, seed)
+
     def _send(self, shapes: Sequence[Shape], streams: int, progress: Progress | None = None) -> list[Timing]:
         requests = [
             Request(prompt=self._prompts.draw(s.prompt_tokens), output_tokens=s.output_tokens, at_s=s.at_s)
             for s in shapes
         ]
+        assert not isinstance(self.generator, Driver)
         if isinstance(self.generator, Replayer):
             return self.generator.replay(requests, streams, progress)
-        lengths = {(s.prompt_tokens, s.output_tokens, s.at_s) for s in shapes}
-        if len(lengths) > 1:
+        lengths = {(s.prompt_tokens, s.output_tokens) for s in shapes}
+        if len(lengths) > 1 or any(s.at_s is not None for s in shapes):
             raise Unsupported(
                 f"The engine {self.generator.facts.engine} runs requests of one length, alone or in batches, not a "
                 "rate, a mix or a trace; use --engine vllm or the URL of a server."
@@ -226,6 +250,17 @@ def _notes(runner: _Runner, metrics: Sequence[Metrics], ends: tuple[Metrics, Met
     if failed:
         notes.append(f"{failed} requests failed and are left out of the figures.")
     return notes
+
+
+def _moved(timing: Timing, offset_s: float) -> Timing:
+    first, due = timing.first_token_s, timing.due_s
+    return replace(
+        timing,
+        start_s=timing.start_s + offset_s,
+        end_s=timing.end_s + offset_s,
+        first_token_s=None if first is None else first + offset_s,
+        due_s=None if due is None else due + offset_s,
+    )
 
 
 def _drift_pct(first: Metrics, last: Metrics) -> float:

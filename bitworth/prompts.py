@@ -92,7 +92,6 @@ def _json(path: Path) -> dict[str, Any] | None:
     return found if isinstance(found, dict) else None
 
 
-
 class ExactText:
     """Token ids to a text of exactly as many tokens; texts differ from their first token on.
 
@@ -164,7 +163,9 @@ class ExactText:
         ids = np.random.default_rng(0).permutation(len(self._tokenizer)).tolist()
         own = len(self.encode(""))
         spelled = self._tokenizer.convert_ids_to_tokens(ids[: 4 * _MOST_WORDS])
-        starts = [token for token, text in zip(ids, spelled, strict=False) if text and text[0] in "Ġ▁" and len(text) > 1]
+        starts = [
+            token for token, text in zip(ids, spelled, strict=False) if text and text[0] in "Ġ▁" and len(text) > 1
+        ]
         for pool in (starts, ids[: 4 * _MOST_WORDS]):
             known = [token for token in pool if token not in special and self._stable(token, own)][:_MOST_WORDS]
             if len(known) > 1:

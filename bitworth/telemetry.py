@@ -31,7 +31,7 @@ class GpuMeter:
 
     def __init__(self, nvml: Any = None, *, on: bool = True) -> None:
         """Measure through `nvml`, unless off; None takes nvidia-ml-py where it is installed."""
-        self._nvml = (nvml if nvml is not None else _installed()) if on else None
+        self._nvml: Any = (nvml if nvml is not None else _installed()) if on else None
         self._handles: list[Any] = []
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None

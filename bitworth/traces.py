@@ -67,8 +67,8 @@ class Workload:
     @property
     def context_tokens(self) -> int:
         """The longest prompt and answer together."""
-        shapes = [*self.trace, *(case for case, _ in self.parts)]
-        return max(shape.prompt_tokens + shape.output_tokens for shape in shapes)
+        lengths = [shape.prompt_tokens + shape.output_tokens for shape in self.trace]
+        return max(lengths + [case.prompt_tokens + case.output_tokens for case, _ in self.parts])
 
 
 def mixed(parts: Sequence[tuple[UseCase, float]], count: int, *, seed: int) -> tuple[Shape, ...]:
@@ -81,9 +81,7 @@ def mixed(parts: Sequence[tuple[UseCase, float]], count: int, *, seed: int) -> t
     if not len(weights) or not np.isfinite(weights).all() or (weights <= 0).any():
         raise BitworthError("A mix needs use cases with weights above 0.")
     drawn = np.random.default_rng(seed).choice(len(parts), count, p=weights / weights.sum())
-    shapes = [
-        Shape(prompt_tokens=case.prompt_tokens, output_tokens=case.output_tokens) for case, _ in parts
-    ]
+    shapes = [Shape(prompt_tokens=case.prompt_tokens, output_tokens=case.output_tokens) for case, _ in parts]
     return tuple(shapes[index] for index in drawn)
 
 

@@ -277,22 +277,34 @@ class Limits:
     max_latency_s: float | None = None
     percentile: float = 95.0
 
+    @property
+    def words(self) -> str:
+        """`p95 of first token <= 0.5 s`."""
+        rows = (
+            ("first token", self.max_first_token_s),
+            ("inter-token", self.max_inter_token_s),
+            ("latency", self.max_latency_s),
+        )
+        return f"p{self.percentile:g} of " + ", ".join(f"{name} <= {most:g} s" for name, most in rows if most)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Load:
     """How requests arrive: one at a time, as many as `streams` at once, or at `rate` a second.
 
-    `sweep` looks for the highest Poisson rate that keeps to `limits`.
+    `sweep` looks for the highest Poisson rate that keeps to `limits`; a `trace` has its own times.
     """
 
-    kind: Literal["synchronous", "throughput", "constant", "poisson", "sweep"]
+    kind: Literal["synchronous", "throughput", "constant", "poisson", "sweep", "trace"]
     rate: float | None = None
     streams: int | None = None
     limits: Limits | None = None
 
     @property
     def name(self) -> str:
-        """`synchronous`, `throughput`, `constant@4`, `poisson@4`, `sweep`."""
+        """`synchronous`, `throughput`, `constant@4`, `poisson@4`, `sweep (p95 of first token <= 0.5 s)`, `trace`."""
+        if self.limits is not None:
+            return f"{self.kind} ({self.limits.words})"
         return self.kind if self.rate is None else f"{self.kind}@{self.rate:g}"
 
 

@@ -23,7 +23,9 @@ from bitworth.engines.generator import Progress
 from bitworth.engines.schedule import arrivals, streams_of
 from bitworth.types import EngineFacts, Load, Request, Timing
 
-Fault = Literal["none", "refuse", "break_off", "hang", "miscount", "no_ids", "report", "no_usage", "garbage", "no_extras", "stall"]
+Fault = Literal[
+    "none", "refuse", "break_off", "hang", "miscount", "no_ids", "report", "no_usage", "garbage", "no_extras", "stall"
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +52,9 @@ class FakeGenerator:
     ) -> list[Timing]:
         """See `engines.generator.Generator`."""
         times = arrivals(load, len(prompts), self.seed) if load.rate is not None else [None] * len(prompts)
-        requests = [Request(prompt=p, output_tokens=output_tokens, at_s=at) for p, at in zip(prompts, times, strict=True)]
+        requests = [
+            Request(prompt=p, output_tokens=output_tokens, at_s=at) for p, at in zip(prompts, times, strict=True)
+        ]
         return self.replay(requests, streams_of(load), progress)
 
     def replay(self, requests: Sequence[Request], streams: int, progress: Progress | None = None) -> list[Timing]:
@@ -97,7 +101,7 @@ class FakeServer:
         models: Sequence[str] = ("fake",),
         tokenize: Callable[[str], Sequence[int]] = list,  # type: ignore[assignment]
     ) -> None:
-        """Wait `first_s` before the first token, `token_s` before each other event; count text's tokens by `tokenize`."""
+        """Wait `first_s` before the first event, `token_s` before each other; count tokens of text by `tokenize`."""
         self.first_s, self.token_s, self.models = first_s, token_s, tuple(models)
         self.event_tokens, self.tokenize = event_tokens, tokenize
         self._turn = asyncio.Lock() if in_turn else nullcontext()

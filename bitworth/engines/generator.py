@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Protocol, runtime_checkable
 
-from bitworth.types import EngineFacts, Load, Request, Timing
+from bitworth.types import EngineFacts, Load, Request, Timing, UseCase
 
 Progress = Callable[[int, int], None]
 """Called with (requests done, total)."""
@@ -57,5 +57,24 @@ class Replayer(Protocol):
 
         Raises:
             WorkFailed: the engine died or answered nothing.
+        """
+        ...
+
+
+@runtime_checkable
+class Driver(Protocol):
+    """Another program that makes requests and times them."""
+
+    @property
+    def facts(self) -> EngineFacts:
+        """What its figures are measured with."""
+        ...
+
+    def drive(self, use_case: UseCase, load: Load, count: int, seed: int) -> list[Timing]:
+        """`count` requests of a use case under a load, in order of their start.
+
+        Raises:
+            Unsupported: it cannot.
+            WorkFailed: it did not finish.
         """
         ...

@@ -91,6 +91,16 @@ class HttpGenerator:
         """What its figures are measured with, as far as a client can know."""
         return self._facts
 
+    @property
+    def url(self) -> str:
+        """Where requests go, up to `/v1`."""
+        return self._url
+
+    @property
+    def model(self) -> str:
+        """The name under which the server has the model."""
+        return self._model
+
     def run(
         self, prompts: Sequence[Sequence[int]], output_tokens: int, load: Load, progress: Progress | None = None
     ) -> list[Timing]:
