@@ -19,9 +19,11 @@ from bitworth.engines.generator import Generator, Progress
 from bitworth.engines.schedule import streams_of
 from bitworth.errors import BitworthError, Unsupported
 from bitworth.hardware import is_this_machine
+from bitworth.loads import run_load
 from bitworth.metrics import succeeded
 from bitworth.prompts import ANY_VOCABULARY, ordinary_tokens, prompts_of
 from bitworth.statistics import mean_interval
+from bitworth.traces import Workload
 from bitworth.types import Hardware, Load, Measurement, QueryCost, Timing, UseCase
 
 #: Fewer groups of requests than this are too few to resample.
@@ -73,7 +75,7 @@ def check_hardware(hardware: Hardware, engine: str) -> None:
 
 def measure(
     checkpoint: Path | Generator,
-    use_case: UseCase,
+    asked: UseCase | Workload,
     load: Load,
     *,
     engine: str = "torch",
@@ -82,11 +84,13 @@ def measure(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Measurement:
-    """Time synthetic requests of the use case's shape; warm-up requests come first, one at a time, and are left out.
+    """Time synthetic requests; warm-up requests come first, one at a time, and are left out.
+
+    A sweep gives the requests of the highest rate that keeps to its limits. Sweeps, mixes and traces are `loads`' work.
 
     Args:
         checkpoint: a model folder, or an engine that is running already.
-        use_case: prompt and output tokens of every request.
+        asked: prompt and output tokens of every request, or a mix or a trace.
         load: how requests arrive.
         engine: see `engines.open_generator`.
         requests: how many count.
@@ -104,14 +108,21 @@ def measure(
             f"A benchmark needs at least 1 request and no negative warm-up, not {requests} and {warmup}."
         )
     vocabulary = ordinary_tokens(checkpoint) if isinstance(checkpoint, Path) else ANY_VOCABULARY
-    prompts = prompts_of(use_case.prompt_tokens, warmup + requests, vocabulary, seed=seed)
-    context = use_case.prompt_tokens + use_case.output_tokens
+    workload = asked if isinstance(asked, Workload) else Workload(name=asked.name, parts=((asked, 1.0),))
     with ExitStack() as stack:
         generator = (
-            stack.enter_context(open_generator(engine, checkpoint, context_tokens=context))
+            stack.enter_context(open_generator(engine, checkpoint, context_tokens=workload.context_tokens))
             if isinstance(checkpoint, Path)
             else checkpoint
         )
+        if load.kind in ("sweep", "trace") or len(workload.parts) != 1:
+            run = run_load(
+                generator, workload, load, requests=requests, warmup=warmup, seed=seed, vocabulary=vocabulary,
+                progress=progress,
+            )  # fmt: skip
+            return run.pooled
+        use_case = workload.use_case
+        prompts = prompts_of(use_case.prompt_tokens, warmup + requests, vocabulary, seed=seed)
         if warmup:
             generator.run(prompts[:warmup], use_case.output_tokens, Load(kind="synchronous"))
         timings = generator.run(prompts[warmup:], use_case.output_tokens, load, progress)

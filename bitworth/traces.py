@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +57,7 @@ class Workload:
     def use_case(self) -> UseCase:
         """The one use case, or the mean of many as one."""
         if len(self.parts) == 1 and not self.trace:
-            return self.parts[0][0]
+            return replace(self.parts[0][0], name=self.name)
         rows = [(shape.prompt_tokens, shape.output_tokens, 1.0) for shape in self.trace]
         rows += [(case.prompt_tokens, case.output_tokens, weight) for case, weight in self.parts]
         prompt, output, weight = np.array(rows).T

@@ -183,27 +183,27 @@ class HttpGenerator:
     async def _drive(self, requests: Sequence[Request], streams: int, progress: Progress | None) -> list[Timing]:
         done = failures = 0
         cause: str | None = None
-        async with self._session() as session:
-            began = time.monotonic()
+        with _short_collections():
+            async with self._session() as session:
+                began = time.monotonic()
 
-            async def send(index: int, body: bytes) -> Timing:
-                nonlocal done, failures, cause
-                request = requests[index]
-                if failures >= LOST_AFTER:
-                    timing = _unsent(request, time.monotonic() - began, f"not sent, the server seems lost ({cause})")
-                else:
-                    timing = await self._send(session, body, request, began)
-                    failures, cause = (0, None) if timing.error is None else (failures + 1, timing.error)
-                done += 1
-                if progress is not None:
-                    progress(done, len(requests))
-                return timing
+                async def send(index: int, body: bytes) -> Timing:
+                    nonlocal done, failures, cause
+                    request = requests[index]
+                    if failures >= LOST_AFTER:
+                        timing = _unsent(request, time.monotonic() - began, f"not sent, the server seems lost ({cause})")
+                    else:
+                        timing = await self._send(session, body, request, began)
+                        failures, cause = (0, None) if timing.error is None else (failures + 1, timing.error)
+                    done += 1
+                    if progress is not None:
+                        progress(done, len(requests))
+                    return timing
 
-            def body_of(index: int) -> bytes:
-                return self._body(requests[index])
+                def body_of(index: int) -> bytes:
+                    return self._body(requests[index])
 
-            times = [request.at_s for request in requests if request.at_s is not None]
-            with _no_collection():
+                times = [request.at_s for request in requests if request.at_s is not None]
                 if len(times) == len(requests):
                     return await at_times(times, body_of, send, began)
                 return await closed_loop(len(requests), streams, body_of, send)
@@ -281,14 +281,14 @@ def _unsent(request: Request, now: float, cause: str) -> Timing:
 
 
 @contextmanager
-def _no_collection() -> Iterator[None]:
-    """No garbage collection while requests are timed: going through all that lives takes milliseconds."""
+def _short_collections() -> Iterator[None]:
+    """Garbage collections look at what the run makes only: going through all that lives takes up to 0.1 s."""
     gc.collect()
-    gc.disable()
+    gc.freeze()
     try:
         yield
     finally:
-        gc.enable()
+        gc.unfreeze()
 
 
 def _event_loop(work: Coroutine[Any, Any, Result]) -> Result:
