@@ -191,7 +191,8 @@ class HttpGenerator:
                     nonlocal done, failures, cause
                     request = requests[index]
                     if failures >= LOST_AFTER:
-                        timing = _unsent(request, time.monotonic() - began, f"not sent, the server seems lost ({cause})")
+                        lost = f"not sent, the server seems lost ({cause})"
+                        timing = _unsent(request, time.monotonic() - began, lost)
                     else:
                         timing = await self._send(session, body, request, began)
                         failures, cause = (0, None) if timing.error is None else (failures + 1, timing.error)
