@@ -21,7 +21,7 @@ from bitworth.errors import BitworthError, Unsupported
 from bitworth.hardware import is_this_machine
 from bitworth.loads import run_load
 from bitworth.metrics import succeeded
-from bitworth.prompts import ANY_VOCABULARY, ordinary_tokens, prompts_of
+from bitworth.prompts import ANY_VOCABULARY, ordinary_tokens, prompts_of, unseen_seed
 from bitworth.statistics import mean_interval
 from bitworth.traces import Workload
 from bitworth.types import Hardware, Load, Measurement, QueryCost, Timing, UseCase
@@ -95,7 +95,7 @@ def measure(
         engine: see `engines.open_generator`.
         requests: how many count.
         warmup: how many come before.
-        seed: of the prompts.
+        seed: of shapes and arrivals of a mix, a sweep or a trace; prompts are new each time.
         progress: called with (requests done, total).
 
     Raises:
@@ -122,7 +122,7 @@ def measure(
             )  # fmt: skip
             return run.pooled
         use_case = workload.use_case
-        prompts = prompts_of(use_case.prompt_tokens, warmup + requests, vocabulary, seed=seed)
+        prompts = prompts_of(use_case.prompt_tokens, warmup + requests, vocabulary, seed=unseen_seed())
         if warmup:
             generator.run(prompts[:warmup], use_case.output_tokens, Load(kind="synchronous"))
         timings = generator.run(prompts[warmup:], use_case.output_tokens, load, progress)

@@ -56,7 +56,7 @@ def benchmark(
     ] = None,
     warmup: Annotated[int, typer.Option(help="Requests before those that count, one at a time.", min=0)] = 1,
     repeat: Annotated[int, typer.Option(help="Measure all of it so many times.", min=1)] = 1,
-    seed: Annotated[int, typer.Option(help="Seed of prompts, mixes and arrival times.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of mixes and arrival times.")] = 0,
     client: Annotated[
         Literal["bitworth", "guidellm"], typer.Option(help="Who sends the requests to a server.")
     ] = "bitworth",

@@ -18,7 +18,7 @@ from bitworth.engines.generator import Driver, Generator, Progress, Replayer
 from bitworth.engines.schedule import arrivals, streams_of
 from bitworth.errors import BitworthError, Unsupported
 from bitworth.metrics import Metrics, metrics_of, succeeded
-from bitworth.prompts import ANY_VOCABULARY, Prompts
+from bitworth.prompts import ANY_VOCABULARY, Prompts, unseen_seed
 from bitworth.telemetry import GpuMeter
 from bitworth.traces import Workload
 from bitworth.types import EngineFacts, Limits, Load, Measurement, Request, Shape, Timing
@@ -83,7 +83,7 @@ def run_load(
         requests: how many count, a repeat and a rate.
         warmup: how many run alone before.
         repeats: how often all of it is measured; a sweep searches once.
-        seed: of prompts, shapes and arrivals.
+        seed: of shapes and arrivals; prompts are new each time (see `prompts`).
         vocabulary: ids that prompts are drawn from.
         meter_gpu: whether the GPUs of this machine are the engine's.
         progress: called with (requests done, total) in each run.
@@ -95,7 +95,7 @@ def run_load(
     """
     if requests < 1 or warmup < 0 or repeats < 1:
         raise BitworthError("A benchmark needs at least 1 request and 1 repeat, and no negative warm-up.")
-    runner = _Runner(generator, workload, Prompts(vocabulary, seed=seed), seed, progress)
+    runner = _Runner(generator, workload, Prompts(vocabulary, seed=unseen_seed()), seed, progress)
     alone = runner.warm_up(warmup)
     if (load.kind == "trace") != bool(workload.trace):
         raise BitworthError("A trace is replayed at its own times, and only a trace can be.")

@@ -1,5 +1,8 @@
 """Synthetic prompts of exact token counts that no prefix cache can answer: each differs from its first token on.
 
+A server that keeps running would also know the prompts of an earlier benchmark, so `unseen_seed` is new each time; what
+a seed that the user gives decides is when requests come and how long they are.
+
 Prompts are token ids, which servers of vLLM's kind take as they are. For a server that takes text only, `ExactText`
 writes one that its tokenizer cuts into exactly as many tokens, those that it adds of itself (BOS) included.
 """
@@ -7,6 +10,7 @@ writes one that its tokenizer cuts into exactly as many tokens, those that it ad
 from __future__ import annotations
 
 import json
+import secrets
 from array import array
 from collections.abc import Sequence
 from functools import cached_property
@@ -40,6 +44,11 @@ class Prompts:
         prompt = array("I", self._generator.choice(self._tokens, length).astype("=u4").tobytes())
         prompt[0] = self._firsts.pop()
         return prompt
+
+
+def unseen_seed() -> int:
+    """A seed of prompts that no server has seen."""
+    return secrets.randbits(63)
 
 
 def prompts_of(length: int, count: int, vocabulary: Sequence[int], *, seed: int) -> list[list[int]]:

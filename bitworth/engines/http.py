@@ -31,10 +31,12 @@ from bitworth.types import EngineFacts, Load, Request, Timing
 
 #: Where the key is looked for; it goes into the request's header and nowhere else.
 KEY_VARIABLES = ("BITWORTH_API_KEY", "OPENAI_API_KEY")
-#: After so many failures in a row the server is taken for lost, and the rest is not sent.
+#: After so many failures in a row the server is taken for lost, and the rest is not sent; a request that met nothing
+#: but silence, while no other was answered either, weighs half of that.
 LOST_AFTER = 50
 #: What only some servers know; see `HttpGenerator._concede`.
 EXTRAS = ("continuous_usage_stats", "min_tokens", "ignore_eos")
+SILENT = "the server was silent"
 _RETRY_S = 0.2
 
 Result = TypeVar("Result")
@@ -182,20 +184,25 @@ class HttpGenerator:
 
     async def _drive(self, requests: Sequence[Request], streams: int, progress: Progress | None) -> list[Timing]:
         done = failures = 0
+        answered = -1.0  # when the last request that went well ended
         cause: str | None = None
         with _short_collections():
             async with self._session() as session:
                 began = time.monotonic()
 
                 async def send(index: int, body: bytes) -> Timing:
-                    nonlocal done, failures, cause
+                    nonlocal done, failures, answered, cause
                     request = requests[index]
                     if failures >= LOST_AFTER:
                         lost = f"not sent, the server seems lost ({cause})"
                         timing = _unsent(request, time.monotonic() - began, lost)
                     else:
                         timing = await self._send(session, body, request, began)
-                        failures, cause = (0, None) if timing.error is None else (failures + 1, timing.error)
+                        if timing.error is None:
+                            failures, cause, answered = 0, None, timing.end_s
+                        else:
+                            hangs = timing.error.startswith(SILENT) and answered < timing.start_s
+                            failures, cause = failures + (LOST_AFTER // 2 if hangs else 1), timing.error
                     done += 1
                     if progress is not None:
                         progress(done, len(requests))
@@ -341,7 +348,7 @@ def _connection(error: Exception, timeout: aiohttp.ClientTimeout) -> str:
     if isinstance(error, aiohttp.ConnectionTimeoutError):
         return "no connection in time"
     if isinstance(error, aiohttp.SocketTimeoutError):
-        return f"the server was silent for {timeout.sock_read:g} s"
+        return f"{SILENT} for {timeout.sock_read:g} s"
     if isinstance(error, TimeoutError):
         return f"no answer within {timeout.total:g} s"
     if isinstance(error, aiohttp.ClientConnectorError):
