@@ -180,7 +180,7 @@ class _Target:
         if self.folder is not None and not self.folder.is_dir():
             raise BitworthError(f"{self.folder} is not a model folder.")
         self.name, self.terminal = model, terminal
-        self._silent_s, self._wait_s = silent_s, wait_s
+        self.silent_s, self._wait_s = silent_s, wait_s
 
     @property
     def is_local(self) -> bool:
@@ -197,7 +197,7 @@ class _Target:
             self.folder,
             context_tokens=context_tokens,
             name=self.name,
-            silent_s=self._silent_s,
+            silent_s=self.silent_s,
             wait_s=self._wait_s,
         ) as generator:
             yield generator
@@ -256,7 +256,7 @@ def _guided(generator: Generator, target: _Target, command: str) -> Driver:
         raise BitworthError(f"GuideLLM drives servers only; the engine {target.engine} has no URL.")
     if target.folder is None:
         raise BitworthError("GuideLLM makes its prompts with a tokenizer; give the model's folder with --tokenizer.")
-    return GuideLlm(url, name, target.folder, generator.facts, command)
+    return GuideLlm(url, name, target.folder, generator.facts, command, target.silent_s)
 
 
 def _lines(run: LoadRun) -> str:

@@ -134,11 +134,11 @@ def _search(tried: Callable[[float], Trial], start: float) -> Iterator[None]:
     yield
     up = passes
     for _ in range(MOST_STEPS):
-        if passes != up:
-            break
         low, high = (high, 2 * high) if up else (low / 2, low)
         passes = tried(high if up else low).passes
         yield
+        if passes != up:
+            break
     else:
         return  # nothing fails, or nothing passes
     while high / low > CLOSE:

@@ -31,8 +31,9 @@ PERCENTILES = (50, 90, 95, 99)
 LATE_S = 0.010
 #: Batches of requests whose mean latencies are compared in order; fewer requests a batch than this say nothing.
 BATCHES, LEAST_BATCH = 10, 2
-#: Spearman's rank correlation of 10 values that chance exceeds once in 100, either way (two-sided p = 0.0098 at 0.782).
-TREND = 0.782
+#: Spearman's rank correlation of 10 values that chance exceeds once in 100, either way (the next possible value above,
+#: 0.7818, is reached with probability 0.0098).
+TREND = 0.78
 #: A trend is worth a word when the last third of the requests is slower or faster by so much.
 UNSTEADY = 0.10
 
@@ -100,8 +101,14 @@ def metrics_of(timings: Sequence[Timing], *, gpu: GpuUse | None = None) -> Metri
     Args:
         timings: of the requests that count, warm-up left out.
         gpu: what the GPUs took meanwhile.
+
+    Raises:
+        ValueError: none succeeded.
     """
     good = [timing for timing in timings if timing.error is None]
+    latency = spread([timing.latency_s for timing in good])
+    if latency is None:
+        raise ValueError("metrics need at least one request that succeeded")
     seconds = max(t.end_s for t in good) - min(t.start_s for t in good)
     gaps, sizes = [token_gaps(t.chunks) for t in good], [unpack(t.chunks)[1] for t in good]
     chunks = np.concatenate(sizes)
@@ -109,7 +116,7 @@ def metrics_of(timings: Sequence[Timing], *, gpu: GpuUse | None = None) -> Metri
         requests=len(good),
         failed=len(timings) - len(good),
         seconds=seconds,
-        latency=_required(spread([t.latency_s for t in good])),
+        latency=latency,
         first_token=spread([t.first_token_s - t.start_s for t in good if t.first_token_s is not None]),
         inter_token=spread(np.concatenate(gaps)),
         per_output_token=spread([found for t in good if (found := per_output_token(t)) is not None]),
@@ -201,12 +208,6 @@ def interval(values: Sequence[float]) -> tuple[float, float] | None:
     t = _T[freedom - 1] if freedom <= len(_T) else 1.96 + 2.37 / freedom + 2.8 / freedom**2
     mean, half = float(np.mean(values)), t * float(np.std(values, ddof=1)) / math.sqrt(len(values))
     return mean - half, mean + half
-
-
-def _required(found: Spread | None) -> Spread:
-    if found is None:
-        raise ValueError("metrics need at least one request that succeeded")
-    return found
 
 
 def _rate(count: int, seconds: float) -> float:

@@ -9,6 +9,7 @@ folder.
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import signal
@@ -23,6 +24,7 @@ from typing import Any
 from bitworth.engines.http import KEY_VARIABLES
 from bitworth.engines.schedule import streams_of
 from bitworth.errors import BitworthError, Unsupported, WorkFailed
+from bitworth.metrics import MOST_FAILED
 from bitworth.types import EngineFacts, Load, Timing, UseCase
 
 COMMAND = "guidellm"
@@ -47,7 +49,9 @@ class GuideRun:
 class GuideLlm:
     """Drives a server through GuideLLM; see `engines.generator.Driver`."""
 
-    def __init__(self, url: str, model: str, tokenizer: Path, facts: EngineFacts, command: str = COMMAND) -> None:
+    def __init__(
+        self, url: str, model: str, tokenizer: Path, facts: EngineFacts, command: str = COMMAND, silent_s: float = 600.0
+    ) -> None:
         """Drive the server at `url`.
 
         Args:
@@ -56,6 +60,7 @@ class GuideLlm:
             tokenizer: the model's folder.
             facts: what is known of the server.
             command: GuideLLM's program, by name or path.
+            silent_s: a request fails when the server is silent for so long.
 
         Raises:
             BitworthError: there is no such program.
@@ -67,7 +72,7 @@ class GuideLlm:
                 "with --guidellm."
             )
         self._command, self._url, self._model, self._tokenizer = found, url.removesuffix("/v1"), model, tokenizer
-        self._facts = facts
+        self._facts, self._silent_s = facts, silent_s
 
     @property
     def facts(self) -> EngineFacts:
@@ -93,13 +98,16 @@ class GuideLlm:
     def _arguments(self, use_case: UseCase, load: Load, count: int, seed: int, report: Path) -> list[str]:
         profile = _PROFILES[load.kind].format(rate=load.rate or 0.0, streams=streams_of(load))
         shape = f"prompt_tokens={use_case.prompt_tokens},output_tokens={use_case.output_tokens}"
+        server = f"target={self._url},model={self._model},timeout={self._silent_s:g}"
         return [
             *(self._command, "run", "--disable-console"),
-            *("--backend", f"kind=openai_http,target={self._url},model={self._model},request_format=/v1/completions"),
+            *("--backend", f"kind=openai_http,{server},request_format=/v1/completions"),
             *("--tokenizer", f"kind=huggingface_auto,model={self._tokenizer}"),
             *("--data", f"kind=synthetic_text,{shape}"),
             *("--profile", profile),
             *("--constraint", f"kind=max_requests,count={count}"),
+            # So many failures make the run worthless; a server that hangs should not cost a silence a request.
+            *("--constraint", f"kind=max_errors,count={math.floor(MOST_FAILED * count) + 1}"),
             *("--seed", f"kind=static,value={seed}"),
             *("--output", f"kind=json,path={report}"),
         ]

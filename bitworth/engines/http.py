@@ -186,6 +186,7 @@ class HttpGenerator:
         done = failures = 0
         answered = -1.0  # when the last request that went well ended
         cause: str | None = None
+        prompts = self._prompts(requests)
         with _short_collections():
             async with self._session() as session:
                 began = time.monotonic()
@@ -209,20 +210,25 @@ class HttpGenerator:
                     return timing
 
                 def body_of(index: int) -> bytes:
-                    return self._body(requests[index])
+                    return self._body(prompts[index], requests[index].output_tokens)
 
                 times = [request.at_s for request in requests if request.at_s is not None]
                 if len(times) == len(requests):
                     return await at_times(times, body_of, send, began)
                 return await closed_loop(len(requests), streams, body_of, send)
 
-    def _body(self, request: Request) -> bytes:
-        count = request.output_tokens
+    def _prompts(self, requests: Sequence[Request]) -> list[str | Sequence[int]]:
+        """Token ids, or texts, which take too long to write while others wait to be sent."""
+        if self._as_text and self._decode is not None:
+            return [self._decode(request.prompt) for request in requests]
+        return [request.prompt for request in requests]
+
+    def _body(self, prompt: str | Sequence[int], count: int) -> bytes:
         usage = {"include_usage": True, "continuous_usage_stats": True}
         extras = {"min_tokens": count, "ignore_eos": True}
         fields = {
             "model": self._model,
-            "prompt": self._decode(request.prompt) if self._as_text and self._decode else list(request.prompt),
+            "prompt": prompt if isinstance(prompt, str) else list(prompt),
             "max_tokens": count,
             "temperature": 0,
             "stream": True,
