@@ -102,10 +102,10 @@ def test_a_workload_knows_its_mean_and_its_longest() -> None:
     mix = Workload(name="both", parts=((short, 2.0), (long, 1.0)))
     assert (mix.use_case.prompt_tokens, mix.use_case.output_tokens) == (20, 3)
     assert (mix.use_case.name, mix.context_tokens) == ("both", 46)
-    assert Workload(name="one", parts=((long, 5.0),)).use_case == UseCase(
-        name="one", prompt_tokens=40, output_tokens=6
+    assert Workload(name="one", parts=((long, 5.0),)).use_case == UseCase(name="one", prompt_tokens=40, output_tokens=6)
+    trace = Workload(
+        name="day", trace=(Shape(prompt_tokens=5, output_tokens=1), Shape(prompt_tokens=2, output_tokens=9))
     )
-    trace = Workload(name="day", trace=(Shape(prompt_tokens=5, output_tokens=1), Shape(prompt_tokens=2, output_tokens=9)))
     assert trace.context_tokens == 11
     assert (trace.use_case.prompt_tokens, trace.use_case.output_tokens) == (4, 5)
     assert trace.shapes(1, seed=0) == trace.trace
