@@ -10,6 +10,7 @@ token came, and the server's own count says whether exactly as many came as were
 from __future__ import annotations
 
 import asyncio
+import errno
 import gc
 import importlib
 import importlib.util
@@ -361,7 +362,9 @@ def _connection(error: Exception, timeout: aiohttp.ClientTimeout) -> str:
         number = error.os_error.errno or 0
         reason = os.strerror(number) if number > 0 else "no such host, or it refuses"
         return f"cannot connect to {error.host}:{error.port} ({reason})"
-    if isinstance(error, aiohttp.ServerDisconnectedError | aiohttp.ClientPayloadError | ConnectionError):
+    closed = isinstance(error, aiohttp.ServerDisconnectedError | aiohttp.ClientPayloadError | ConnectionError)
+    # What aiohttp raises of the system's errors is no ConnectionError.
+    if closed or (isinstance(error, OSError) and error.errno in (errno.ECONNRESET, errno.EPIPE)):
         return "the server closed the connection"
     if isinstance(error, json.JSONDecodeError):
         return "the server sends something other than JSON"
