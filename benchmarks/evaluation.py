@@ -116,7 +116,8 @@ def chosen(name: str, data: Path, count: int, *, one_subject: bool) -> list[task
     task = tasks.get(name)
     if one_subject:
         task = replace(task, subsets=task.subsets[:1])
-    return list(load_questions(task, spec, data).questions)
+    questions = load_questions(task, spec, data).questions
+    return [question for question in questions if isinstance(question, tasks.Question)]
 
 
 def one_task(
@@ -145,12 +146,12 @@ def one_task(
     return row
 
 
-def best_batch(peer: Any, requests: list[tuple[str, str]], batches: tuple[int, ...]) -> int:
+def best_batch(peer: Any, requests: list[tasks.Request], batches: tuple[int, ...]) -> int:
     """The peer's fastest batch size on a few questions."""
     return min(batches, key=lambda batch: seconds(lambda: ask(peer, requests, batch)))
 
 
-def ask(peer: Any, requests: list[tuple[str, str]], batch: int) -> list[tasks.Score]:
+def ask(peer: Any, requests: list[tasks.Request], batch: int) -> list[tasks.Score]:
     """lm-eval's answers to the requests."""
     from lm_eval.api.instance import Instance
 

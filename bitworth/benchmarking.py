@@ -6,7 +6,6 @@ cost_of("w4a16", measurement, use_case("rag"), Load(kind="synchronous"), hardwar
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -17,18 +16,18 @@ import numpy as np
 
 from bitworth.engines import open_generator
 from bitworth.engines.generator import Generator, Progress
-from bitworth.engines.http import DEFAULT_STREAMS
-from bitworth.errors import BitworthError, Unsupported, WorkFailed
+from bitworth.engines.schedule import streams_of
+from bitworth.errors import BitworthError, Unsupported
 from bitworth.hardware import is_this_machine
+from bitworth.loads import run_load
+from bitworth.metrics import succeeded
+from bitworth.prompts import ANY_VOCABULARY, ordinary_tokens, prompts_of, unseen_seed
 from bitworth.statistics import mean_interval
+from bitworth.traces import Workload
 from bitworth.types import Hardware, Load, Measurement, QueryCost, Timing, UseCase
 
-#: Failed requests are left out of the figures, up to this share of them.
-MOST_FAILED = 0.1
 #: Fewer groups of requests than this are too few to resample.
 LEAST_GROUPS = 5
-#: For an engine without a model folder: bytes and punctuation in every common vocabulary.
-_ANY_VOCABULARY = range(3, 256)
 
 
 def benchmark(
@@ -51,11 +50,7 @@ def benchmark(
     Raises:
         BitworthError: `hardware` is another machine than this one, or see `measure`.
     """
-    if not engine.startswith(("http://", "https://")) and not is_this_machine(hardware):
-        raise BitworthError(
-            f"This machine is not {hardware.count} x {hardware.name}, so its figures cannot be measured here; "
-            "run there, or use hardware `local` with your own price."
-        )
+    check_hardware(hardware, engine)
     try:
         measurement = measure(
             checkpoint, use_case, load, engine=engine, requests=requests, warmup=warmup, seed=seed, progress=progress
@@ -65,9 +60,22 @@ def benchmark(
     return cost_of(format, measurement, use_case, load, hardware, seed=seed)
 
 
+def check_hardware(hardware: Hardware, engine: str) -> None:
+    """Refuse to price as `hardware` what runs on another machine; where a server at a URL runs is the user's to say.
+
+    Raises:
+        BitworthError: see above.
+    """
+    if not engine.startswith(("http://", "https://")) and not is_this_machine(hardware):
+        raise BitworthError(
+            f"This machine is not {hardware.count} x {hardware.name}, so its figures cannot be measured here; "
+            "run there, or use hardware `local` with your own price."
+        )
+
+
 def measure(
     checkpoint: Path | Generator,
-    use_case: UseCase,
+    asked: UseCase | Workload,
     load: Load,
     *,
     engine: str = "torch",
@@ -76,16 +84,18 @@ def measure(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Measurement:
-    """Time synthetic requests of the use case's shape; warm-up requests come first, one at a time, and are left out.
+    """Time synthetic requests; warm-up requests come first, one at a time, and are left out.
+
+    A sweep gives the requests of the highest rate that keeps to its limits. Sweeps, mixes and traces are `loads`' work.
 
     Args:
         checkpoint: a model folder, or an engine that is running already.
-        use_case: prompt and output tokens of every request.
+        asked: prompt and output tokens of every request, or a mix or a trace.
         load: how requests arrive.
         engine: see `engines.open_generator`.
         requests: how many count.
         warmup: how many come before.
-        seed: of the prompts.
+        seed: of shapes and arrivals of a mix, a sweep or a trace; prompts are new each time.
         progress: called with (requests done, total).
 
     Raises:
@@ -97,19 +107,26 @@ def measure(
         raise BitworthError(
             f"A benchmark needs at least 1 request and no negative warm-up, not {requests} and {warmup}."
         )
-    vocabulary = ordinary_tokens(checkpoint) if isinstance(checkpoint, Path) else _ANY_VOCABULARY
-    prompts = prompts_of(use_case.prompt_tokens, warmup + requests, vocabulary, seed=seed)
-    context = use_case.prompt_tokens + use_case.output_tokens
+    vocabulary = ordinary_tokens(checkpoint) if isinstance(checkpoint, Path) else ANY_VOCABULARY
+    workload = asked if isinstance(asked, Workload) else Workload(name=asked.name, parts=((asked, 1.0),))
     with ExitStack() as stack:
         generator = (
-            stack.enter_context(open_generator(engine, checkpoint, context_tokens=context))
+            stack.enter_context(open_generator(engine, checkpoint, context_tokens=workload.context_tokens))
             if isinstance(checkpoint, Path)
             else checkpoint
         )
+        if load.kind in ("sweep", "trace") or len(workload.parts) != 1:
+            run = run_load(
+                generator, workload, load, requests=requests, warmup=warmup, seed=seed, vocabulary=vocabulary,
+                progress=progress,
+            )  # fmt: skip
+            return run.pooled
+        use_case = workload.use_case
+        prompts = prompts_of(use_case.prompt_tokens, warmup + requests, vocabulary, seed=unseen_seed())
         if warmup:
             generator.run(prompts[:warmup], use_case.output_tokens, Load(kind="synchronous"))
         timings = generator.run(prompts[warmup:], use_case.output_tokens, load, progress)
-        _succeeded(timings)
+        succeeded(timings)
         return Measurement(timings=tuple(timings), facts=generator.facts)
 
 
@@ -154,7 +171,7 @@ def cost_of(
         raise BitworthError(f"{hardware.name} needs a price above 0 USD an hour.")
     if measurement is None:
         return QueryCost(**named, unsupported=unsupported or "It was not measured.")
-    timings = _succeeded(measurement.timings)
+    timings = succeeded(measurement.timings)
     latencies = [timing.latency_s for timing in timings]
     firsts = [timing.first_token_s - timing.start_s for timing in timings if timing.first_token_s is not None]
     rate = 1 / float(np.mean(latencies)) if load.kind == "synchronous" else _completed_per_second(timings)
@@ -173,69 +190,6 @@ def cost_of(
     )
 
 
-def prompts_of(length: int, count: int, vocabulary: Sequence[int], *, seed: int) -> list[list[int]]:
-    """`count` prompts of `length` random tokens; first tokens repeat only when the vocabulary is used up.
-
-    Prompts alike at their start would be answered from a server's prefix cache, as real requests would not be.
-    """
-    generator = np.random.default_rng(seed)
-    tokens = np.asarray(vocabulary)
-    prompts = generator.choice(tokens, (count, length))
-    prompts[:, 0] = np.resize(generator.permutation(tokens), count)
-    return [[int(token) for token in prompt] for prompt in prompts]
-
-
-def ordinary_tokens(checkpoint: Path) -> list[int]:
-    """Ids that the model embeds and its tokenizer does not call special, ascending.
-
-    Raises:
-        BitworthError: config.json is missing or names no vocabulary.
-    """
-    config = _json(checkpoint / "config.json")
-    if config is None:
-        raise BitworthError(f"{checkpoint} has no readable config.json, so it is not a model folder.")
-    text = config.get("text_config") or config
-    size = text.get("vocab_size") or config.get("vocab_size")
-    if not isinstance(size, int) or size < 2:
-        raise BitworthError(f"{checkpoint}/config.json gives no vocab_size to draw prompts from.")
-    named = [text.get(f"{name}_token_id") for name in ("bos", "eos", "pad")]
-    special = {token for ids in named for token in (ids if isinstance(ids, list) else [ids])}
-    tokenizer = _json(checkpoint / "tokenizer.json") or {}
-    special |= {row.get("id") for row in tokenizer.get("added_tokens") or []}
-    known = _ids((tokenizer.get("model") or {}).get("vocab"))
-    tokens = [token for token in range(size) if token not in special and (known is None or token in known)]
-    return tokens or list(range(size))
-
-
-def _ids(vocabulary: Any) -> set[int] | None:
-    """Ids of a tokenizer's vocabulary: text to id, or [text, score] in order of ids."""
-    if isinstance(vocabulary, dict):
-        return set(vocabulary.values())
-    return set(range(len(vocabulary))) if isinstance(vocabulary, list) else None
-
-
-def _json(path: Path) -> dict[str, Any] | None:
-    """A file's JSON object, or None where there is none."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return found if isinstance(found, dict) else None
-
-
-def _succeeded(timings: Sequence[Timing]) -> list[Timing]:
-    """Those without an error.
-
-    Raises:
-        WorkFailed: there are too few; names the first cause.
-    """
-    good = [timing for timing in timings if timing.error is None]
-    if not good or len(timings) - len(good) > MOST_FAILED * len(timings):
-        cause = next((timing.error for timing in timings if timing.error is not None), "none was sent")
-        raise WorkFailed(f"{len(timings) - len(good)} of {len(timings)} requests failed: {cause}.")
-    return good
-
-
 def _completed_per_second(timings: Sequence[Timing]) -> float:
     return len(timings) / (max(timing.end_s for timing in timings) - min(timing.start_s for timing in timings))
 
@@ -248,12 +202,12 @@ def _spread(timings: Sequence[Timing], load: Load, seed: int) -> tuple[float, fl
       are slow together, so groups of n, in order of their start, are resampled; with few groups, single requests.
     - At a given arrival rate it is the inverse of the mean gap between completions, and gaps are resampled.
     """
-    if load.rate is not None:
+    if load.rate is not None or load.kind in ("sweep", "trace"):
         lengths = np.diff(sorted(timing.end_s for timing in timings)).tolist()
     else:
         ordered = sorted(timings, key=lambda timing: timing.start_s)
         lengths = [timing.latency_s for timing in ordered]
-        streams = 1 if load.kind == "synchronous" else load.streams or DEFAULT_STREAMS
+        streams = streams_of(load)
         if len(lengths) >= LEAST_GROUPS * streams:
             lengths = [float(np.mean(part)) for part in np.array_split(lengths, len(lengths) // streams)]
     if not any(lengths):

@@ -6,7 +6,7 @@ import math
 import sys
 import tempfile
 import time
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,14 +16,16 @@ from rich.table import Table
 from rich.text import Text
 
 import bitworth
+from bitworth.cli_benchmark import benchmark
+from bitworth.cli_import import import_report
 from bitworth.cli_paper import paper
 from bitworth.cli_quantize import quantize
 from bitworth.cli_settle import evaluate_until_settled
 from bitworth.cli_tasks import look_at_prompts, suite_averages, suite_recoveries, task_figures, task_tables, tasks
-from bitworth.console import Json, Quiet, Terminal, guarded
+from bitworth.console import Json, Quiet, Terminal, guarded, pairs_table
 from bitworth.errors import BitworthError, WorkFailed
 from bitworth.ledger import Ledger, key_of, revive
-from bitworth.types import Answer, Cell, Divergence, Load, TaskSpec
+from bitworth.types import Answer, Cell, Divergence, TaskSpec
 
 if TYPE_CHECKING:
     from bitworth.planning import Subject
@@ -181,51 +183,8 @@ def _first(answers: list[dict[str, Any]], task: str, show: int) -> list[dict[str
     return [row for row in answers if row["task"] == task][:show]
 
 
-@app.command()
-def benchmark(
-    checkpoint: Annotated[str, typer.Argument(help="Checkpoint or model folder, or a hub id.")],
-    use_case: Annotated[str, typer.Option(help="A use case of the paper, or PROMPT/OUTPUT tokens.")],
-    scale: Annotated[float, typer.Option(help="Shrink the use case by this factor.", min=1e-6, max=1.0)] = 1.0,
-    load: Annotated[str, typer.Option(help="synchronous, throughput, constant@RATE or poisson@RATE.")] = "synchronous",
-    streams: Annotated[int | None, typer.Option(help="Requests at once under throughput.", min=1)] = None,
-    engine: Annotated[str, typer.Option(help="torch, vllm, or the URL of an OpenAI-compatible server.")] = "torch",
-    requests: Annotated[int, typer.Option(help="Requests that count, after a warm-up.", min=1)] = 8,
-    hardware: Annotated[str, typer.Option(help="The row of the catalogue whose price counts.")] = "local",
-    count: Annotated[int, typer.Option(help="Devices of that row.", min=1)] = 1,
-    usd_per_hour: Annotated[float | None, typer.Option(help="Your price an hour for all of it.", min=0)] = None,
-    out: Annotated[Path | None, typer.Option("--out", help="Write the figures here too (benchmark.json).")] = None,
-    json: Json = False,
-    quiet: Quiet = False,
-) -> None:
-    """Time a checkpoint under a use case and a load, and price it."""
-    from bitworth import sources
-    from bitworth.benchmarking import benchmark as verb
-    from bitworth.hardware import hardware as row_of
-    from bitworth.report import cost_as_json
-    from bitworth.workloads import use_case as shape_of
-
-    terminal = Terminal(as_json=json, quiet=quiet)
-    row = row_of(hardware, count)
-    if usd_per_hour is not None:
-        row = replace(row, usd_per_hour=usd_per_hour, price_source="the command line")
-    shape, arrival = shape_of(use_case).scaled(scale), parse_load(load, streams)
-    folder = sources.resolve_model(checkpoint, note=terminal.note)
-    with terminal.steps("benchmark") as step:
-        cost = verb(
-            folder,
-            shape,
-            arrival,
-            hardware=row,
-            engine=engine,
-            requests=requests,
-            progress=lambda done, total: step("requests", done, total),
-        )
-    document = cost_as_json(cost)
-    if out is not None:
-        from bitworth.ledger import write_json
-
-        write_json(out / "benchmark.json", document)
-    terminal.answer(document, lambda: _pairs_table("Cost", document))
+app.command()(benchmark)
+app.command("import")(import_report)
 
 
 @app.command()
@@ -260,26 +219,6 @@ def report(results: Results, json: Json = False) -> None:
 
     page = write_report(assemble(results), results).resolve()
     Terminal(as_json=json).answer({"report": str(page)}, lambda: Text(f"Report: {page}"))
-
-
-def parse_load(text: str, streams: int | None = None) -> Load:
-    """`synchronous`, `throughput`, `constant@4`, `poisson@0.5`.
-
-    Raises:
-        BitworthError: none of these, or a rate that is missing or not positive.
-    """
-    kind, _, rate = text.partition("@")
-    try:
-        value = float(rate) if rate else None
-    except ValueError:
-        value = -1.0
-    rated = kind in ("constant", "poisson")
-    known = kind in ("synchronous", "throughput", "constant", "poisson")
-    if not known or rated != (value is not None) or (value is not None and value <= 0):
-        raise BitworthError(
-            f"load '{text}' is none of synchronous, throughput, constant@RATE and poisson@RATE (requests a second)."
-        )
-    return revive(Load, {"kind": kind, "rate": value, "streams": streams if kind == "throughput" else None})
 
 
 def _run_cells(
@@ -384,16 +323,8 @@ def _evaluation_table(document: dict[str, Any]) -> RenderableType:
     figures = ("perplexity", "baseline_perplexity", "kl_nats", "top1_flip_pct", "tokens")
     shown = {name: document[name] for name in figures if document.get(name) is not None}
     if shown:
-        parts.append(_pairs_table("Divergence", shown))
+        parts.append(pairs_table("Divergence", shown))
     return Group(*parts)
-
-
-def _pairs_table(title: str, document: dict[str, Any]) -> RenderableType:
-    table = Table(title=title, show_header=False)
-    for name, value in document.items():
-        if value is not None and not isinstance(value, dict | list):
-            table.add_row(name, f"{value:.5g}" if isinstance(value, float) else str(value))
-    return table
 
 
 def _time(seconds: float) -> str:

@@ -22,6 +22,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.table import Table
 
 from bitworth.errors import BitworthError
 from bitworth.report.document import as_text, plain
@@ -119,6 +120,15 @@ class CellWatcher:
             how = f"not run: {result['unsupported']}"
         place = f"{self._done}" if self._total is None else f"{self._done}/{self._total}"
         self._terminal.note(f"[{place}] {cell.title}: {how}")
+
+
+def pairs_table(title: str, document: dict[str, Any]) -> RenderableType:
+    """A document's plain values, a row each."""
+    table = Table(title=title, show_header=False)
+    for name, value in document.items():
+        if value is not None and not isinstance(value, dict | list):
+            table.add_row(name, f"{value:.5g}" if isinstance(value, float) else str(value))
+    return table
 
 
 def guarded(command: Callable[[], Any]) -> int:

@@ -14,9 +14,10 @@ from typing import Any
 from bitworth import fingerprint, sources, tasks
 from bitworth.errors import BitworthError
 from bitworth.hardware import machine
-from bitworth.ledger import key_of
+from bitworth.ledger import key_of, revive
 from bitworth.sources import Note, silent
 from bitworth.study import Study
+from bitworth.traces import Workload, read_trace
 from bitworth.types import (
     BASELINE,
     OWN_TEXT,
@@ -74,10 +75,11 @@ def plan_cells(study: Study, *, by_name: bool = False, note: Note = silent) -> t
             text = sources.resolve_file(study.divergence.text, "divergence text", note=note)
             entry = study.divergence
             cells.append(diverge_cell(subject, baseline, text, entry.window, entry.windows))
-    for use_case in study.use_case_values():
-        for load in study.load_values():
+    for asked_for, workload in zip(study.use_cases, study.workload_values(), strict=True):
+        trace = Path(asked_for.trace) if asked_for.trace is not None else None
+        for load in study.load_values() if trace is None else [Load(kind="trace")]:
             for subject in subjects:
-                cells.append(benchmark_cell(subject, use_case, load, study.engine, study.requests))
+                cells.append(benchmark_cell(subject, workload, load, study.engine, study.requests, trace))
     return tuple(cells)
 
 
@@ -234,20 +236,46 @@ def diverge_cell(subject: Subject, baseline: Subject | None, text: Path, window:
     return Cell(kind="diverge", title=title, format=subject.format, inputs=inputs, where=where, needs=needs)
 
 
-def benchmark_cell(subject: Subject, use_case: UseCase, load: Load, engine: str, requests: int) -> Cell:
-    """One checkpoint's requests under one load, on this machine."""
+def benchmark_cell(
+    subject: Subject, workload: Workload, load: Load, engine: str, requests: int, trace: Path | None = None
+) -> Cell:
+    """One checkpoint's requests under one load, on this machine; a trace counts by what its file holds."""
     inputs = {
         "checkpoint": subject.identity,
-        "use_case": asdict(use_case),
-        "load": asdict(load),
+        "use_case": asdict(workload.use_case),
+        # A load without limits has the key that it had before there were any.
+        "load": {name: value for name, value in asdict(load).items() if name != "limits" or value is not None},
         "engine": engine,
         "requests": requests,
         "machine": machine(),
         "versions": _versions("torch", "transformers"),
     }
-    title = f"{use_case.name}, {load.name}, {subject.format}"
     where = {"checkpoint": subject.path}
+    if trace is not None:
+        inputs["trace"] = fingerprint.of_file(trace)
+        where["trace"] = str(trace.resolve())
+    elif len(workload.parts) > 1:
+        inputs["mix"] = [{"use_case": asdict(case), "weight": weight} for case, weight in workload.parts]
+    title = f"{workload.name}, {load.name}, {subject.format}"
     return Cell(kind="benchmark", title=title, format=subject.format, inputs=inputs, where=where, needs=subject.needs)
+
+
+def workload_of(cell: Cell) -> Workload:
+    """What a benchmark cell asks.
+
+    Raises:
+        BitworthError: its trace is not where it was, or holds something else now.
+    """
+    use_case = revive(UseCase, cell.inputs["use_case"])
+    if "trace" in cell.inputs:
+        path = Path(cell.where["trace"])
+        shapes = read_trace(path)
+        if fingerprint.of_file(path) != cell.inputs["trace"]:
+            raise BitworthError(f"The trace {path} has changed since the study was planned; run the study again.")
+        return Workload(name=use_case.name, trace=shapes)
+    rows = cell.inputs.get("mix") or [{"use_case": cell.inputs["use_case"], "weight": 1.0}]
+    parts = tuple((revive(UseCase, row["use_case"]), float(row["weight"])) for row in rows)
+    return Workload(name=use_case.name, parts=parts)
 
 
 def evaluation_cells(

@@ -5,8 +5,8 @@ formats: [baseline, w8a8-fp, w8a8-int-gptq, w4a16-int-gptq]
 group_size: 64
 calibration: {source: demo:calibration, samples: 32, length: 512}  # or sources: [{source: FILE, weight: 2}, random]
 tasks: [{name: arc_challenge, limit: 100}]
-use_cases: [{name: rag, scale: 0.1}]
-loads: [synchronous, {kind: throughput, streams: 8}]
+use_cases: [{name: rag, scale: 0.1}]  # or {name: office, mix: {rag: 2, docstring: 1}}, {name: day, trace: FILE.jsonl}
+loads: [synchronous, {kind: throughput, streams: 8}]  # or {kind: sweep, max_first_token_s: 0.5, percentile: 95}
 hardware: [{name: local, usd_per_hour: 0.10}]
 constraints: {min_recovery_pct: 99}
 """
@@ -26,6 +26,7 @@ from bitworth import hardware as catalogue
 from bitworth import recipes, workloads
 from bitworth import tasks as task_registry
 from bitworth.errors import BitworthError
+from bitworth.traces import Workload, read_trace
 from bitworth.types import (
     BASELINE,
     Calibration,
@@ -34,6 +35,7 @@ from bitworth.types import (
     Constraint,
     Gptq,
     Hardware,
+    Limits,
     Load,
     Ordering,
     Recipe,
@@ -41,7 +43,6 @@ from bitworth.types import (
     Rule,
     StreamKind,
     TaskSpec,
-    UseCase,
 )
 
 DEMO_CALIBRATION = "demo:calibration"
@@ -167,32 +168,66 @@ class DivergenceEntry(_Part):
 
 
 class UseCaseEntry(_Part):
-    """A use case of the paper, or `PROMPT/OUTPUT` tokens, scaled down where the machine is small."""
+    """A use case of the paper, or `PROMPT/OUTPUT` tokens, scaled down where the machine is small.
+
+    With `mix`, a name for several use cases by weight; with `trace`, one for a recorded trace, which has its own times.
+    """
 
     name: str
     scale: float = Field(1.0, gt=0, le=1)
+    mix: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] | None = Field(None, min_length=1)
+    trace: str | None = Field(None, min_length=1)
 
     @model_validator(mode="after")
     def _known(self) -> UseCaseEntry:
+        if self.trace is not None and (self.mix is not None or self.scale != 1):
+            raise ValueError("a trace is replayed as it is; give it neither `mix` nor `scale`")
         try:
-            workloads.use_case(self.name)
+            for name in [] if self.trace is not None else self.mix or [self.name]:
+                workloads.use_case(name)
         except BitworthError as error:
             raise ValueError(str(error)) from error
         return self
 
+    def workload(self) -> Workload:
+        """What is asked, as a value; a trace is read.
+
+        Raises:
+            BitworthError: the trace cannot be read.
+        """
+        if self.trace is not None:
+            return Workload(name=self.name, trace=read_trace(Path(self.trace)))
+        weights = self.mix or {self.name: 1.0}
+        parts = tuple((workloads.use_case(name).scaled(self.scale), weight) for name, weight in weights.items())
+        return Workload(name=self.name, parts=parts)
+
 
 class LoadEntry(_Part):
-    """How requests arrive."""
+    """How requests arrive; `sweep` finds the highest rate whose percentile keeps to the limits."""
 
-    kind: Literal["synchronous", "throughput", "constant", "poisson"]
+    kind: Literal["synchronous", "throughput", "constant", "poisson", "sweep"]
     rate: float | None = Field(None, gt=0)
     streams: int | None = Field(None, gt=0)
+    max_first_token_s: float | None = Field(None, gt=0)
+    max_inter_token_s: float | None = Field(None, gt=0)
+    max_latency_s: float | None = Field(None, gt=0)
+    percentile: float = Field(95.0, gt=0, lt=100)
 
     @model_validator(mode="after")
     def _rated(self) -> LoadEntry:
         if (self.kind in ("constant", "poisson")) != (self.rate is not None):
             raise ValueError(f"load `{self.kind}` {'takes no' if self.rate else 'needs a'} rate (requests a second)")
+        limited = any(most is not None for most in (self.max_first_token_s, self.max_inter_token_s, self.max_latency_s))
+        if (self.kind == "sweep") != limited:
+            need = "needs a limit" if self.kind == "sweep" else "takes no limits"
+            raise ValueError(f"load `{self.kind}` {need} (max_first_token_s, max_inter_token_s, max_latency_s)")
         return self
+
+    def load(self) -> Load:
+        """The load as a value."""
+        fields = self.model_dump()
+        limits = {name: fields.pop(name) for name in Limits.__dataclass_fields__}
+        return Load(**fields, limits=Limits(**limits) if self.kind == "sweep" else None)
 
 
 class HardwareEntry(_Part):
@@ -267,13 +302,17 @@ class Study(_Part):
         """The tasks as values, suites expanded."""
         return task_registry.expand([TaskSpec(**entry.model_dump()) for entry in self.tasks])
 
-    def use_case_values(self) -> list[UseCase]:
-        """The use cases, scaled."""
-        return [workloads.use_case(entry.name).scaled(entry.scale) for entry in self.use_cases]
+    def workload_values(self) -> list[Workload]:
+        """The use cases, scaled, mixes and traces.
+
+        Raises:
+            BitworthError: a trace cannot be read.
+        """
+        return [entry.workload() for entry in self.use_cases]
 
     def load_values(self) -> list[Load]:
         """The loads as values."""
-        return [Load(**entry.model_dump()) for entry in self.loads]
+        return [entry.load() for entry in self.loads]
 
     def hardware_values(self) -> list[Hardware]:
         """The hardware rows with the study's own prices."""

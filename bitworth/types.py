@@ -11,7 +11,7 @@ recoveries and costs are computed from results, and a recommendation from those.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -327,22 +327,70 @@ class UseCase:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Load:
-    """How requests arrive: one at a time, as many as `streams` at once, or at `rate` a second."""
+class Limits:
+    """What a percentile of the requests of a rate must keep to, in seconds; None means no limit."""
 
-    kind: Literal["synchronous", "throughput", "constant", "poisson"]
+    max_first_token_s: float | None = None
+    max_inter_token_s: float | None = None
+    max_latency_s: float | None = None
+    percentile: float = 95.0
+
+    @property
+    def words(self) -> str:
+        """`p95 of first token <= 0.5 s`."""
+        rows = (
+            ("first token", self.max_first_token_s),
+            ("inter-token", self.max_inter_token_s),
+            ("latency", self.max_latency_s),
+        )
+        return f"p{self.percentile:g} of " + ", ".join(f"{name} <= {most:g} s" for name, most in rows if most)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Load:
+    """How requests arrive: one at a time, as many as `streams` at once, or at `rate` a second.
+
+    `sweep` looks for the highest Poisson rate that keeps to `limits`; a `trace` has its own times.
+    """
+
+    kind: Literal["synchronous", "throughput", "constant", "poisson", "sweep", "trace"]
     rate: float | None = None
     streams: int | None = None
+    limits: Limits | None = None
 
     @property
     def name(self) -> str:
-        """`synchronous`, `throughput`, `constant@4`, `poisson@4`."""
+        """`synchronous`, `throughput`, `constant@4`, `poisson@4`, `sweep (p95 of first token <= 0.5 s)`, `trace`."""
+        if self.limits is not None:
+            return f"{self.kind} ({self.limits.words})"
         return self.kind if self.rate is None else f"{self.kind}@{self.rate:g}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Shape:
+    """One request of a trace or a mix: its tokens, and when it comes, in seconds since the run began."""
+
+    prompt_tokens: int
+    output_tokens: int
+    at_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """A prompt (token ids) to send, how many tokens to ask for, and when; without a time it waits for a stream."""
+
+    prompt: Sequence[int]
+    output_tokens: int
+    at_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Timing:
-    """One request on the client's monotonic clock, in seconds since the run began."""
+    """One request on the client's monotonic clock, in seconds since the run began.
+
+    `due_s` is when it should have started, where a rate or a trace says so. `chunks` holds when its tokens came, packed
+    by `bitworth.chunks`; it is empty where only the first and the last are known.
+    """
 
     start_s: float
     first_token_s: float | None
@@ -350,6 +398,8 @@ class Timing:
     prompt_tokens: int
     output_tokens: int
     error: str | None = None
+    due_s: float | None = None
+    chunks: str = ""
 
     @property
     def latency_s(self) -> float:

@@ -17,8 +17,8 @@ from bitworth.errors import BitworthError, Unsupported
 from bitworth.execute import Tell
 from bitworth.hardware import machine
 from bitworth.ledger import Ledger, revive
-from bitworth.planning import calibration_of
-from bitworth.types import Cell, Load, QuantizeResult, Recipe, TaskSpec, UseCase
+from bitworth.planning import calibration_of, workload_of
+from bitworth.types import Cell, Load, QuantizeResult, Recipe, TaskSpec
 
 if TYPE_CHECKING:
     from bitworth.engines.torch import TorchModel
@@ -125,11 +125,11 @@ def _benchmark(cell: Cell, root: Path, tell: Tell) -> dict[str, Any]:
     from bitworth.benchmarking import measure
 
     _models.clear()  # what it measures should have the memory to itself
-    use_case, load = revive(UseCase, cell.inputs["use_case"]), revive(Load, cell.inputs["load"])
+    load = revive(Load, cell.inputs["load"])
     try:
         found = measure(
             root / cell.where["checkpoint"],
-            use_case,
+            workload_of(cell),
             load,
             engine=cell.inputs["engine"],
             requests=cell.inputs["requests"],

@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from bitworth import cli
-from bitworth.cli import parse_load
+from bitworth.cli_benchmark import parse_load
 from bitworth.errors import BitworthError
 from bitworth.types import Load
 
@@ -65,10 +65,24 @@ VERBS = {
     "benchmark": {
         "--use-case",
         "--scale",
+        "--trace",
         "--load",
         "--streams",
+        "--max-ttft-s",
+        "--max-itl-s",
+        "--max-latency-s",
+        "--percentile",
         "--engine",
         "--requests",
+        "--warmup",
+        "--repeat",
+        "--seed",
+        "--client",
+        "--guidellm",
+        "--tokenizer",
+        "--model",
+        "--silent-s",
+        "--wait-s",
         "--hardware",
         "--count",
         "--usd-per-hour",
@@ -76,6 +90,7 @@ VERBS = {
         "--json",
         "--quiet",
     },
+    "import": {"--usd-per-hour", "--json"},
     "recommend": {"--min-recovery", "--max-latency", "--max-first-token", "--max-usd-per-1k", "--json"},
     "report": {"--json"},
     "paper": {"--out", "--min-recovery", "--json", "--quiet"},

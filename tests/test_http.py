@@ -20,7 +20,9 @@ from hypothesis import strategies as st
 
 from bitworth.engines import open_generator
 from bitworth.engines.fake import FakeGenerator, FakeServer
-from bitworth.engines.http import HttpGenerator, Reply, arrivals
+from bitworth.engines.http import HttpGenerator
+from bitworth.engines.schedule import arrivals
+from bitworth.engines.stream import Reply
 from bitworth.errors import BitworthError, WorkFailed
 from bitworth.types import Load
 

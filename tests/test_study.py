@@ -51,7 +51,7 @@ def test_names_become_objects() -> None:
     assert small.rounding.clip is None
     assert recipes["w8a8-fp+kv-fp8"] == recipe_named("w8a8-fp+kv-fp8")
     assert [task.limit for task in study.task_specs()] == [None, 10]
-    rag, other = study.use_case_values()
+    rag, other = (workload.use_case for workload in study.workload_values())
     assert (rag.prompt_tokens, rag.output_tokens, rag.scale) == (103, 13, 0.1)
     assert (other.prompt_tokens, other.output_tokens) == (512, 64)
     assert [load.name for load in study.load_values()] == ["synchronous", "throughput"]

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
-from typing import Any
 
 from bitworth.engines.generator import Completer, Generator
 from bitworth.errors import BitworthError
@@ -16,15 +14,26 @@ NAMES = ("torch", "vllm", "fake")
 
 @contextmanager
 def open_generator(
-    engine: str, checkpoint: Path, *, context_tokens: int, device: str | None = None
+    engine: str,
+    checkpoint: Path | None,
+    *,
+    context_tokens: int,
+    device: str | None = None,
+    name: str | None = None,
+    silent_s: float = 600.0,
+    wait_s: float = 0.0,
 ) -> Iterator[Generator]:
     """The engine of that name with the checkpoint loaded, released on leaving.
 
     Args:
         engine: one of `NAMES`, or the http(s) URL of an OpenAI-compatible server that serves the checkpoint.
         checkpoint: a model folder; a server at a URL is believed to serve it, by the folder's name if it has several.
+            None will do for a server that takes prompts as token ids.
         context_tokens: the longest prompt and answer together.
         device: as the engine calls it; None lets the engine choose.
+        name: the model's at a URL, if not the folder's.
+        silent_s: a request to a URL fails when the server is silent for so long.
+        wait_s: how long to wait for a server at a URL that is still starting.
 
     Raises:
         BitworthError: no such engine, or it is not installed.
@@ -33,14 +42,19 @@ def open_generator(
     """
     if engine.startswith(("http://", "https://")):
         from bitworth.engines.http import HttpGenerator
+        from bitworth.prompts import ExactText
 
-        yield HttpGenerator(engine, name=checkpoint.name, decode=_decoder(checkpoint))
-    elif engine == "vllm":
+        decode = None if checkpoint is None else ExactText(checkpoint)
+        name = name or (checkpoint.name if checkpoint is not None else None)
+        yield HttpGenerator(engine, name=name, decode=decode, idle_s=silent_s, wait_s=wait_s)
+    elif engine in NAMES and checkpoint is None:
+        raise BitworthError(f"The engine {engine} runs a model folder; only a server needs none.")
+    elif engine == "vllm" and checkpoint is not None:
         from bitworth.engines.vllm import serve
 
         with serve(checkpoint, context_tokens=context_tokens, device=device) as server:
             yield server
-    elif engine == "torch":
+    elif engine == "torch" and checkpoint is not None:
         from bitworth.engines.torch_speed import open_torch
 
         yield open_torch(checkpoint, device)
@@ -88,20 +102,3 @@ def _unknown(engine: str) -> BitworthError:
     return BitworthError(
         f"unknown engine '{engine}'; known: {known}, or the http:// URL of an OpenAI-compatible server"
     )
-
-
-def _decoder(checkpoint: Path) -> Callable[[Sequence[int]], str]:
-    """Token ids to text by the checkpoint's tokenizer, loaded when first needed."""
-
-    @cache
-    def tokenizer() -> Any:
-        from transformers import AutoTokenizer
-
-        try:
-            return AutoTokenizer.from_pretrained(checkpoint, local_files_only=True)
-        except (OSError, ValueError) as error:
-            raise BitworthError(
-                f"The server takes text only, and {checkpoint} has no tokenizer that transformers can load."
-            ) from error
-
-    return lambda tokens: str(tokenizer().decode(list(tokens)))

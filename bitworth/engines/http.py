@@ -1,39 +1,46 @@
 """Times any OpenAI-compatible server: one process, no queue between the clock and the socket.
 
 A request goes to its socket in the step of the event loop that reads its start; arrivals at a given rate wait for no
-earlier answer, so a slow server cannot slow its own load down (open loop). Answers are streamed, which tells the first
-token from the last, and the server's own count says whether exactly as many tokens came as were asked for: `ignore_eos`
-and `min_tokens` are vLLM's, and a server that knows neither shows as requests that failed.
+earlier answer, so a slow server cannot slow its own load down (open loop). Answers are streamed, which tells when each
+token came, and the server's own count says whether exactly as many came as were asked for: `ignore_eos` and
+`min_tokens` are vLLM's, and a server that knows neither shows as requests that failed. What a server refuses outright
+(fields it does not know, prompts as token ids) is left out, and the requests are sent again.
 """
 
 from __future__ import annotations
 
 import asyncio
+import errno
+import gc
 import importlib
 import importlib.util
 import json
 import os
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import aiohttp
-import numpy as np
 
 from bitworth.engines.generator import Progress
+from bitworth.engines.schedule import arrivals, at_times, closed_loop, streams_of
+from bitworth.engines.stream import Reply, complaint, one_line
 from bitworth.errors import BitworthError, WorkFailed
-from bitworth.types import EngineFacts, Load, Timing
+from bitworth.types import EngineFacts, Load, Request, Timing
 
-#: Requests at once under `throughput` when the load does not say.
-DEFAULT_STREAMS = 64
 #: Where the key is looked for; it goes into the request's header and nowhere else.
 KEY_VARIABLES = ("BITWORTH_API_KEY", "OPENAI_API_KEY")
-_LONGEST_LINE = 1 << 20
+#: After so many failures in a row the server is taken for lost, and the rest is not sent; a request that met nothing
+#: but silence, while no other was answered either, weighs half of that.
+LOST_AFTER = 50
+#: What only some servers know; see `HttpGenerator._concede`.
+EXTRAS = ("continuous_usage_stats", "min_tokens", "ignore_eos")
+SILENT = "the server was silent"
+_RETRY_S = 0.2
 
 Result = TypeVar("Result")
-Send = Callable[[int], Awaitable[Timing]]
-"""Sends the request of that index."""
 
 
 class HttpGenerator:
@@ -50,6 +57,7 @@ class HttpGenerator:
         seed: int = 0,
         idle_s: float = 600.0,
         total_s: float = 3600.0,
+        wait_s: float = 0.0,
     ) -> None:
         """Find the server's model.
 
@@ -62,6 +70,7 @@ class HttpGenerator:
             seed: of Poisson arrivals.
             idle_s: a request fails when the server is silent for so long,
             total_s: or takes so long in all.
+            wait_s: how long to wait for a server that is still starting.
 
         Raises:
             BitworthError: not a URL to send requests to, or not one model to choose.
@@ -71,7 +80,8 @@ class HttpGenerator:
         self._decode, self._send_key, self._seed = decode, send_key, seed
         self._timeout = aiohttp.ClientTimeout(total=total_s, sock_read=idle_s, sock_connect=min(idle_s, 30.0))
         self._as_text = False
-        self._model, versions = event_loop(self._discover(name))
+        self._extras = set(EXTRAS)
+        self._model, versions = event_loop(self._discover(name, wait_s))
         self._facts = facts or EngineFacts(
             engine=self._url,
             kernel="the server's own",
@@ -84,79 +94,151 @@ class HttpGenerator:
         """What its figures are measured with, as far as a client can know."""
         return self._facts
 
+    @property
+    def url(self) -> str:
+        """Where requests go, up to `/v1`."""
+        return self._url
+
+    @property
+    def model(self) -> str:
+        """The name under which the server has the model."""
+        return self._model
+
     def run(
         self, prompts: Sequence[Sequence[int]], output_tokens: int, load: Load, progress: Progress | None = None
     ) -> list[Timing]:
-        """See `engines.generator.Generator`; prompts go as token ids, or as text where the server refuses ids.
+        """See `engines.generator.Generator`.
 
         Raises:
             WorkFailed: no request succeeded; names the first cause.
         """
-        timings = event_loop(self._drive(prompts, output_tokens, load, progress))
+        times = arrivals(load, len(prompts), self._seed) if load.rate is not None else [None] * len(prompts)
+        requests = [
+            Request(prompt=prompt, output_tokens=output_tokens, at_s=at)
+            for prompt, at in zip(prompts, times, strict=True)
+        ]
+        return self.replay(requests, streams_of(load), progress)
+
+    def replay(self, requests: Sequence[Request], streams: int, progress: Progress | None = None) -> list[Timing]:
+        """See `engines.generator.Replayer`; prompts go as token ids, or as text where the server refuses ids.
+
+        Raises:
+            WorkFailed: no request succeeded; names the first cause.
+        """
+        timings = event_loop(self._drive(requests, streams, progress))
         causes = [timing.error for timing in timings if timing.error is not None]
         if not timings or len(causes) < len(timings):
             return timings
-        if self._decode is not None and not self._as_text and causes[0].startswith(("HTTP 400", "HTTP 422")):
-            self._as_text = True
-            return self.run(prompts, output_tokens, load, progress)
+        if self._concede(causes[0]):
+            return self.replay(requests, streams, progress)
         raise WorkFailed(f"None of {len(timings)} requests to {self._url} succeeded: {causes[0]}.")
 
-    async def _discover(self, name: str | None) -> tuple[str, dict[str, str]]:
+    def _concede(self, cause: str) -> bool:
+        """Ask for less where the server refuses what it was asked; whether there was something left to leave out."""
+        if not cause.startswith(("HTTP 400", "HTTP 422")):
+            return False
+        named = {field for field in self._extras if field in cause}
+        if named:
+            self._extras -= named
+        elif self._decode is not None and not self._as_text:
+            self._as_text = True
+        elif self._extras:
+            self._extras.clear()
+        else:
+            return False
+        return True
+
+    async def _discover(self, name: str | None, wait_s: float) -> tuple[str, dict[str, str]]:
         """The model's id, and the versions that the server tells."""
-        try:
-            async with self._session() as session:
-                status, listing = await _get(session, f"{self._url}/models")
-                _, about = await _get(session, f"{self._url.removesuffix('/v1')}/version")
-        except (aiohttp.ClientError, OSError) as error:
-            raise WorkFailed(f"{self._url} does not answer: {connection(error, self._timeout)}.") from error
-        if status != 200:
-            raise WorkFailed(f"{self._url}/models answers HTTP {status}{_hint(status)}.")
+        deadline = time.monotonic() + wait_s
+        async with self._session() as session:
+            while True:
+                try:
+                    status, listing = await _get(session, f"{self._url}/models")
+                    if status != 503 or time.monotonic() >= deadline:
+                        break
+                except (aiohttp.ClientError, OSError) as error:
+                    if time.monotonic() >= deadline:
+                        cause = connection(error, self._timeout)
+                        raise WorkFailed(f"{self._url} does not answer: {cause}.") from error
+                await asyncio.sleep(_RETRY_S)
+            if status != 200:
+                raise WorkFailed(f"{self._url}/models answers HTTP {status}{_hint(status)}.")
+            return self._choose(listing, name), await self._versions(session)
+
+    def _choose(self, listing: Any, name: str | None) -> str:
         served = listing.get("data") if isinstance(listing, dict) else None
         ids = [str(row["id"]) for row in served or [] if isinstance(row, dict) and "id" in row]
         found = [model for model in ids if model == name] or ids
         if len(found) != 1:
             listed = f"several models ({', '.join(found[:3])}, ...)" if found else "no model"
             raise BitworthError(f"{self._url} serves {listed}; it should serve one, or one named as the checkpoint.")
+        return found[0]
+
+    async def _versions(self, session: aiohttp.ClientSession) -> dict[str, str]:
+        try:
+            _, about = await _get(session, f"{self._url.removesuffix('/v1')}/version")
+        except (aiohttp.ClientError, OSError):
+            return {}  # it lists its models, so it does serve
         told = about.get("version") if isinstance(about, dict) else None
-        return found[0], {"vllm": str(told)} if told else {}
+        return {"vllm": str(told)} if told else {}
 
-    async def _drive(
-        self, prompts: Sequence[Sequence[int]], output_tokens: int, load: Load, progress: Progress | None
-    ) -> list[Timing]:
-        bodies = [self._body(prompt, output_tokens) for prompt in prompts]
-        done = 0
-        async with self._session() as session:
-            began = time.monotonic()
+    async def _drive(self, requests: Sequence[Request], streams: int, progress: Progress | None) -> list[Timing]:
+        done = failures = 0
+        answered = -1.0  # when the last request that went well ended
+        cause: str | None = None
+        prompts = self._prompts(requests)
+        with _short_collections():
+            async with self._session() as session:
+                began = time.monotonic()
 
-            async def send(index: int) -> Timing:
-                nonlocal done
-                timing = await self._send(session, bodies[index], len(prompts[index]), output_tokens, began)
-                done += 1
-                if progress is not None:
-                    progress(done, len(bodies))
-                return timing
+                async def send(index: int, body: bytes) -> Timing:
+                    nonlocal done, failures, answered, cause
+                    request = requests[index]
+                    if failures >= LOST_AFTER:
+                        lost = f"not sent, the server seems lost ({cause})"
+                        timing = _unsent(request, time.monotonic() - began, lost)
+                    else:
+                        timing = await self._send(session, body, request, began)
+                        if timing.error is None:
+                            failures, cause, answered = 0, None, timing.end_s
+                        else:
+                            hangs = timing.error.startswith(SILENT) and answered < timing.start_s
+                            failures, cause = failures + (LOST_AFTER // 2 if hangs else 1), timing.error
+                    done += 1
+                    if progress is not None:
+                        progress(done, len(requests))
+                    return timing
 
-            if load.rate is not None:
-                return await _at_times(arrivals(load, len(bodies), self._seed), send, began)
-            streams = 1 if load.kind == "synchronous" else load.streams or DEFAULT_STREAMS
-            return await _closed_loop(len(bodies), streams, send)
+                def body_of(index: int) -> bytes:
+                    return self._body(prompts[index], requests[index].output_tokens)
 
-    def _body(self, prompt: Sequence[int], output_tokens: int) -> bytes:
+                times = [request.at_s for request in requests if request.at_s is not None]
+                if len(times) == len(requests):
+                    return await at_times(times, body_of, send, began)
+                return await closed_loop(len(requests), streams, body_of, send)
+
+    def _prompts(self, requests: Sequence[Request]) -> list[str | Sequence[int]]:
+        """Token ids, or texts, which take too long to write while others wait to be sent."""
+        if self._as_text and self._decode is not None:
+            return [self._decode(request.prompt) for request in requests]
+        return [request.prompt for request in requests]
+
+    def _body(self, prompt: str | Sequence[int], count: int) -> bytes:
+        usage = {"include_usage": True, "continuous_usage_stats": True}
+        extras = {"min_tokens": count, "ignore_eos": True}
         fields = {
             "model": self._model,
-            "prompt": self._decode(prompt) if self._as_text and self._decode else list(prompt),
-            "max_tokens": output_tokens,
-            "min_tokens": output_tokens,
-            "ignore_eos": True,
+            "prompt": prompt if isinstance(prompt, str) else list(prompt),
+            "max_tokens": count,
             "temperature": 0,
             "stream": True,
-            "stream_options": {"include_usage": True},
+            "stream_options": {k: v for k, v in usage.items() if k in self._extras or k not in EXTRAS},
+            **{k: v for k, v in extras.items() if k in self._extras},
         }
         return json.dumps(fields).encode()
 
-    async def _send(
-        self, session: aiohttp.ClientSession, body: bytes, prompt_tokens: int, output_tokens: int, began: float
-    ) -> Timing:
+    async def _send(self, session: aiohttp.ClientSession, body: bytes, request: Request, began: float) -> Timing:
         reply = Reply()
         start = time.monotonic()
         try:
@@ -164,21 +246,23 @@ class HttpGenerator:
                 if response.status == 200:
                     async for chunk in response.content.iter_any():
                         reply.feed(chunk, time.monotonic())
-                    cause = reply.fault(output_tokens)
+                    cause = reply.fault(request.output_tokens)
                 else:
                     cause = f"HTTP {response.status}{await refusal(response)}"
         except (aiohttp.ClientError, OSError, ValueError) as error:
             cause = connection(error, self._timeout)
             if reply.events:
-                cause += f" after {reply.events} of {output_tokens} tokens"
+                cause += f" after {reply.tokens} of {request.output_tokens} tokens"
         end = time.monotonic() if cause is not None else reply.last
         return Timing(
             start_s=start - began,
             first_token_s=reply.first - began if reply.events else None,
             end_s=end - began,
-            prompt_tokens=reply.prompt_tokens or prompt_tokens,
+            prompt_tokens=reply.prompt_tokens or len(request.prompt),
             output_tokens=reply.output_tokens or 0,
             error=self._without_key(cause),
+            due_s=request.at_s,
+            chunks=reply.packed(start),
         )
 
     def _session(self) -> aiohttp.ClientSession:
@@ -199,100 +283,27 @@ class HttpGenerator:
         return cause.replace(key, "(key)") if cause and key else cause
 
 
-class Reply:
-    """One streamed completion as it arrives: a line `data: {...}` a token, then the usage, then `data: [DONE]`.
-
-    Times are those of the reads that brought the events; `first` and `last` mean something once `events` is not 0.
-    """
-
-    __slots__ = ("error", "events", "finished", "first", "last", "output_tokens", "prompt_tokens", "rest")
-
-    def __init__(self) -> None:
-        self.events = 0
-        self.first = self.last = 0.0
-        self.prompt_tokens: int | None = None
-        self.output_tokens: int | None = None
-        self.finished = False
-        self.error: str | None = None
-        self.rest = b""
-
-    def feed(self, data: bytes, now: float) -> None:
-        """Take in what has just been read.
-
-        Raises:
-            ValueError: a line without an end.
-        """
-        *lines, self.rest = (self.rest + data).split(b"\n")
-        if len(self.rest) > _LONGEST_LINE:
-            raise ValueError("the server sends a line without an end")
-        for line in lines:
-            if line.startswith(b"data:"):
-                self._event(line[5:].strip(), now)
-
-    def fault(self, output_tokens: int) -> str | None:
-        """What is wrong with the finished answer, if anything."""
-        if self.error is not None:
-            return self.error
-        if not self.finished:
-            return f"the answer broke off after {self.events} of {output_tokens} tokens"
-        if self.output_tokens is None:
-            return "the server does not say how many tokens it generated (stream_options.include_usage)"
-        if self.output_tokens != output_tokens or not self.events:
-            return f"{self.output_tokens} tokens were generated instead of {output_tokens}"
-        return None
-
-    def _event(self, event: bytes, now: float) -> None:
-        # Most events are one more token, and parsing those would be most of the client's work.
-        if self.events and b'"usage"' not in event and b'"error"' not in event and event.startswith(b"{"):
-            self.events, self.last = self.events + 1, now
-            return
-        if event == b"[DONE]":
-            self.finished = True
-            return
-        fields = json.loads(event)
-        if not isinstance(fields, dict):
-            raise ValueError("the server sends something other than completions")
-        if fields.get("error"):
-            self.error = self.error or f"the server reports: {_message(fields)}"
-        if fields.get("choices"):
-            self.first, self.last = (self.first if self.events else now), now
-            self.events += 1
-        usage = fields.get("usage")
-        if isinstance(usage, dict):
-            self.prompt_tokens, self.output_tokens = (
-                _count(usage, f"{side}_tokens") for side in ("prompt", "completion")
-            )
+def _unsent(request: Request, now: float, cause: str) -> Timing:
+    return Timing(
+        start_s=now,
+        first_token_s=None,
+        end_s=now,
+        prompt_tokens=len(request.prompt),
+        output_tokens=0,
+        error=cause,
+        due_s=request.at_s,
+    )
 
 
-def arrivals(load: Load, count: int, seed: int) -> list[float]:
-    """Seconds at which requests start: the first at 0, then 1 / rate apart, or exponentially so for Poisson."""
-    if load.rate is None or load.rate <= 0:
-        raise BitworthError(f"A {load.kind} load needs a rate above 0 requests a second.")
-    gaps = np.full(count, 1 / load.rate)
-    if load.kind == "poisson":
-        gaps = np.random.default_rng(seed).exponential(1 / load.rate, count)
-    return [0.0, *np.cumsum(gaps)[: count - 1].tolist()][:count]
-
-
-async def _at_times(times: Sequence[float], send: Send, began: float) -> list[Timing]:
-    async def wait(index: int, at: float) -> Timing:
-        await asyncio.sleep(began + at - time.monotonic())
-        return await send(index)
-
-    return list(await asyncio.gather(*(wait(index, at) for index, at in enumerate(times))))
-
-
-async def _closed_loop(count: int, streams: int, send: Send) -> list[Timing]:
-    """As many requests at once as there are streams, each followed by the next one as soon as it is answered."""
-    waiting = iter(range(count))
-    timings: dict[int, Timing] = {}
-
-    async def stream() -> None:
-        for index in waiting:
-            timings[index] = await send(index)
-
-    await asyncio.gather(*(stream() for _ in range(min(streams, count))))
-    return [timings[index] for index in range(count)]
+@contextmanager
+def _short_collections() -> Iterator[None]:
+    """Garbage collections look at what the run makes only: going through all that lives takes up to 0.1 s."""
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def event_loop(work: Coroutine[Any, Any, Result]) -> Result:
@@ -330,31 +341,10 @@ async def refusal(response: aiohttp.ClientResponse) -> str:
     """What the server says about refusing, in brackets."""
     text = (await response.content.read(4096)).decode(errors="replace")
     try:
-        message = _message(json.loads(text))
+        message = complaint(json.loads(text))
     except ValueError:
-        message = _line(text)
+        message = one_line(text)
     return f" ({message})" if message else ""
-
-
-def _message(fields: Any) -> str:
-    """The sentence in an error's body, wherever the server puts it."""
-    inner = fields.get("error", fields) if isinstance(fields, dict) else fields
-    found = (
-        next((inner[key] for key in ("message", "detail") if inner.get(key)), inner)
-        if isinstance(inner, dict)
-        else inner
-    )
-    return _line(str(found))
-
-
-def _count(usage: dict[str, Any], key: str) -> int | None:
-    value = usage.get(key)
-    return value if isinstance(value, int) else None
-
-
-def _line(text: str) -> str:
-    line = " ".join(text.split()).rstrip(".")
-    return line if len(line) <= 200 else line[:200] + "..."
 
 
 def _hint(status: int) -> str:
@@ -366,15 +356,17 @@ def connection(error: Exception, timeout: aiohttp.ClientTimeout) -> str:
     if isinstance(error, aiohttp.ConnectionTimeoutError):
         return "no connection in time"
     if isinstance(error, aiohttp.SocketTimeoutError):
-        return f"the server was silent for {timeout.sock_read:g} s"
+        return f"{SILENT} for {timeout.sock_read:g} s"
     if isinstance(error, TimeoutError):
         return f"no answer within {timeout.total:g} s"
     if isinstance(error, aiohttp.ClientConnectorError):
         number = error.os_error.errno or 0
         reason = os.strerror(number) if number > 0 else "no such host, or it refuses"
         return f"cannot connect to {error.host}:{error.port} ({reason})"
-    if isinstance(error, aiohttp.ServerDisconnectedError | aiohttp.ClientPayloadError | ConnectionError):
+    closed = isinstance(error, aiohttp.ServerDisconnectedError | aiohttp.ClientPayloadError | ConnectionError)
+    # What aiohttp raises of the system's errors is no ConnectionError.
+    if closed or (isinstance(error, OSError) and error.errno in (errno.ECONNRESET, errno.EPIPE)):
         return "the server closed the connection"
     if isinstance(error, json.JSONDecodeError):
         return "the server sends something other than JSON"
-    return _line(str(error)) or type(error).__name__
+    return one_line(str(error)) or type(error).__name__

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 
 from bitworth import checkpoint as storage
 from bitworth.engines.generator import Progress
-from bitworth.engines.http import DEFAULT_STREAMS
 from bitworth.engines.kernels import kernel_for
+from bitworth.engines.schedule import DEFAULT_STREAMS
 from bitworth.engines.torch_load import key_value_cache, load
 from bitworth.errors import BitworthError, Unsupported, WorkFailed
 from bitworth.types import EngineFacts, Load, Timing

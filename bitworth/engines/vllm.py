@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -31,7 +31,7 @@ from bitworth.engines.generator import Progress
 from bitworth.engines.http import KEY_VARIABLES, HttpGenerator
 from bitworth.errors import BitworthError, Unsupported, WorkFailed
 from bitworth.hardware import cpu_flags, gpus
-from bitworth.types import EngineFacts, Load, Timing
+from bitworth.types import EngineFacts, Load, Request, Timing
 
 PYTHON_VARIABLE = "BITWORTH_VLLM_PYTHON"
 FOLDER = ".venv-vllm"
@@ -104,8 +104,21 @@ class VllmServer:
             Unsupported: the server died of a missing kernel.
             WorkFailed: it died of something else, or answered nothing.
         """
+        return self._watched(lambda: self._client.run(prompts, output_tokens, load, progress))
+
+    def replay(self, requests: Sequence[Request], streams: int, progress: Progress | None = None) -> list[Timing]:
+        """See `engines.generator.Replayer`; for what it raises see `run`."""
+        return self._watched(lambda: self._client.replay(requests, streams, progress))
+
+    @property
+    def model(self) -> str:
+        """The name under which it serves the model."""
+        return self._client.model
+
+    def _watched(self, work: Callable[[], list[Timing]]) -> list[Timing]:
+        """Where requests fail, the server's own death is the cause to tell."""
         try:
-            timings = self._client.run(prompts, output_tokens, load, progress)
+            timings = work()
         except WorkFailed:
             self._process.check_alive(wait_s=DYING_S)
             raise

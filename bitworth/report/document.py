@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bitworth.report.figures import counterpart, times, usd_per_1k
+from bitworth.savings import savings
 from bitworth.types import (
     Divergence,
     EngineFacts,
@@ -35,6 +36,7 @@ def result_as_json(result: StudyResult) -> Json:
         "recoveries_by_group": [_recovery(row) for row in result.groups],
         "divergences": {format: _divergence(row) for format, row in result.divergences.items()},
         "costs": [cost_as_json(cost) for cost in result.costs],
+        "savings": [asdict(row) for row in savings(result.costs)],
         "checkpoints": {format: _checkpoint(row) for format, row in result.checkpoints.items()},
         "missing": [asdict(row) for row in result.missing],
         "evaluated_with": {format: _facts(facts) for format, facts in result.evaluated_with.items()},

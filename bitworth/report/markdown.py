@@ -17,6 +17,7 @@ from bitworth.report.figures import (
     times,
 )
 from bitworth.report.words import constraint_words, headline, moment, scenario_title, shape_words
+from bitworth.savings import savings
 from bitworth.types import EngineFacts, QueryCost, Recommendation, Recovery, StudyResult
 
 _SPECIAL = re.compile(r"([\\`*_{}\[\]<>|#~])")
@@ -36,6 +37,7 @@ def render_markdown(result: StudyResult) -> str:
         *_groups(result),
         *_divergences(result),
         *_costs(result),
+        *_savings(result),
         *_checkpoints(result),
         *_missing(result),
         *_provenance(result),
@@ -145,6 +147,27 @@ def _cost(cost: QueryCost, result: StudyResult) -> Sequence[str]:
         number(cost.queries_per_second),
         cost.source if cost.facts is None else f"{cost.source}: {_facts(cost.facts)}",
     )
+
+
+def _savings(result: StudyResult) -> Iterable[str]:
+    rows = [row for row in savings(result.costs) if len(row.use_cases) > 1]
+    if not rows:
+        return
+    yield "## Savings, means over use cases"
+    titles = ("format", "load", "hardware", "use cases", "queries per USD, × baseline", "queries/s, ×", "latency, ÷")
+    cells = [
+        (
+            row.format,
+            row.load,
+            row.hardware if row.count == 1 else f"{row.count} × {row.hardware}",
+            str(len(row.use_cases)),
+            number(row.cost_reduction),
+            number(row.speedup),
+            number(row.latency_reduction),
+        )
+        for row in rows
+    ]
+    yield _table(titles, cells, text_columns=(0, 1, 2))
 
 
 def _checkpoints(result: StudyResult) -> Iterable[str]:

@@ -1,0 +1,189 @@
+"""Synthetic prompts of exact token counts that no prefix cache can answer: each differs from its first token on.
+
+A server that keeps running would also know the prompts of an earlier benchmark, so `unseen_seed` is new each time; what
+a seed that the user gives decides is when requests come and how long they are.
+
+Prompts are token ids, which servers of vLLM's kind take as they are. For a server that takes text only, `ExactText`
+writes one that its tokenizer cuts into exactly as many tokens, those that it adds of itself (BOS) included.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+from array import array
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bitworth.errors import BitworthError
+
+#: For an engine without a model folder: bytes and punctuation in every common vocabulary.
+ANY_VOCABULARY = range(3, 256)
+#: Words that texts are made of; more would take long to find in a large vocabulary.
+_MOST_WORDS = 8192
+_ROUNDS = 200
+
+
+class Prompts:
+    """Draws prompts of random tokens; first tokens repeat only when the whole vocabulary has been used."""
+
+    def __init__(self, vocabulary: Sequence[int], *, seed: int) -> None:
+        """Draw from these ids, which are all ordinary tokens."""
+        self._generator = np.random.default_rng(seed)
+        self._tokens = np.asarray(vocabulary, dtype=np.uint32)
+        self._firsts: list[int] = []
+
+    def draw(self, length: int) -> array[int]:
+        """The next prompt: `length` ids of 4 bytes each, since there may be millions of them."""
+        if not self._firsts:
+            self._firsts = self._generator.permutation(self._tokens).tolist()
+        prompt = array("I", self._generator.choice(self._tokens, length).astype("=u4").tobytes())
+        prompt[0] = self._firsts.pop()
+        return prompt
+
+
+def unseen_seed() -> int:
+    """A seed of prompts that no server has seen."""
+    return secrets.randbits(63)
+
+
+def prompts_of(length: int, count: int, vocabulary: Sequence[int], *, seed: int) -> list[list[int]]:
+    """`count` prompts of `length` random tokens; first tokens repeat only when the vocabulary is used up.
+
+    Prompts alike at their start would be answered from a server's prefix cache, as real requests would not be.
+    """
+    generator = np.random.default_rng(seed)
+    tokens = np.asarray(vocabulary)
+    prompts = generator.choice(tokens, (count, length))
+    prompts[:, 0] = np.resize(generator.permutation(tokens), count)
+    return [[int(token) for token in prompt] for prompt in prompts]
+
+
+def ordinary_tokens(checkpoint: Path) -> list[int]:
+    """Ids that the model embeds and its tokenizer does not call special, ascending.
+
+    Raises:
+        BitworthError: config.json is missing or names no vocabulary.
+    """
+    config = _json(checkpoint / "config.json")
+    if config is None:
+        raise BitworthError(f"{checkpoint} has no readable config.json, so it is not a model folder.")
+    text = config.get("text_config") or config
+    size = text.get("vocab_size") or config.get("vocab_size")
+    if not isinstance(size, int) or size < 2:
+        raise BitworthError(f"{checkpoint}/config.json gives no vocab_size to draw prompts from.")
+    named = [text.get(f"{name}_token_id") for name in ("bos", "eos", "pad")]
+    special = {token for ids in named for token in (ids if isinstance(ids, list) else [ids])}
+    tokenizer = _json(checkpoint / "tokenizer.json") or {}
+    special |= {row.get("id") for row in tokenizer.get("added_tokens") or []}
+    known = _ids((tokenizer.get("model") or {}).get("vocab"))
+    tokens = [token for token in range(size) if token not in special and (known is None or token in known)]
+    return tokens or list(range(size))
+
+
+def _ids(vocabulary: Any) -> set[int] | None:
+    """Ids of a tokenizer's vocabulary: text to id, or [text, score] in order of ids."""
+    if isinstance(vocabulary, dict):
+        return set(vocabulary.values())
+    return set(range(len(vocabulary))) if isinstance(vocabulary, list) else None
+
+
+def _json(path: Path) -> dict[str, Any] | None:
+    """A file's JSON object, or None where there is none."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+class ExactText:
+    """Token ids to a text of exactly as many tokens; texts differ from their first token on.
+
+    The text is other words than the ids: only words that stay whole beside any other word have a count that one can
+    rely on.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Write for the tokenizer of a model folder, which is loaded when it is first needed."""
+        self._folder = folder
+        self._started: dict[int, int] = {}
+        self._unused: list[int] = []
+
+    def __call__(self, prompt: Sequence[int]) -> str:
+        """A text that the tokenizer cuts into `len(prompt)` tokens, its own special ones included.
+
+        Raises:
+            BitworthError: there is no such text, or no tokenizer.
+        """
+        generator = np.random.default_rng([*prompt[:8]])
+        count = len(prompt) - len(self.encode(""))
+        if count < 1:
+            raise BitworthError(f"A prompt of {len(prompt)} tokens leaves no room for text beside the tokenizer's own.")
+        words = [self._first(prompt[0]), *self._draw(generator, count - 1)]
+        for _ in range(_ROUNDS):
+            text = self._decode(words)
+            excess = len(self.encode(text)) - len(prompt)
+            if not excess:
+                return text
+            # Other words stand at the end each time, so that a joint that merges does not come back.
+            size = max(1, len(words) - excess)
+            kept = max(1, min(len(words), size) - 1)
+            words = words[:kept] + self._draw(generator, size - kept)
+        raise BitworthError(f"The tokenizer of {self._folder} cuts no text into exactly {len(prompt)} tokens.")
+
+    def encode(self, text: str) -> list[int]:
+        """The ids that a server counts."""
+        return [int(token) for token in self._tokenizer(text, verbose=False)["input_ids"]]
+
+    def _decode(self, ids: Sequence[int]) -> str:
+        return str(self._tokenizer.decode(list(ids)))
+
+    def _draw(self, generator: np.random.Generator, count: int) -> list[int]:
+        found: list[int] = generator.choice(self._words, count).tolist()
+        return found
+
+    def _first(self, wanted: int) -> int:
+        """The word that stands for prompts beginning with that token, and for no others as long as there are enough."""
+        if wanted not in self._started:
+            self._unused = self._unused or list(self._words)
+            self._started[wanted] = self._unused.pop()
+        return self._started[wanted]
+
+    @cached_property
+    def _tokenizer(self) -> Any:
+        from transformers import AutoTokenizer
+
+        try:
+            return AutoTokenizer.from_pretrained(self._folder, local_files_only=True)
+        except (OSError, ValueError) as error:
+            raise BitworthError(
+                f"The server takes text only, and {self._folder} has no tokenizer that transformers can load."
+            ) from error
+
+    @cached_property
+    def _words(self) -> list[int]:
+        """Tokens that come back alone and beside one another; whole words if the tokenizer has them."""
+        special = set(self._tokenizer.all_special_ids)
+        ids = np.random.default_rng(0).permutation(len(self._tokenizer)).tolist()
+        own = len(self.encode(""))
+        spelled = self._tokenizer.convert_ids_to_tokens(ids[: 4 * _MOST_WORDS])
+        starts = [
+            token for token, text in zip(ids, spelled, strict=False) if text and text[0] in "Ġ▁" and len(text) > 1
+        ]
+        for pool in (starts, ids[: 4 * _MOST_WORDS]):
+            known = [token for token in pool if token not in special and self._stable(token, own)][:_MOST_WORDS]
+            if len(known) > 1:
+                return known
+        raise BitworthError(f"The tokenizer of {self._folder} has no two tokens that it cuts text into.")
+
+    def _stable(self, token: int, own: int) -> bool:
+        """Whether the token's text, once and twice in a row, is cut into that token, once and twice."""
+        return all(
+            len(ids := self.encode(self._decode([token] * times))) == own + times and ids.count(token) == times
+            for times in (1, 2)
+        )
