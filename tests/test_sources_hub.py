@@ -60,6 +60,20 @@ def test_a_hub_model_is_fetched_without_pickles(tmp_path: Path, monkeypatch: pyt
     assert list(filter_repo_objects([*files, *refused], **patterns)) == files
 
 
+def test_a_model_is_elsewhere_unless_the_hubs_cache_holds_all_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    asked = hub_gives(monkeypatch, write_snapshot(tmp_path / "whole"))
+    assert not sources.is_elsewhere("org/name")
+    assert asked[0]["local_files_only"]
+    for found in (write_snapshot(tmp_path / "part", cut=3), LocalEntryNotFoundError("not there")):
+        hub_gives(monkeypatch, found)
+        assert sources.is_elsewhere("org/name")
+    assert not sources.is_elsewhere(str(tmp_path))
+
+
 @pytest.mark.parametrize(
     ("settings", "said"),
     [

@@ -30,7 +30,7 @@ from bitworth.engines.vllm import cause_of_death, interpreter, serve
 from bitworth.errors import BitworthError, Unsupported, WorkFailed
 from bitworth.hardware import cpu_flags, hardware
 from bitworth.schemes.config import quantization_config
-from bitworth.types import Load, UseCase
+from bitworth.types import Calibration, Load, UseCase
 
 FAKE = '''#!{python}
 """Stands in for an interpreter that has vLLM: answers the look-up of versions, and serves."""
@@ -329,8 +329,10 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
     folder = tmp_path_factory.mktemp("vllm")
     save_tiny_llama(folder / "baseline", hidden_size=128, intermediate_size=256)
-    names = ["w8a8-int-rtn", "w8a8-fp", "w4a16-int-rtn"]
-    made = quantize(folder / "baseline", [recipes.recipe(name, group_size=64) for name in names], folder / "made")
+    names = ["w8a8-int-rtn", "w8a8-fp", "w4a16-int-rtn", "w8a8-int-static-rtn", "w8a8-fp-static"]
+    wanted = [recipes.recipe(name, group_size=64) for name in names]
+    data = Calibration(source="random", samples=8, length=64)
+    made = quantize(folder / "baseline", wanted, folder / "made", calibration=data)
     return {"baseline": folder / "baseline"} | {result.format: result.path for result in made}
 
 
@@ -346,7 +348,7 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("installed")
-@pytest.mark.parametrize("format", ["baseline", "w8a8-int-rtn", "w8a8-fp"])
+@pytest.mark.parametrize("format", ["baseline", "w8a8-int-rtn", "w8a8-fp", "w8a8-int-static-rtn"])
 def test_vllm_serves_each_format_and_computes_what_the_exact_engine_does(models: dict[str, Path], format: str) -> None:
     with serve(models[format], context_tokens=64, device="cpu", dtype="float32") as server:
         prompts = prompts_of(32, 12, range(256), seed=0)
@@ -425,6 +427,17 @@ def nudged(model: TorchModel, seed: int) -> TorchModel:
     noise = torch.randn(weight.shape, generator=torch.Generator().manual_seed(seed))
     changed.model.get_input_embeddings().weight = torch.nn.Parameter(weight * (1 + 1e-7 * noise), requires_grad=False)
     return changed
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("installed")
+def test_static_inputs_in_fp8_are_unsupported(models: dict[str, Path]) -> None:
+    """On CPUs; it has kernels for them on GPUs."""
+    with (
+        pytest.raises(Unsupported, match="no kernel for this format on this CPU"),
+        serve(models["w8a8-fp-static"], context_tokens=64, device="cpu") as server,
+    ):
+        server.run([[1, 2, 3]], 4, Load(kind="synchronous"))
 
 
 @pytest.mark.slow

@@ -57,6 +57,8 @@ _CAUSES: tuple[tuple[str, type[BitworthError], str], ...] = (
     (r"W4A8 kernels require group quantization with group size 128", Unsupported, _W4A8_GROUPS),
     (r"(?:scheme|method) \S* ?is not supported for the current GPU", Unsupported, _NO_KERNEL),
     (r"quantization is currently not supported in", Unsupported, _NO_KERNEL),
+    # its product in plain torch, where it has no other, takes scales by token with those by channel
+    (r"narrow\(\) cannot be applied to a 0-dim tensor", Unsupported, _NO_KERNEL),
     (r"No compressed-tensors compatible scheme", Unsupported, "vLLM does not know this number format on this {place}"),
     (r"Unknown quantization method", Unsupported, "vLLM does not know this number format"),
     (

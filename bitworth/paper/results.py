@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from statistics import fmean
 
-from bitworth import workloads
+from bitworth import tasks, workloads
 from bitworth.benchmarking import cost_of
 from bitworth.paper.costs import LOADS, LoadTable, cost, place, use_cases
 from bitworth.paper.defects import Defect, Key
@@ -18,19 +18,12 @@ from bitworth.paper.printed import BASELINE_FORMAT, Row, Tables
 from bitworth.paper.recomputed import V1_TASKS
 from bitworth.recommendation import recommend
 from bitworth.statistics import mean_recovery
+from bitworth.tasks.suites import LEADERBOARD_V1
 from bitworth.types import AVERAGE, BASELINE, Constraint, EngineFacts, Hardware, QueryCost, Recovery, StudyResult
 
 MODELS = {size: f"meta-llama/Llama-3.1-{size}-Instruct" for size in ("8B", "70B", "405B")}
-QUESTIONS = {
-    "mmlu_5shot": 14042,
-    "mmlu_cot_0shot": 14042,
-    "arc_c_0shot": 1172,
-    "gsm8k_cot_8shot": 1319,
-    "hellaswag_10shot": 10042,
-    "winogrande_5shot": 1267,
-    "truthfulqa_mc2_0shot": 817,
-}
-"""Of the public test sets."""
+TASKS = dict(zip(V1_TASKS, (spec.name for spec in LEADERBOARD_V1), strict=True))
+"""Columns of Table 2 by the names that tasks have here; as many questions as the public test sets have."""
 _HARNESS = EngineFacts(engine="lm-eval on vLLM, published figures", kernel="as published", device="not stated")
 
 Scores = tuple[list[int], list[int]]
@@ -69,9 +62,9 @@ def recoveries_of(tables: Tables, size: str, min_recovery_pct: float) -> Iterato
         if row.size != size or row is baseline:
             continue
         assert baseline is not None
-        pairs = {task: _shares(baseline, row, task) for task in V1_TASKS}
-        scores = {task: independent(*pair, QUESTIONS[task]) for task, pair in pairs.items()}
-        for task in V1_TASKS:
+        pairs = {task: _shares(baseline, row, column) for column, task in TASKS.items()}
+        scores = {task: independent(*pair, tasks.get(task).questions) for task, pair in pairs.items()}
+        for task in pairs:
             yield _recovery(task, row.name, {task: pairs[task]}, {task: scores[task]}, min_recovery_pct)
         yield _recovery(AVERAGE, row.name, pairs, scores, min_recovery_pct)
 
@@ -86,8 +79,8 @@ def independent(baseline: float, quantized: float, count: int) -> Scores:
     return first, second
 
 
-def _shares(baseline: Row, row: Row, task: str) -> tuple[float, float]:
-    return baseline.figures[task].value / 100, row.figures[task].value / 100
+def _shares(baseline: Row, row: Row, column: str) -> tuple[float, float]:
+    return baseline.figures[column].value / 100, row.figures[column].value / 100
 
 
 def _recovery(
