@@ -15,11 +15,12 @@ from rich.table import Table
 from rich.text import Text
 
 import bitworth
+from bitworth.cli_code import task_specs, written_figures
 from bitworth.cli_quantize import quantize
 from bitworth.console import Json, Quiet, Terminal, guarded
 from bitworth.errors import BitworthError, WorkFailed
 from bitworth.ledger import Ledger, key_of, revive
-from bitworth.types import Answer, Cell, Divergence, Load, TaskSpec
+from bitworth.types import Answer, Cell, Divergence, Load
 
 if TYPE_CHECKING:
     from bitworth.planning import Subject
@@ -111,12 +112,21 @@ def evaluate(
     limit: Annotated[int | None, typer.Option(help="Questions a task (all).", min=1)] = None,
     seed: Annotated[int, typer.Option(help="Seed that picks the questions.")] = 0,
     shots: Annotated[int | None, typer.Option(help="Few-shot examples (the task's own).", min=0)] = None,
+    samples: Annotated[int | None, typer.Option(help="Programs a question of code (50; 1 is greedy).", min=1)] = None,
+    temperature: Annotated[float | None, typer.Option(help="Of sampling programs (0.2).", min=0)] = None,
+    chat: Annotated[
+        bool | None, typer.Option("--chat/--no-chat", help="Ask for programs in conversations (if the model can).")
+    ] = None,
     data: Annotated[str | None, typer.Option(help="Folder of benchmark rows, or demo:data (the hub).")] = None,
     text: Annotated[str | None, typer.Option(help="Text file for perplexity and divergence, or demo:heldout.")] = None,
     window: Annotated[int, typer.Option(help="Tokens a window of the text.", min=2)] = 512,
     windows: Annotated[int | None, typer.Option(help="Windows of the text (all).", min=1)] = None,
     against: Annotated[str | None, typer.Option(help="The baseline: adds KL, flips and paired recovery.")] = None,
     min_recovery: Annotated[float, typer.Option(help="Least recovery in percent, for the verdict.", min=0)] = 99.0,
+    unsafe_code_execution: Annotated[
+        bool,
+        typer.Option("--unsafe-code-execution", help="Run programs the model writes even where nothing isolates them."),
+    ] = False,
     out: Annotated[Path | None, typer.Option("--out", help="Keep the answers here; a second run adds to them.")] = None,
     json: Json = False,
     quiet: Quiet = False,
@@ -127,11 +137,20 @@ def evaluate(
     from bitworth import planning
 
     terminal = Terminal(as_json=json, quiet=quiet)
-    specs = [TaskSpec(name=name, limit=limit, seed=seed, shots=shots) for name in dict.fromkeys(task or [])]
+    written = {"samples": samples, "temperature": temperature, "chat": chat}
+    specs = task_specs(task or [], {"limit": limit, "seed": seed, "shots": shots}, written)
     subject = planning.checkpoint_subject(model, "model", note=terminal.note)
     baseline = planning.checkpoint_subject(against, "baseline", note=terminal.note) if against else None
     cells = planning.evaluation_cells(
-        subject, baseline, specs, data=data, text=text, window=window, windows=windows, note=terminal.note
+        subject,
+        baseline,
+        specs,
+        data=data,
+        text=text,
+        window=window,
+        windows=windows,
+        unsafe=unsafe_code_execution,
+        note=terminal.note,
     )
     began = time.monotonic()
     results = _run_cells(terminal, cells, out)
@@ -280,7 +299,8 @@ def _evaluation(
             answers[cell.format] += found
             score = sum(answer.score for answer in found) / len(found)
             row = {"task": found[0].task, "checkpoint": cell.format, "score": score, "questions": len(found)}
-            document["tasks"].append({**row, **{k: result["task"][k] for k in ("metric", "shots", "split")}})
+            row |= {k: result["task"][k] for k in ("metric", "shots", "split")}
+            document["tasks"].append(row | written_figures(found, result["task"]))
         elif cell.format == "model":
             document |= asdict(revive(Divergence, result["divergence"]))
     document["peak_rss_mib"] = max(result["peak_rss_mib"] for result in results.values())

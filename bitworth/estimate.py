@@ -103,7 +103,9 @@ def _estimate(cell: Cell, size: Size, rates: Rates) -> Estimate:
     if cell.kind == "evaluate":
         task = tasks.get(cell.inputs["task"]["name"])
         questions = min(cell.inputs["task"]["limit"] or task.questions, task.questions)
-        return Estimate(seconds=_START_S + 1.5 * questions * task.tokens * forward)
+        samples = cell.inputs["task"].get("samples") or task.samples
+        each = task.tokens + samples * task.answer_tokens
+        return Estimate(seconds=_START_S + 1.5 * questions * each * forward)
     if cell.kind == "diverge":
         tokens = Path(cell.where["text"]).stat().st_size / _TEXT_BYTES_A_TOKEN
         if cell.inputs["windows"]:

@@ -6,6 +6,7 @@ compare(baseline_answers, answers, min_recovery_pct=99, format="w4a16-int-gptq")
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -23,7 +24,7 @@ from bitworth.types import AVERAGE, Answer, Divergence, Recovery, TaskSpec
 Progress = Callable[[str, int, int], None]
 """Called with (task or "text", done, total); done counts the task's scored continuations or its completions, or windows
 of the text."""
-GRADERS = 2
+GRADERS = max(2, (os.cpu_count() or 2) // 2)
 """Answers graded at once: graders that run programs wait for them most of the time."""
 
 
@@ -32,6 +33,7 @@ def evaluate(
     tasks: Sequence[TaskSpec],
     *,
     data: Path | None = None,
+    unsafe: bool = False,
     progress: Progress | None = None,
 ) -> list[Answer]:
     """One Answer a question, task after task, each task's in the order of its split.
@@ -40,15 +42,30 @@ def evaluate(
         checkpoint: a model folder, or an engine that already holds one.
         tasks: what to ask.
         data: a local folder of benchmark rows; None asks the hub.
+        unsafe: run the programs that a model writes even where they cannot be isolated.
         progress: see `Progress`.
 
     Raises:
         BitworthError: see `tasks.load` and `engines.torch.load_exact`.
     """
     # Rows first: a data set that cannot be had should say so before a model is loaded.
-    loaded = [registry.load(spec, data) for spec in tasks]
+    chat = any(registry.get(spec.name).chat for spec in tasks) and takes_conversations(checkpoint)
+    loaded = [registry.load(spec, data, chat=chat, unsafe=unsafe) for spec in tasks]
     engine = _scorer(checkpoint) if isinstance(checkpoint, Path) else checkpoint
     return [answer for task in loaded for answer in answer_questions(engine, task, progress=progress)]
+
+
+def takes_conversations(checkpoint: Path | Scorer | Completer) -> bool:
+    """Whether tasks that are asked in conversations can be: the model has a chat template.
+
+    Raises:
+        BitworthError: a folder without a tokenizer.
+    """
+    if isinstance(checkpoint, Path):
+        from bitworth.engines.prompts import has_chat_template, load_tokenizer
+
+        return has_chat_template(load_tokenizer(checkpoint))
+    return bool(getattr(checkpoint, "has_chat_template", False))
 
 
 def answer_questions(

@@ -63,7 +63,8 @@ def plan_cells(study: Study, *, note: Note = silent) -> tuple[Cell, ...]:
     for subject in subjects:
         if subject.format in by_format:
             cells.append(by_format[subject.format])
-        cells += [evaluate_cell(subject, spec, data, found) for spec, data, found in asked]
+        unsafe = study.unsafe_code_execution
+        cells += [evaluate_cell(subject, spec, data, found, unsafe=unsafe) for spec, data, found in asked]
         if study.divergence is not None:
             text = sources.resolve_file(study.divergence.text, "divergence text", note=note)
             entry = study.divergence
@@ -152,8 +153,8 @@ def evaluation_inputs(
     return [(spec, folder, tasks.data_fingerprint(spec.name, folder)) for spec in specs]
 
 
-def evaluate_cell(subject: Subject, spec: TaskSpec, data: Path | None, found: str) -> Cell:
-    """One task's questions put to one checkpoint."""
+def evaluate_cell(subject: Subject, spec: TaskSpec, data: Path | None, found: str, *, unsafe: bool = False) -> Cell:
+    """One task's questions put to one checkpoint; with `unsafe`, programs it writes run even where nothing isolates."""
     inputs = {
         "checkpoint": subject.identity,
         "task": asdict(spec),
@@ -162,6 +163,7 @@ def evaluate_cell(subject: Subject, spec: TaskSpec, data: Path | None, found: st
         "versions": _versions("torch", "transformers", "lm_eval"),
     }
     where = {"checkpoint": subject.path} | ({"data": str(data.resolve())} if data else {})
+    where |= {"unsafe": "yes"} if unsafe else {}
     title = f"{spec.name} on {subject.format}"
     return Cell(kind="evaluate", title=title, format=subject.format, inputs=inputs, where=where, needs=subject.needs)
 
@@ -210,6 +212,7 @@ def evaluation_cells(
     text: str | None,
     window: int,
     windows: int | None,
+    unsafe: bool = False,
     note: Note = silent,
 ) -> tuple[Cell, ...]:
     """The cells of one checkpoint's evaluation outside a study: the baseline's answers, its own, its divergence.
@@ -219,7 +222,7 @@ def evaluation_cells(
     """
     asked = evaluation_inputs(specs, data, note=note)
     both = [baseline, subject] if baseline is not None else [subject]
-    cells = [evaluate_cell(who, spec, folder, found) for who in both for spec, folder, found in asked]
+    cells = [evaluate_cell(who, *entry, unsafe=unsafe) for who in both for entry in asked]
     if text is not None:
         file = sources.resolve_file(text, "divergence text", note=note)
         cells.append(diverge_cell(subject, baseline, file, window, windows))

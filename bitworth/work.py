@@ -94,12 +94,13 @@ def _company(cell: Cell, root: Path) -> list[Cell]:
 
 def _evaluate(cell: Cell, root: Path, tell: Tell) -> dict[str, Any]:
     from bitworth import tasks
-    from bitworth.evaluation import answer_questions
+    from bitworth.evaluation import answer_questions, takes_conversations
 
     spec = revive(TaskSpec, cell.inputs["task"])
-    data = cell.where.get("data")
-    loaded = tasks.load(spec, Path(data) if data else None)
-    model = _model(root / cell.where["checkpoint"])
+    data, checkpoint = cell.where.get("data"), root / cell.where["checkpoint"]
+    chat = tasks.get(spec.name).chat and takes_conversations(checkpoint)
+    loaded = tasks.load(spec, Path(data) if data else None, chat=chat, unsafe="unsafe" in cell.where)
+    model = _model(checkpoint)
     answers = answer_questions(model, loaded, progress=tell)
     return {"answers": [asdict(a) for a in answers], "task": dict(loaded.facts), "facts": asdict(model.facts)}
 

@@ -64,11 +64,16 @@ class TaskDef(RowSource):
         yaml: lm-eval's definition, relative to its tasks folder; `{subset}` stands for one of `subsets`.
         metric: the figure of lm-eval's `process_results` that is the score of a question.
         shots: few-shot examples when a study names none.
+        chat: prompts are conversations where the model has a chat template.
+        samples, answer_tokens: completions of a question that is answered in writing, and about how long they are.
         tokens: with SmolLM2's tokenizer and default shots.
     """
 
     yaml: str
     shots: int = 0
+    chat: bool = False
+    samples: int = 1
+    answer_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
