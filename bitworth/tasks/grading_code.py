@@ -6,12 +6,14 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from bitworth.sandbox import Isolation, Verdict, judge
+from bitworth.sandbox import Isolation, Limits, Verdict, judge
 from bitworth.tasks.programs import Problem, program_of
 from bitworth.types import Answer, Completion, Sample
 
 KS = (10,)
 """Further k of pass@k, given where there are as many samples; pass@1 is the score."""
+LIMITS = Limits(cpu_s=20, wall_s=120.0)
+"""HumanEval+'s own solutions take up to 4 s of CPU time for all inputs of a question, and as long to be checked."""
 
 
 def pass_at_k(samples: int, passed: int, k: int) -> float:
@@ -46,7 +48,7 @@ class Grader:
         for completion in completions:
             program = program_of(self.problem, completion.text, chat=self.chat)
             if program not in verdicts:
-                verdicts[program] = judge(program, self.problem.check, isolation=self.isolation)
+                verdicts[program] = judge(program, self.problem.check, isolation=self.isolation, limits=LIMITS)
             found = verdicts[program]
             samples.append(Sample(text=program, passed=found.passed, reason=found.reason))
         count, passed = len(samples), sum(sample.passed for sample in samples)

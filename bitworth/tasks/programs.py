@@ -43,8 +43,8 @@ def assertion(out, exp, atol):
     assert not isinstance(exp, (list, tuple)) or len(out) == len(exp)
     assert np.allclose(out, exp, rtol=1e-07, atol=atol)
 """
-"""EvalPlus's comparison as its evaluator makes it. The tests that it publishes for other evaluators hold an earlier one,
-under which any list of one number equals an empty list."""
+"""EvalPlus's comparison as its evaluator makes it. The tests that it publishes for others hold an earlier one, under
+which any list of one number equals an empty list."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
