@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from test_tasks import write_jsonl
 from typer.testing import CliRunner
 
-from bitworth import sandbox, tasks
 from bitworth import evaluation as verbs
+from bitworth import sandbox, tasks
 from bitworth.cli import app
 from bitworth.engines.generator import Progress
 from bitworth.errors import BitworthError

@@ -163,7 +163,7 @@ def sampling_of(task: CodeDef, spec: TaskSpec, *, chat: bool) -> Sampling:
     greedy = spec.temperature == 0 or (spec.temperature is None and spec.samples == 1)
     if greedy and (spec.samples or 1) > 1:
         raise BitworthError(
-            f"Task {task.name}: {spec.samples} samples at temperature 0 are all alike; ask for 1, or raise the temperature."
+            f"Task {task.name}: {spec.samples} samples at temperature 0 are all alike; ask for one, or a temperature."
         )
     found = Sampling(
         max_tokens=MAX_TOKENS,
