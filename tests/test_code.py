@@ -36,7 +36,7 @@ def humaneval_row(number: int) -> dict[str, Any]:
         "prompt": f'def near(x):\n    return x\n\n\ndef add_{number}(a: int) -> int:\n    """Adds {number}."""\n',
         "entry_point": f"add_{number}",
         "canonical_solution": f"    return a + {number}\n",
-        "test": f"def check(candidate):\n    assert near(candidate(1)) == {1 + number}\n    assert candidate(-1) == {number - 1}\n",
+        "test": f"def check(candidate):\n    assert near(candidate(1)) == {1 + number}\n    assert candidate(-1) < {number}\n",
     }
 
 
@@ -207,7 +207,7 @@ def test_sampling_is_the_papers_unless_asked_otherwise() -> None:
 
 
 def test_tasks_that_score_choices_take_no_samples(tmp_path: Path) -> None:
-    with pytest.raises(BitworthError, match="arc_easy.*answered in writing"):
+    with pytest.raises(BitworthError, match=r"arc_easy.*answered in writing"):
         tasks.load(TaskSpec(name="arc_easy", samples=3), tmp_path)
 
 
@@ -257,9 +257,10 @@ def test_answers_come_back_from_a_ledger(data: Path) -> None:
 def test_limits_choose_the_questions_of_any_task(data: Path) -> None:
     loaded = tasks.load(TaskSpec(name="humaneval", limit=3, seed=1), data)
     more = tasks.load(TaskSpec(name="humaneval", limit=4, seed=1), data)
-    assert isinstance(loaded, LoadedOpen) and isinstance(more, LoadedOpen)
+    assert isinstance(loaded, LoadedOpen)
+    assert isinstance(more, LoadedOpen)
     assert {question.item for question in loaded.questions} < {question.item for question in more.questions}
-    assert loaded.facts["rows"] == 6 and loaded.facts["samples"] == 50 and loaded.facts["prompt"] == "text"
+    assert [loaded.facts[name] for name in ("rows", "samples", "prompt")] == [6, 50, "text"]
     assert loaded.facts["isolation"] in rooms.WAYS
 
 
