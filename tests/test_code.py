@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from test_evaluation import FakeScorer
 from test_tasks import write_jsonl
 from typer.testing import CliRunner
 
@@ -36,7 +37,7 @@ def humaneval_row(number: int) -> dict[str, Any]:
         "prompt": f'def near(x):\n    return x\n\n\ndef add_{number}(a: int) -> int:\n    """Adds {number}."""\n',
         "entry_point": f"add_{number}",
         "canonical_solution": f"    return a + {number}\n",
-        "test": f"def check(candidate):\n    assert near(candidate(1)) == {1 + number}\n    assert candidate(-1) < {number}\n",
+        "test": f"def check(candidate):\n    assert near(candidate(1)) == {1 + number}\n    assert candidate(-1) < {number}",
     }
 
 
@@ -284,13 +285,8 @@ def test_conversations_can_be_asked_for_and_refused(data: Path) -> None:
 
 
 def test_engines_that_do_not_write_are_refused(data: Path) -> None:
-    class Scores:
-        def encode(self, text: str, *, special_tokens: bool = True) -> list[int]: ...
-        def loglikelihoods(self, requests: Any, progress: Any = None) -> Any: ...
-        def logits(self, tokens: Any) -> Any: ...
-
     with pytest.raises(BitworthError, match="answered in writing"):
-        verbs.evaluate(Scores(), [TaskSpec(name="humaneval")], data=data)  # type: ignore[arg-type]
+        verbs.evaluate(FakeScorer(), [TaskSpec(name="humaneval")], data=data)
 
 
 def test_what_is_wrong_with_rows_is_said(tmp_path: Path) -> None:
