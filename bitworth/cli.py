@@ -123,6 +123,10 @@ def evaluate(
     windows: Annotated[int | None, typer.Option(help="Windows of the text (all).", min=1)] = None,
     against: Annotated[str | None, typer.Option(help="The baseline: adds KL, flips and paired recovery.")] = None,
     min_recovery: Annotated[float, typer.Option(help="Least recovery in percent, for the verdict.", min=0)] = 99.0,
+    engine: Annotated[
+        str,
+        typer.Option(help="What writes: torch (exact arithmetic), vllm, or the URL of an OpenAI-compatible server."),
+    ] = "torch",
     unsafe_code_execution: Annotated[
         bool,
         typer.Option("--unsafe-code-execution", help="Run programs the model writes even where nothing isolates them."),
@@ -149,6 +153,7 @@ def evaluate(
         text=text,
         window=window,
         windows=windows,
+        engine=engine,
         unsafe=unsafe_code_execution,
         note=terminal.note,
     )

@@ -153,17 +153,20 @@ def evaluation_inputs(
     return [(spec, folder, tasks.data_fingerprint(spec.name, folder)) for spec in specs]
 
 
-def evaluate_cell(subject: Subject, spec: TaskSpec, data: Path | None, found: str, *, unsafe: bool = False) -> Cell:
+def evaluate_cell(
+    subject: Subject, spec: TaskSpec, data: Path | None, found: str, *, engine: str = "torch", unsafe: bool = False
+) -> Cell:
     """One task's questions put to one checkpoint; with `unsafe`, programs it writes run even where nothing isolates."""
+    exact = engine == "torch"
     inputs = {
         "checkpoint": subject.identity,
         "task": asdict(spec),
         "data": found,
-        "engine": "torch, exact arithmetic",
+        "engine": "torch, exact arithmetic" if exact else engine,
         "versions": _versions("torch", "transformers", "lm_eval"),
     }
     where = {"checkpoint": subject.path} | ({"data": str(data.resolve())} if data else {})
-    where |= {"unsafe": "yes"} if unsafe else {}
+    where |= ({"unsafe": "yes"} if unsafe else {}) | ({} if exact else {"engine": engine})
     title = f"{spec.name} on {subject.format}"
     return Cell(kind="evaluate", title=title, format=subject.format, inputs=inputs, where=where, needs=subject.needs)
 
@@ -212,6 +215,7 @@ def evaluation_cells(
     text: str | None,
     window: int,
     windows: int | None,
+    engine: str = "torch",
     unsafe: bool = False,
     note: Note = silent,
 ) -> tuple[Cell, ...]:
@@ -222,7 +226,7 @@ def evaluation_cells(
     """
     asked = evaluation_inputs(specs, data, note=note)
     both = [baseline, subject] if baseline is not None else [subject]
-    cells = [evaluate_cell(who, *entry, unsafe=unsafe) for who in both for entry in asked]
+    cells = [evaluate_cell(who, *entry, engine=engine, unsafe=unsafe) for who in both for entry in asked]
     if text is not None:
         file = sources.resolve_file(text, "divergence text", note=note)
         cells.append(diverge_cell(subject, baseline, file, window, windows))

@@ -32,12 +32,13 @@ from bitworth.types import Answer, Completion, EngineFacts, Message, Prompt, Sam
 
 def humaneval_row(number: int) -> dict[str, Any]:
     """A question in HumanEval's schema, whose prompt holds a helper that its tests call too."""
+    calls = f"    assert near(candidate(1)) == {1 + number}\n    assert candidate(-1) == {number - 1}\n"
     return {
         "task_id": f"HumanEval/{number}",
         "prompt": f'def near(x):\n    return x\n\n\ndef add_{number}(a: int) -> int:\n    """Adds {number}."""\n',
         "entry_point": f"add_{number}",
         "canonical_solution": f"    return a + {number}\n",
-        "test": f"def check(candidate):\n    assert near(candidate(1)) == {1 + number}\n    assert candidate(-1) < {number}",
+        "test": f"def check(candidate):\n{calls}",
     }
 
 
@@ -331,3 +332,7 @@ def test_the_command_line_samples_programs(data: Path, tiny_llama: Path, tmp_pat
     assert (row["task"], row["questions"], row["samples"], row["score"]) == ("humaneval", 1, 2, 0.0)
     assert (row["temperature"], row["metric"], row["isolation"] in rooms.WAYS) == ("0.2", "pass@1", True)
     assert CliRunner().invoke(app, [*command, "--temperature", "0"]).exit_code != 0
+    # another engine is another cell; this one writes the same word whatever it is asked
+    other = CliRunner().invoke(app, [*command, "--engine", "fake"])
+    assert other.exit_code == 0, other.output
+    assert json.loads(other.stdout)["tasks"][0]["score"] == 0.0
