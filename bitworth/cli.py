@@ -125,7 +125,7 @@ def evaluate(
     min_recovery: Annotated[float, typer.Option(help="Least recovery in percent, for the verdict.", min=0)] = 99.0,
     engine: Annotated[
         str,
-        typer.Option(help="What writes: torch (exact arithmetic), vllm, or the URL of an OpenAI-compatible server."),
+        typer.Option(help="What writes: torch (exact), vllm, or the URL of an OpenAI-compatible server."),
     ] = "torch",
     unsafe_code_execution: Annotated[
         bool,
