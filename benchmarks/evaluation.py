@@ -114,6 +114,7 @@ def chosen(name: str, data: Path, count: int, *, one_subject: bool) -> list[task
     """The questions: of the first subject alone, or a seeded draw from all."""
     spec = TaskSpec(name=name, limit=count, shots=None if name == "mmlu" else 0)
     task = tasks.get(name)
+    assert isinstance(task, tasks.TaskDef)
     if one_subject:
         task = replace(task, subsets=task.subsets[:1])
     questions = load_questions(task, spec, data).questions

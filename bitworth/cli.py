@@ -17,6 +17,7 @@ from rich.text import Text
 
 import bitworth
 from bitworth.cli_benchmark import benchmark
+from bitworth.cli_code import sampled, written_figures
 from bitworth.cli_import import import_report
 from bitworth.cli_paper import paper
 from bitworth.cli_quantize import quantize
@@ -121,6 +122,11 @@ def evaluate(
     limit: Annotated[int | None, typer.Option(help="Questions a task (all).", min=1)] = None,
     seed: Annotated[int, typer.Option(help="Seed that picks the questions.")] = 0,
     shots: Annotated[int | None, typer.Option(help="Few-shot examples (the task's own).", min=0)] = None,
+    samples: Annotated[int | None, typer.Option(help="Programs a question of code (50; 1 is greedy).", min=1)] = None,
+    temperature: Annotated[float | None, typer.Option(help="Of sampling programs (0.2).", min=0)] = None,
+    chat: Annotated[
+        bool | None, typer.Option("--chat/--no-chat", help="Ask for programs in conversations (if the model can).")
+    ] = None,
     data: Annotated[str | None, typer.Option(help="Folder of benchmark rows, or demo:data (the hub).")] = None,
     text: Annotated[str | None, typer.Option(help="Text file for perplexity and divergence, or demo:heldout.")] = None,
     window: Annotated[int, typer.Option(help="Tokens a window of the text.", min=2)] = 512,
@@ -136,6 +142,14 @@ def evaluate(
     ] = "task",
     batch: Annotated[int, typer.Option(help="Questions a task between two looks.", min=1)] = 64,
     show: Annotated[int, typer.Option(help="Print so many prompts and answers of each task.", min=0)] = 0,
+    engine: Annotated[
+        str,
+        typer.Option(help="What writes: torch (exact), vllm, or the URL of an OpenAI-compatible server."),
+    ] = "torch",
+    unsafe_code_execution: Annotated[
+        bool,
+        typer.Option("--unsafe-code-execution", help="Run programs the model writes even where nothing isolates them."),
+    ] = False,
     out: Annotated[Path | None, typer.Option("--out", help="Keep the answers here; a second run adds to them.")] = None,
     json: Json = False,
     quiet: Quiet = False,
@@ -149,6 +163,7 @@ def evaluate(
     terminal = Terminal(as_json=json, quiet=quiet)
     names = list(dict.fromkeys(task or []))
     specs = task_registry.expand([TaskSpec(name=name, limit=limit, seed=seed, shots=shots) for name in names])
+    specs = sampled(specs, {"samples": samples, "temperature": temperature, "chat": chat})
     subject = planning.checkpoint_subject(model, "model", note=terminal.note)
     baseline = planning.checkpoint_subject(against, "baseline", note=terminal.note) if against else None
     if until_settled:
@@ -159,7 +174,16 @@ def evaluate(
         )
         return
     cells = planning.evaluation_cells(
-        subject, baseline, specs, data=data, text=text, window=window, windows=windows, note=terminal.note
+        subject,
+        baseline,
+        specs,
+        data=data,
+        text=text,
+        window=window,
+        windows=windows,
+        engine=engine,
+        unsafe=unsafe_code_execution,
+        note=terminal.note,
     )
     fresh = out is None or any(Ledger(out).get(cell) is None for cell in cells if cell.kind == "evaluate")
     if specs and (show or fresh) and not quiet:
@@ -270,8 +294,8 @@ def _evaluation(
             found = [revive(Answer, row) for row in result["answers"]]
             answers[cell.format] += found
             row = {"task": found[0].task, "checkpoint": cell.format}
-            document["tasks"].append(row | task_figures(found[0].task, found, result["task"]))
-            document["tasks"][-1]["prompts"] = result.get("prompts")
+            row |= task_figures(found[0].task, found, result["task"]) | written_figures(result["task"])
+            document["tasks"].append(row | {"prompts": result.get("prompts")})
         elif cell.format == "model":
             document |= asdict(revive(Divergence, result["divergence"]))
     document["peak_rss_mib"] = max(result["peak_rss_mib"] for result in results.values())

@@ -6,6 +6,7 @@ compare(baseline_answers, answers, min_recovery_pct=99, format="w4a16-int-gptq")
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -24,7 +25,7 @@ from bitworth.types import AVERAGE, Answer, Divergence, Recovery, TaskSpec
 Progress = Callable[[str, int, int], None]
 """Called with (task or "text", done, total); done counts the task's scored continuations or its completions, or windows
 of the text."""
-GRADERS = 2
+GRADERS = max(2, (os.cpu_count() or 2) // 2)
 """Answers graded at once: graders that run programs wait for them most of the time."""
 
 
@@ -33,6 +34,7 @@ def evaluate(
     tasks: Sequence[TaskSpec],
     *,
     data: Path | None = None,
+    unsafe: bool = False,
     progress: Progress | None = None,
 ) -> list[Answer]:
     """One Answer a question, task after task, each task's in the order of its split.
@@ -41,6 +43,7 @@ def evaluate(
         checkpoint: a model folder, or an engine that already holds one.
         tasks: what to ask, tasks or suites.
         data: a local folder of benchmark rows; None asks the hub.
+        unsafe: run the programs that a model writes even where they cannot be isolated.
         progress: see `Progress`.
 
     Raises:
@@ -49,7 +52,7 @@ def evaluate(
     # Rows first: a data set that cannot be had should say so before a model is loaded.
     specs = registry.expand(tasks)
     chat = any(registry.get(spec.name).chat for spec in specs) and takes_conversations(checkpoint)
-    loaded = [registry.load(spec, data, chat=chat) for spec in specs]
+    loaded = [registry.load(spec, data, chat=chat, unsafe=unsafe) for spec in specs]
     engine = _scorer(checkpoint) if isinstance(checkpoint, Path) else checkpoint
     return [answer for task in loaded for answer in answer_questions(engine, task, progress=progress)]
 

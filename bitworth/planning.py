@@ -70,7 +70,8 @@ def plan_cells(study: Study, *, by_name: bool = False, note: Note = silent) -> t
     for subject in subjects:
         if subject.format in by_format:
             cells.append(by_format[subject.format])
-        cells += [evaluate_cell(subject, spec, data, found) for spec, data, found in asked]
+        unsafe = study.unsafe_code_execution
+        cells += [evaluate_cell(subject, spec, data, found, unsafe=unsafe) for spec, data, found in asked]
         if study.divergence is not None:
             text = sources.resolve_file(study.divergence.text, "divergence text", note=note)
             entry = study.divergence
@@ -197,19 +198,32 @@ def evaluation_inputs(
 
 
 def evaluate_cell(
-    subject: Subject, spec: TaskSpec, data: Path | None, found: str, *, batch: tuple[int, int] | None = None
+    subject: Subject,
+    spec: TaskSpec,
+    data: Path | None,
+    found: str,
+    *,
+    batch: tuple[int, int] | None = None,
+    engine: str = "torch",
+    unsafe: bool = False,
 ) -> Cell:
-    """One task's questions put to one checkpoint; with `batch`, that stretch of their seeded order (`tasks.load`)."""
+    """One task's questions put to one checkpoint.
+
+    With `batch` that stretch of their seeded order (`tasks.load`); with `unsafe` programs that the model writes run
+    even where nothing isolates them.
+    """
     if batch is not None:
         spec = replace(spec, limit=None)
+    exact = engine == "torch"
     inputs: dict[str, Any] = {
         "checkpoint": subject.identity,
         "task": asdict(spec),
         "data": found,
-        "engine": "torch, exact arithmetic",
+        "engine": "torch, exact arithmetic" if exact else engine,
         "versions": _versions("torch", "transformers", "lm_eval"),
     }
     where = {"checkpoint": subject.path} | ({"data": str(data.resolve())} if data else {})
+    where |= ({"unsafe": "yes"} if unsafe else {}) | ({} if exact else {"engine": engine})
     title = f"{spec.name} on {subject.format}"
     if batch is not None:
         inputs["batch"] = list(batch)
@@ -287,6 +301,8 @@ def evaluation_cells(
     text: str | None,
     window: int,
     windows: int | None,
+    engine: str = "torch",
+    unsafe: bool = False,
     note: Note = silent,
 ) -> tuple[Cell, ...]:
     """The cells of one checkpoint's evaluation outside a study: the baseline's answers, its own, its divergence.
@@ -296,7 +312,7 @@ def evaluation_cells(
     """
     asked = evaluation_inputs(specs, data, note=note, partly=True)
     both = [baseline, subject] if baseline is not None else [subject]
-    cells = [evaluate_cell(who, spec, folder, found) for who in both for spec, folder, found in asked]
+    cells = [evaluate_cell(who, *entry, engine=engine, unsafe=unsafe) for who in both for entry in asked]
     if text is not None:
         file = sources.resolve_file(text, "divergence text", note=note)
         cells.append(diverge_cell(subject, baseline, file, window, windows))

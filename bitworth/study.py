@@ -143,13 +143,15 @@ class CalibrationEntry(_Part):
 
 
 class TaskEntry(_Part):
-    """A task or a suite, how many of its questions (of each task), and the seed that picks them."""
+    """A task or a suite, how many of its questions (of each task), their seed, and how answers are drawn."""
 
     name: str
     limit: int | None = Field(None, gt=0)
     seed: int = 0
     shots: int | None = Field(None, ge=0)
     samples: int | None = Field(None, gt=0)
+    temperature: float | None = Field(None, ge=0)
+    chat: bool | None = None
 
     @model_validator(mode="after")
     def _known(self) -> TaskEntry:
@@ -272,6 +274,7 @@ class Study(_Part):
     hardware: list[Annotated[HardwareEntry, BeforeValidator(_named)]] = [HardwareEntry(name="local")]
     engine: str = "torch"
     requests: int = Field(8, gt=0)
+    unsafe_code_execution: bool = False
     constraints: ConstraintEntry = ConstraintEntry()
 
     @model_validator(mode="after")

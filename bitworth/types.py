@@ -202,7 +202,8 @@ class Checkpoint:
 class TaskSpec:
     """A task as a study asks for it: its name, how many questions (None: all), the seed that picks them, the shots.
 
-    `samples` is how many completions a question of code gets; None in all three is the task's own number.
+    Of a task answered in writing, `samples` is how many completions a question gets, `temperature` how freely they are
+    drawn, and `chat` whether the prompts are conversations. None is the task's own choice in all of these.
     """
 
     name: str
@@ -210,6 +211,8 @@ class TaskSpec:
     seed: int = 0
     shots: int | None = None
     samples: int | None = None
+    temperature: float | None = None
+    chat: bool | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -252,12 +255,22 @@ class Completion:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """One of the programs written for a question, whether it passes the tests, and why not."""
+
+    text: str
+    passed: bool
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
     """One question answered: the score is in [0, 1]; `logprobs` are natural-log sums, one a choice.
 
     `measures` are further figures of the question by name, in [0, 1] too, of which reports give the mean. `group` is
     the subject or language it belongs to, which reports may tell apart; questions of one `cluster` share a passage, so
-    that their errors are not independent. `text` is what was written, of several completions the first.
+    that their errors are not independent. `text` is what was written, of several completions the first; `samples` are
+    the programs written for a question of code.
     """
 
     task: str
@@ -269,6 +282,7 @@ class Answer:
     group: str | None = None
     cluster: str | None = None
     text: str = ""
+    samples: tuple[Sample, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

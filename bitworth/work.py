@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import resource
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -21,7 +22,9 @@ from bitworth.planning import calibration_of, workload_of
 from bitworth.types import Cell, Load, QuantizeResult, Recipe, TaskSpec
 
 if TYPE_CHECKING:
+    from bitworth.engines.generator import Completer
     from bitworth.engines.torch import TorchModel
+    from bitworth.tasks import Loaded, LoadedOpen
 
 _KEPT = 2
 _models: OrderedDict[str, TorchModel] = OrderedDict()
@@ -94,6 +97,7 @@ def _company(cell: Cell, root: Path) -> list[Cell]:
 
 def _evaluate(cell: Cell, root: Path, tell: Tell) -> dict[str, Any]:
     from bitworth import tasks
+    from bitworth.engines.prompts import context_tokens, load_tokenizer
     from bitworth.evaluation import answer_questions, takes_conversations
     from bitworth.hygiene import check_prompts
 
@@ -102,12 +106,36 @@ def _evaluate(cell: Cell, root: Path, tell: Tell) -> dict[str, Any]:
     folder, checkpoint = Path(data) if data else None, root / cell.where["checkpoint"]
     stretch = (batch[0], batch[1]) if batch else None
     chat = tasks.get(spec.name).chat and takes_conversations(checkpoint)
-    loaded = tasks.load(spec, folder, batch=stretch, chat=chat)
-    model = _model(checkpoint)
-    prompts = asdict(check_prompts(loaded, model.tokenizer, model.max_length))
-    answers = answer_questions(model, loaded, progress=tell)
+    loaded = tasks.load(spec, folder, batch=stretch, chat=chat, unsafe="unsafe" in cell.where)
+    tokenizer = load_tokenizer(checkpoint)
+    prompts = asdict(check_prompts(loaded, tokenizer, context_tokens(checkpoint, tokenizer)))
+    with _engine(cell.where.get("engine"), checkpoint, loaded) as model:
+        answers = answer_questions(model, loaded, progress=tell)
     found = {"answers": [asdict(a) for a in answers], "task": dict(loaded.facts), "facts": asdict(model.facts)}
     return {**found, "prompts": prompts}
+
+
+@contextmanager
+def _engine(name: str | None, checkpoint: Path, task: Loaded | LoadedOpen) -> Iterator[TorchModel | Completer]:
+    """The exact engine (no name), or another, which can only write.
+
+    Raises:
+        BitworthError: another for a task that is not answered in writing.
+    """
+    if name is None:
+        yield _model(checkpoint)
+        return
+    from bitworth.engines import open_completer
+    from bitworth.engines.prompts import encode_prompt, load_tokenizer
+    from bitworth.tasks import LoadedOpen
+
+    if not isinstance(task, LoadedOpen):
+        raise BitworthError(f"Task {task.task} scores given answers, which only the torch engine does; drop --engine.")
+    _models.clear()  # a server should have the memory to itself
+    tokenizer = load_tokenizer(checkpoint)
+    longest = max(len(encode_prompt(tokenizer, question.prompt)) for question in task.questions)
+    with open_completer(name, checkpoint, context_tokens=longest + task.sampling.max_tokens) as completer:
+        yield completer
 
 
 def _diverge(cell: Cell, root: Path, tell: Tell) -> dict[str, Any]:

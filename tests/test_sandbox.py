@@ -218,8 +218,8 @@ def test_homes_and_other_data_are_not_there(way: Isolation, tmp_path: Path) -> N
     ran = run(
         f"""
         import os
-        for path in ({str(secret)!r}, {str(Path.home())!r}, {str(Path(__file__).parent)!r}, "/etc/passwd", "/proc/1/environ",
-                     "/home", "/var", "/sys", "/run"):
+        for path in ({str(secret)!r}, {str(Path.home())!r}, {str(Path(__file__).parent)!r},
+                     "/etc/passwd", "/proc/1/environ", "/home", "/var", "/sys", "/run"):
             try:
                 print(path, os.listdir(path) if os.path.isdir(path) else open(path).read())
             except OSError:
@@ -240,7 +240,8 @@ def test_nothing_can_be_written_outside_of_scratch(way: Isolation) -> None:
     ran = run(
         """
         import json, os, sys
-        for folder in ("/", "/usr/lib", "/etc", "/dev", os.path.dirname(json.__file__), os.path.dirname(sys.executable)):
+        libraries, programs = os.path.dirname(json.__file__), os.path.dirname(sys.executable)
+        for folder in ("/", "/usr/lib", "/etc", "/dev", libraries, programs):
             try:
                 open(os.path.join(folder, "mine"), "w")
                 print("wrote", folder)
@@ -377,7 +378,12 @@ FORGERIES = {
     "ends at once": "import os; os._exit(0)",
     "ends when it is asked": "import os\ndef add(a, b): os._exit(0)",
     "raises SystemExit when it is asked": "def add(a, b): raise SystemExit(0)",
-    "equals everything": "class E:\n def __eq__(s, o): return True\n __ne__ = lambda s, o: False\ndef add(a, b): return E()",
+    "equals everything": """
+        class E:
+            def __eq__(s, o): return True
+            __ne__ = lambda s, o: False
+        def add(a, b): return E()
+    """,
     "an int that equals everything": """
         class E(int):
             def __eq__(self, other): return True
@@ -489,7 +495,8 @@ def test_values_arrive_as_they_are(way: Isolation) -> None:
     def exact(): return fractions.Fraction(1, 3), decimal.Decimal("0.10"), {1: 2}.keys(), range(3), b"a", 1j
     """
     test = """
-for x in (None, True, 1, -1.5, 1e300, 10**400, float('inf'), -0.0, 'é\\n\\ud800', [1, (2, {3: {4}})], frozenset([1]), {(1, 2): []}):
+for x in (None, True, 1, -1.5, 1e300, 10**400, float('inf'), -0.0, 'é\\n\\ud800',
+          [1, (2, {3: {4}})], frozenset([1]), {(1, 2): []}):
     assert same(x) == x and type(same(x)) is type(x) and repr(same(x)) == repr(x)
 assert math.isnan(same(math.nan))
 assert total(pairs()) == 10 and total([Pair(5, 6)]) == 11

@@ -142,7 +142,7 @@ def _room(way: Isolation, role: str, settings: dict[str, Any], job: str, limits:
 def _watch(
     rooms: Sequence[Room], main: Room, limits: Limits, verdict: int | None = None
 ) -> tuple[Status, bytes, bytes]:
-    """Until the main room's process ends or a limit is hit: how it ended, what was printed, what the verdict's pipe got."""
+    """Until the main room's process ends or hits a limit: how it ended, what it printed, what its verdict is."""
     pump = Pump(rooms, verdict)
     clock, pause, last = 0.0, 0.002, time.monotonic()
     while True:

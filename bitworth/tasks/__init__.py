@@ -1,4 +1,4 @@
-"""Benchmarks by name, through lm-eval's own definitions; importing this loads neither torch nor lm-eval.
+"""Benchmarks by name: lm-eval's own definitions, and programming; importing this loads neither torch nor lm-eval.
 
 >>> get("mmlu").shots
 5
@@ -12,16 +12,19 @@ from pathlib import Path
 from bitworth.errors import BitworthError
 from bitworth.tasks import leaderboard, leaderboard_v2, reasoning, suites
 from bitworth.tasks.base import Loaded, LoadedOpen, OpenQuestion, Question, Request, RowSource, Score, TaskDef
+from bitworth.tasks.code import CODE, CodeDef, load_problems
 from bitworth.tasks.rows import RowsAbsent
 from bitworth.types import TaskSpec
 
-_BY_NAME = {task.name: task for task in (*leaderboard.TASKS, *leaderboard_v2.TASKS, *reasoning.TASKS)}
+_LM_EVAL = (*leaderboard.TASKS, *leaderboard_v2.TASKS, *reasoning.TASKS)
+_BY_NAME: dict[str, TaskDef | CodeDef] = {task.name: task for task in _LM_EVAL} | dict(CODE)
 NAMES: tuple[str, ...] = tuple(_BY_NAME)
 SUITES = suites.suites(NAMES)
 
 __all__ = [
     "NAMES",
     "SUITES",
+    "CodeDef",
     "Loaded",
     "LoadedOpen",
     "OpenQuestion",
@@ -38,7 +41,7 @@ __all__ = [
 ]
 
 
-def get(name: str) -> TaskDef:
+def get(name: str) -> TaskDef | CodeDef:
     """The task called `name`.
 
     Raises:
@@ -59,20 +62,34 @@ def expand(asked: Sequence[TaskSpec]) -> list[TaskSpec]:
 
 
 def load(
-    spec: TaskSpec, data: Path | None = None, *, batch: tuple[int, int] | None = None, chat: bool = False
+    spec: TaskSpec,
+    data: Path | None = None,
+    *,
+    batch: tuple[int, int] | None = None,
+    chat: bool = False,
+    unsafe: bool = False,
 ) -> Loaded | LoadedOpen:
     """The questions a spec asks for, prompts rendered; rows come from the folder `data`, or from the hub.
 
     The first `limit` questions of a seeded shuffle are taken, so a larger limit only adds questions. `batch`
     (start, stop) takes that stretch of the same shuffle instead, in its order, whatever the limit. `chat` says that
-    the model has a chat template: tasks that are asked in conversations then are, and in plain text otherwise.
+    the model has a chat template: tasks that are asked in conversations then are, and in plain text otherwise. `unsafe`
+    lets the programs that a model writes run where they cannot be isolated.
 
     Raises:
-        BitworthError: unknown task, or rows that cannot be had (the sentence names the ways to get them).
+        BitworthError: unknown task, rows that cannot be had (the sentence names the ways to get them), or programs that
+            cannot be isolated here.
     """
+    task = get(spec.name)
+    if isinstance(task, CodeDef):
+        return load_problems(task, spec, data, chat=chat, unsafe=unsafe)
+    if task.kind == "choices" and (spec.samples, spec.temperature, spec.chat) != (None, None, None):
+        raise BitworthError(
+            f"Task {task.name} scores given answers; samples, temperature and chat are for tasks answered in writing."
+        )
     from bitworth.tasks.harness import load_questions
 
-    return load_questions(get(spec.name), spec, data, batch, chat=chat)
+    return load_questions(task, spec, data, batch, chat=chat)
 
 
 def data_fingerprint(name: str, data: Path | None = None) -> str:

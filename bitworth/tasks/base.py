@@ -76,41 +76,51 @@ class RowSource:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TaskDef(RowSource):
+class Benchmark(RowSource):
+    """What every benchmark says of how it is asked and counted.
+
+    Attributes:
+        kind: whether given choices are scored, or answers are written.
+        shots: few-shot examples when a study names none.
+        chat: prompts are conversations where the model has a chat template.
+        chance: the score of guessing, of the task or of each subset, that the leaderboard's normalization subtracts.
+        macro: the leaderboard takes the mean over subsets, not over questions.
+        samples, answer_tokens: completions of a question that is answered in writing, and about how long they are.
+    """
+
+    kind: Literal["choices", "generated"] = "choices"
+    shots: int = 0
+    chat: bool = False
+    chance: float | Mapping[str, float] = 0.0
+    macro: bool = False
+    samples: int = 1
+    answer_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskDef(Benchmark):
     """A benchmark as lm-eval defines it.
 
     Attributes:
         yaml: lm-eval's definition, relative to its tasks folder; `{subset}` stands for one of `subsets`.
         metric: the figure of lm-eval's `process_results` that is the score of a question.
-        kind: whether given choices are scored, or answers are written.
-        shots: few-shot examples when a study names none.
-        chat: prompts are conversations where the model has a chat template; with `multiturn`, examples are turns.
+        multiturn: few-shot examples are turns of the conversation.
         filter: of lm-eval's filters, the one whose score counts; the first one unless named.
         prepared: the definition drops or shuffles rows, so that all are prepared before any are picked.
         overrides: what replaces keys of lm-eval's definition.
-        chance: the score of guessing, of the task or of each subset, that the leaderboard's normalization subtracts.
-        macro: the leaderboard takes the mean over subsets, not over questions.
-        temperature, top_p, samples: how written answers are sampled; greedily, once, unless named.
+        temperature, top_p: how written answers are sampled; greedily unless named.
         needs: modules that only this task's definition imports, and the data NLTK must have for it.
-        answer_tokens: of a written answer, about.
         tokens: with SmolLM2's tokenizer and default shots.
     """
 
     yaml: str
-    kind: Literal["choices", "generated"] = "choices"
-    shots: int = 0
-    chat: bool = False
     multiturn: bool = False
     filter: str | None = None
     prepared: bool = False
     overrides: Mapping[str, Any] = field(default_factory=dict)
-    chance: float | Mapping[str, float] = 0.0
-    macro: bool = False
     temperature: float = 0.0
     top_p: float = 1.0
-    samples: int = 1
     needs: tuple[str, ...] = ()
-    answer_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

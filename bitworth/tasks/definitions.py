@@ -12,7 +12,7 @@ from typing import Any
 
 from bitworth.errors import BitworthError
 from bitworth.tasks.base import TaskDef
-from bitworth.types import Message, Prompt, Sampling
+from bitworth.types import Message, Prompt, Sampling, TaskSpec
 
 FEWSHOT_SEED = 1234
 """The seed lm-eval draws few-shot examples with."""
@@ -102,16 +102,16 @@ def _turns(turns: list[dict[str, Any]], add_generation_prompt: bool = True) -> P
     return tuple(Message(role=turn["role"], content=turn["content"]) for turn in turns)
 
 
-def sampling_of(task: TaskDef, settings: Mapping[str, Any], samples: int | None) -> Sampling:
+def sampling_of(task: TaskDef, settings: Mapping[str, Any], spec: TaskSpec) -> Sampling:
     """How a written task's answers are generated: the definition's length and stop strings, the task's sampling."""
     asked = settings.get("generation_kwargs") or {}
     until = asked.get("until") or ()
     return Sampling(
         max_tokens=int(asked.get("max_gen_toks", MAX_TOKENS)),
         stop=(until,) if isinstance(until, str) else tuple(until),
-        temperature=task.temperature,
+        temperature=task.temperature if spec.temperature is None else spec.temperature,
         top_p=task.top_p,
-        n=samples or task.samples,
+        n=spec.samples or task.samples,
     )
 
 

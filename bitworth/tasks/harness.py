@@ -33,7 +33,7 @@ def load_questions(
     model has a chat template; tasks that are asked in conversations then are.
     """
     shots = task.shots if spec.shots is None else spec.shots
-    chat = chat and task.chat
+    chat = chat and (task.chat if spec.chat is None else spec.chat)
     split, sets = _eval_sets(task, data)
     settings = [settings_of(task, subset) for subset in task.configs()]
     if task.prepared:
@@ -60,7 +60,7 @@ def load_questions(
     }
     if task.kind == "choices":
         return Loaded(task=task.name, questions=questions, facts=facts)  # type: ignore[arg-type]
-    sampling = sampling_of(task, settings[0], spec.samples)
+    sampling = sampling_of(task, settings[0], spec)
     return LoadedOpen(
         task=task.name,
         questions=questions,  # type: ignore[arg-type]

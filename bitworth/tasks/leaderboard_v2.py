@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from statistics import fmean
 
-from bitworth.tasks.base import TaskDef
+from bitworth.tasks.base import Benchmark, TaskDef
 from bitworth.types import Answer
 
 BBH_CHOICES: Mapping[str, int] = {
@@ -199,7 +199,7 @@ TASKS = (
 )
 
 
-def normalized_pct(task: TaskDef, answers: Sequence[Answer]) -> float:
+def normalized_pct(task: Benchmark, answers: Sequence[Answer]) -> float:
     """The leaderboard's figure for a task's answers, in percent of what is above guessing."""
     groups: dict[str | None, list[float]] = {}
     for answer in answers:
@@ -207,7 +207,7 @@ def normalized_pct(task: TaskDef, answers: Sequence[Answer]) -> float:
     return fmean(_above_chance(fmean(scores), chance_of(task, group)) for group, scores in groups.items())
 
 
-def above_chance(task: TaskDef, answers: Sequence[Answer]) -> list[Answer]:
+def above_chance(task: Benchmark, answers: Sequence[Answer]) -> list[Answer]:
     """The answers with scores whose plain mean is the leaderboard's figure / 100, for intervals of it.
 
     Scores may be negative or above 1. A subtask below chance counts as it is here and as 0 in `normalized_pct`.
@@ -221,7 +221,7 @@ def above_chance(task: TaskDef, answers: Sequence[Answer]) -> list[Answer]:
     return found
 
 
-def chance_of(task: TaskDef, group: str | None) -> float:
+def chance_of(task: Benchmark, group: str | None) -> float:
     """The score of guessing, in a subtask."""
     return task.chance if isinstance(task.chance, float | int) else task.chance[str(group)]
 

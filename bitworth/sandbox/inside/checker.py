@@ -73,6 +73,7 @@ class Far:
         self._remote, self._number = remote, number
 
     def __call__(self, *arguments: Any, **named: Any) -> Any:
+        """Call it where it is."""
         return self._remote.call(self._number, arguments, named)
 
     def __iter__(self) -> Iterator[Any]:
