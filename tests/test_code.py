@@ -291,7 +291,7 @@ def test_engines_that_do_not_write_are_refused(data: Path) -> None:
 
 
 def test_what_is_wrong_with_rows_is_said(tmp_path: Path) -> None:
-    with pytest.raises(BitworthError, match="humaneval/HumanEval.jsonl"):
+    with pytest.raises(BitworthError, match=r"humaneval/HumanEval\.jsonl"):
         tasks.load(TaskSpec(name="humaneval"), tmp_path)
     with pytest.raises(BitworthError, match="does not exist"):
         tasks.load(TaskSpec(name="humaneval"), tmp_path / "nothing")

@@ -89,12 +89,14 @@ def test_fork_bombs_hit_a_wall_and_nothing_survives(way: Isolation) -> None:
 
 
 def ours(before: set[int]) -> list[psutil.Process]:
-    """New processes that descend from this one or lost their parent, but for helpers of pytest."""
+    """New processes of the sandbox that descend from this one or lost their parent."""
     found = []
+    family = {child.pid for child in psutil.Process().children(recursive=True)}
     for process in psutil.process_iter():
         try:
             line = " ".join(process.cmdline())
-            if process.pid not in before and process.status() != psutil.STATUS_ZOMBIE and "inside" in line:
+            lives = process.pid not in before and process.status() != psutil.STATUS_ZOMBIE
+            if lives and "inside" in line and (process.pid in family or process.ppid() == 1):
                 found.append(process)
         except psutil.Error:
             continue
