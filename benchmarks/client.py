@@ -3,9 +3,9 @@
 Both drive the same server in the same run, which has a process of its own and answers at once (instant_server.py):
 whatever is measured is the client's, the loopback's and that server's. A rate is sustained when completions keep up
 with 95 % of it; of both clients' requests the first tenth is left out. Rates are one octave apart, then the last octave
-is halved (twice; once with --quick). Memory is the proportional set size of all the client's processes together, the
-most in a run of its own at the rate that was found, so that watching it slows no other run. The peer comes from
-`make peers`; without it, its claims say that nothing was measured.
+is halved (twice; once with --quick). Memory is what the client's processes hold of their own, plus the largest part
+that one of them may share; the most in one more run at the rate that was found, so that watching slows no other run.
+The peer comes from `make peers`; without it, its claims say that nothing was measured.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ from claims import Claim, say
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from bitworth.engines.guidellm import GuideLlm
-from bitworth.metrics import Metrics, Spread, metrics_of
+from bitworth.errors import WorkFailed
+from bitworth.metrics import Metrics, Spread, metrics_of, succeeded
 from bitworth.types import EngineFacts, Load, Timing, UseCase
 
 HERE = Path(__file__).resolve().parent
@@ -119,7 +120,11 @@ def explore(drive: Drive, seconds: float, halvings: int) -> Found:
         return metrics
 
     def sustains(rate: float) -> bool:
-        return run(rate).queries_per_second >= KEEPS_UP * rate
+        try:
+            return run(rate).queries_per_second >= KEEPS_UP * rate
+        except WorkFailed:  # so many requests at once that they fail
+            found.tried.append((rate, 0.0))
+            return False
 
     low, high = 0.0, START
     while high <= MOST and sustains(high):
@@ -141,7 +146,8 @@ def bitworth(url: str, rate: float, count: int, scratch: Path) -> list[Timing]:
     """The command as a user gives it."""
     command = [sys.executable, "-m", "bitworth", "benchmark", url, "--use-case", SHAPE.name, "--json", "--quiet"]
     command += ["--load", f"constant:{rate:g}", "--requests", str(count), "--out", str(scratch / "own")]
-    subprocess.run(command, stdout=subprocess.DEVNULL, check=True)
+    if subprocess.run(command, stdout=subprocess.DEVNULL, check=False).returncode:
+        raise WorkFailed(f"bitworth failed at {rate:g} requests a second.")
     lines = (scratch / "own" / "timings.jsonl").read_text().splitlines()
     rows = [json.loads(line) for line in lines]
     return [Timing(**{name: value for name, value in row.items() if name != "repeat"}) for row in rows]
@@ -150,7 +156,8 @@ def bitworth(url: str, rate: float, count: int, scratch: Path) -> list[Timing]:
 def guidellm(guide: GuideLlm, rate: float, count: int) -> list[Timing]:
     """The peer's command; as bitworth does, a tenth more is sent and left out."""
     ramp = math.ceil(RAMP * count)
-    return guide.drive(SHAPE, Load(kind="constant", rate=rate), ramp + count, 0)[ramp:]
+    timings = guide.drive(SHAPE, Load(kind="constant", rate=rate), ramp + count, 0)
+    return succeeded(timings[ramp:])
 
 
 @contextlib.contextmanager
@@ -181,7 +188,9 @@ def memory_of_children() -> Iterator[list[float]]:
     def watch() -> None:
         while not stop.wait(SAMPLE_S):
             children = [child for child in psutil.Process().children(recursive=True) if child.pid not in SERVERS]
-            peak[0] = max(peak[0], sum(map(_held, children)) / 2**20)
+            held = [_held(child) for child in children]
+            total = sum(own for own, _ in held) + max((shared for _, shared in held), default=0)
+            peak[0] = max(peak[0], total / 2**20)
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
@@ -192,13 +201,13 @@ def memory_of_children() -> Iterator[list[float]]:
         thread.join()
 
 
-def _held(process: psutil.Process) -> int:
-    """Bytes, those shared by several processes divided among them; resident ones where the system does not say."""
+def _held(process: psutil.Process) -> tuple[int, int]:
+    """Resident bytes that are the process's own, and those that it may share."""
     try:
         full = process.memory_full_info()
-        return int(getattr(full, "pss", full.rss))
+        return full.uss, full.rss - full.uss
     except psutil.Error:
-        return 0  # it has just ended
+        return 0, 0  # it has just ended
 
 
 def tokenizer(folder: Path) -> Path:

@@ -28,6 +28,8 @@ from bitworth.types import Hardware, Load, Measurement, QueryCost, Timing, UseCa
 
 #: Fewer groups of requests than this are too few to resample.
 LEAST_GROUPS = 5
+#: More values than this are resampled in groups of neighbours: they tell as much, and take less memory.
+MOST_GROUPS = 500
 
 
 def benchmark(
@@ -210,6 +212,8 @@ def _spread(timings: Sequence[Timing], load: Load, seed: int) -> tuple[float, fl
         streams = streams_of(load)
         if len(lengths) >= LEAST_GROUPS * streams:
             lengths = [float(np.mean(part)) for part in np.array_split(lengths, len(lengths) // streams)]
+    if len(lengths) > MOST_GROUPS:
+        lengths = [float(np.mean(part)) for part in np.array_split(lengths, MOST_GROUPS)]
     if not any(lengths):
         return 1.0, 1.0
     low, high = mean_interval(lengths, seed=seed)

@@ -237,3 +237,12 @@ def test_simultaneous_completions_have_no_spread() -> None:
     cost = cost_of("f", timed((0, 1), (0.5, 1), (1, 2)), SHAPE, Load(kind="constant", rate=2.0), LOCAL)
     assert cost.ci95_queries_per_usd is not None
     assert cost.ci95_queries_per_usd[1] == math.inf
+
+
+def test_thousands_of_requests_have_the_interval_of_their_mean() -> None:
+    """The normal one: a mean of 6,000 gamma latencies with mean 1 and variance 1/4."""
+    ends = np.cumsum(np.random.default_rng(0).gamma(4, 0.25, 6000))
+    cost = cost_of("f", timed(*zip([0.0, *ends[:-1]], ends, strict=True)), SHAPE, SYNCHRONOUS, LOCAL)
+    assert cost.ci95_queries_per_usd is not None
+    low, high = (bound * LOCAL.usd_per_hour / 3600 for bound in cost.ci95_queries_per_usd)
+    assert (high - low) / 2 == pytest.approx(1.96 * 0.5 / math.sqrt(6000), rel=0.1)

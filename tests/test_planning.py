@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import pytest
 from bitworth.errors import BitworthError
 from bitworth.estimate import Rates, estimates, probe, size_of
 from bitworth.ledger import key_of
-from bitworth.planning import calibration_of, plan_cells
+from bitworth.planning import calibration_of, plan_cells, workload_of
 from bitworth.study import parse_study
 from bitworth.types import Calibration, CalibrationSource, Cell
 
@@ -187,3 +188,77 @@ def test_writing_its_own_calibration_text_takes_longer(tiny_study: dict[str, Any
     none, half, whole = (found[key_of(cell)].seconds for cell in cells)
     assert none < half < whole
     assert whole - half == pytest.approx(half - none, rel=1e-6)
+
+
+def written(path: Path, *requests: tuple[float, int, int]) -> Path:
+    rows = ({"time_s": at, "prompt_tokens": prompt, "output_tokens": output} for at, prompt, output in requests)
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    return path
+
+
+def timed_cells(study: dict[str, Any], **changes: Any) -> list[Cell]:
+    asked = {**study, "formats": ["baseline"], "tasks": [], "divergence": None, **changes}
+    return list(plan_cells(parse_study(asked)))
+
+
+def test_mixes_and_traces_are_read_back_from_their_cells(tiny_study: dict[str, Any], tmp_path: Path) -> None:
+    day = {"name": "day", "trace": str(written(tmp_path / "day.jsonl", (0, 16, 4), (1, 8, 2)))}
+    use_cases = ["16/4", {"name": "office", "mix": {"16/4": 2, "8/2": 1}}, day]
+    study = {**tiny_study, "use_cases": use_cases}
+    plain, _, office, _, trace = timed_cells(study)
+    workloads = parse_study(study).workload_values()
+    assert [workload_of(cell) for cell in (plain, office, trace)] == workloads
+    # A trace has its own times: the study's loads do not apply to it.
+    assert trace.inputs["load"]["kind"] == "trace"
+    assert [cell.title for cell in (office, trace)] == ["office, synchronous, baseline", "day, trace, baseline"]
+    # Neither changes the key of what was measured before there were mixes and traces.
+    assert set(plain.inputs) == {"checkpoint", "use_case", "load", "engine", "requests", "machine", "versions"}
+    assert set(plain.inputs["load"]) == {"kind", "rate", "streams"}
+
+
+def test_a_trace_counts_by_what_it_holds(tiny_study: dict[str, Any], tmp_path: Path) -> None:
+    def cell(path: Path) -> Cell:
+        (found,) = timed_cells(tiny_study, use_cases=[{"name": "day", "trace": str(path)}])
+        return found
+
+    first = cell(written(tmp_path / "a.jsonl", (0, 16, 4)))
+    assert key_of(cell(written(tmp_path / "b.jsonl", (0, 16, 4)))) == key_of(first)
+    assert key_of(cell(written(tmp_path / "c.jsonl", (0, 16, 5)))) != key_of(first)
+    written(tmp_path / "a.jsonl", (0, 16, 5))
+    with pytest.raises(BitworthError, match="has changed since the study was planned"):
+        workload_of(first)
+    (tmp_path / "a.jsonl").unlink()
+    with pytest.raises(BitworthError, match="cannot be read"):
+        workload_of(first)
+
+
+def test_a_mix_counts_by_its_weights(tiny_study: dict[str, Any]) -> None:
+    def key(**mix: float) -> str:
+        return key_of(timed_cells(tiny_study, use_cases=[{"name": "x", "mix": mix}])[0])
+
+    assert key(rag=1, docstring=1) != key(rag=1, docstring=1.001)
+
+
+@pytest.mark.parametrize(
+    ("use_case", "load"),
+    [
+        ({"name": "office", "mix": {"16/4": 2, "8/2": 1}}, {"kind": "poisson", "rate": 5}),
+        ("16/4", {"kind": "sweep", "max_latency_s": 0.1, "percentile": 50}),
+        ({"name": "day", "trace": "day.jsonl"}, "synchronous"),
+    ],
+)
+def test_such_cells_run_and_are_priced(tiny_study: dict[str, Any], tmp_path: Path, use_case: Any, load: Any) -> None:
+    from bitworth.assembly import costs_of
+    from bitworth.work import work
+
+    trace = written(tmp_path / "day.jsonl", *((n / 10, 16, 4) for n in range(12)))
+    if isinstance(use_case, dict) and "trace" in use_case:
+        use_case = {**use_case, "trace": str(trace)}
+    study = {**tiny_study, "use_cases": [use_case], "loads": [load], "requests": 12}
+    (cell,) = timed_cells(study)
+    result = json.loads(json.dumps(work(cell, str(tmp_path), lambda *_: None)))
+    (cost,) = costs_of([(cell, result)], parse_study(study).hardware_values())
+    assert cost.unsupported is None
+    assert cost.requests >= 12
+    assert cost.queries_per_usd is not None
+    assert cost.load.startswith(("poisson@5", "sweep (p50 of latency <= 0.1 s)", "trace"))

@@ -12,7 +12,7 @@ from bitworth.errors import BitworthError
 from bitworth.recipes import recipe as recipe_named
 from bitworth.schemes import FP8_CACHE
 from bitworth.study import load_study, parse_study
-from bitworth.types import Calibration, CalibrationSource, Clip, Gptq
+from bitworth.types import Calibration, CalibrationSource, Clip, Gptq, Limits, Load
 
 MINIMAL: dict[str, Any] = {"model": "demo:smollm2", "formats": ["baseline", "w8a8-fp"]}
 
@@ -184,3 +184,35 @@ def test_no_study_whatever_it_holds_ends_in_a_traceback(raw: dict[str, Any]) -> 
     except BitworthError as error:
         said = str(error)
     assert "\n" not in said
+
+
+def test_mixes_traces_and_sweeps_become_objects(tmp_path: Path) -> None:
+    trace = tmp_path / "day.jsonl"
+    trace.write_text('{"time_s": 3, "prompt_tokens": 5, "output_tokens": 2}\n')
+    mix = {"name": "office", "mix": {"rag": 2, "512/64": 1}, "scale": 0.5}
+    sweep = {"kind": "sweep", "max_first_token_s": 0.5, "percentile": 99}
+    study = parse_study({**MINIMAL, "use_cases": [mix, {"name": "day", "trace": str(trace)}], "loads": [sweep]})
+    office, day = study.workload_values()
+    assert [(case.prompt_tokens, weight) for case, weight in office.parts] == [(512, 2.0), (256, 1.0)]
+    assert (office.name, day.name, day.trace[0].prompt_tokens, day.trace[0].at_s) == ("office", "day", 5, 0.0)
+    assert study.load_values() == [Load(kind="sweep", limits=Limits(max_first_token_s=0.5, percentile=99))]
+    assert parse_study(study.model_dump(mode="json")) == study
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"use_cases": [{"name": "x", "mix": {"ragg": 1}}]}, "did you mean 'rag'"),
+        ({"use_cases": [{"name": "x", "mix": {"rag": 0}}]}, "greater than 0"),
+        ({"use_cases": [{"name": "x", "mix": {}}]}, "at least 1"),
+        ({"use_cases": [{"name": "x", "trace": "t", "mix": {"rag": 1}}]}, "neither `mix` nor `scale`"),
+        ({"use_cases": [{"name": "x", "trace": "t", "scale": 0.5}]}, "neither `mix` nor `scale`"),
+        ({"loads": ["sweep"]}, "`sweep` needs a limit"),
+        ({"loads": [{"kind": "synchronous", "max_latency_s": 1}]}, "takes no limits"),
+        ({"loads": [{"kind": "sweep", "max_latency_s": 0}]}, "greater than 0"),
+        ({"loads": [{"kind": "sweep", "max_latency_s": 1, "rate": 2}]}, "takes no rate"),
+    ],
+)
+def test_workloads_that_make_no_sense(change: dict[str, Any], said: str) -> None:
+    with pytest.raises(BitworthError, match=said):
+        parse_study({**MINIMAL, **change})

@@ -184,36 +184,29 @@ class HttpGenerator:
         return {"vllm": str(told)} if told else {}
 
     async def _drive(self, requests: Sequence[Request], streams: int, progress: Progress | None) -> list[Timing]:
-        done = failures = 0
-        answered = -1.0  # when the last request that went well ended
-        cause: str | None = None
+        losses, done = _Losses(), 0
         prompts = self._prompts(requests)
+        times = [request.at_s for request in requests if request.at_s is not None]
+
+        def body_of(index: int) -> bytes:
+            return self._body(prompts[index], requests[index].output_tokens)
+
         with _short_collections():
             async with self._session() as session:
                 began = time.monotonic()
 
                 async def send(index: int, body: bytes) -> Timing:
-                    nonlocal done, failures, answered, cause
-                    request = requests[index]
-                    if failures >= LOST_AFTER:
-                        lost = f"not sent, the server seems lost ({cause})"
-                        timing = _unsent(request, time.monotonic() - began, lost)
+                    nonlocal done
+                    if losses.lost:
+                        timing = _unsent(requests[index], time.monotonic() - began, losses.cause)
                     else:
-                        timing = await self._send(session, body, request, began)
-                        if timing.error is None:
-                            failures, cause, answered = 0, None, timing.end_s
-                        else:
-                            hangs = timing.error.startswith(SILENT) and answered < timing.start_s
-                            failures, cause = failures + (LOST_AFTER // 2 if hangs else 1), timing.error
+                        timing = await self._send(session, body, requests[index], began)
+                        losses.count(timing)
                     done += 1
                     if progress is not None:
                         progress(done, len(requests))
                     return timing
 
-                def body_of(index: int) -> bytes:
-                    return self._body(prompts[index], requests[index].output_tokens)
-
-                times = [request.at_s for request in requests if request.at_s is not None]
                 if len(times) == len(requests):
                     return await at_times(times, body_of, send, began)
                 return await closed_loop(len(requests), streams, body_of, send)
@@ -281,6 +274,29 @@ class HttpGenerator:
         """Servers like to repeat a key that they refuse."""
         key = _key() if self._send_key else None
         return cause.replace(key, "(key)") if cause and key else cause
+
+
+class _Losses:
+    """Failures in a row."""
+
+    def __init__(self) -> None:
+        self._weight = 0
+        self._answered_s = -1.0  # when the last request that went well ended
+        self.cause = ""
+
+    @property
+    def lost(self) -> bool:
+        """Whether there have been so many that no more requests should go out."""
+        return self._weight >= LOST_AFTER
+
+    def count(self, timing: Timing) -> None:
+        """Take note of how a request ended."""
+        if timing.error is None:
+            self._weight, self._answered_s = 0, timing.end_s
+            return
+        hangs = timing.error.startswith(SILENT) and self._answered_s < timing.start_s
+        self._weight += LOST_AFTER // 2 if hangs else 1
+        self.cause = f"not sent, the server seems lost ({timing.error})"
 
 
 def _unsent(request: Request, now: float, cause: str) -> Timing:
