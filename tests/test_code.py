@@ -323,6 +323,7 @@ def test_study_files_sample_programs() -> None:
     assert not study.unsafe_code_execution
 
 
+@pytest.mark.slow
 def test_the_command_line_samples_programs(data: Path, tiny_llama: Path, tmp_path: Path) -> None:
     sampled_ = ["--samples", "2", "--temperature", "0.2", "--data", str(data), "--out", str(tmp_path / "out")]
     command = ["evaluate", str(tiny_llama), "--task", "humaneval", "--limit", "1", *sampled_, "--json", "--quiet"]

@@ -112,7 +112,7 @@ CODE: Mapping[str, CodeDef] = {task.name: task for task in TASKS}
 def load_problems(
     task: CodeDef, spec: TaskSpec, data: Path | None, *, chat: bool = False, unsafe: bool = False
 ) -> LoadedOpen:
-    """The spec's questions in the order of the data; the same are chosen as in any other task with that limit and seed.
+    """The spec's questions in the order of the data; a larger limit only adds some.
 
     Args:
         task: the benchmark.
