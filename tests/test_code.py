@@ -331,7 +331,7 @@ def test_the_command_line_samples_programs(data: Path, tiny_llama: Path, tmp_pat
     assert done.exit_code == 0, done.output
     (row,) = json.loads(done.stdout)["tasks"]
     assert (row["task"], row["questions"], row["samples"], row["score"]) == ("humaneval", 1, 2, 0.0)
-    assert (row["temperature"], row["metric"], row["isolation"] in rooms.WAYS) == ("0.2", "pass@1", True)
+    assert (row["temperature"], row["metric"], row["isolation"] in rooms.WAYS) == (0.2, "pass@1", True)
     assert CliRunner().invoke(app, [*command, "--temperature", "0"]).exit_code != 0
     # another engine is another cell; this one writes the same word whatever it is asked
     other = CliRunner().invoke(app, [*command, "--engine", "fake"])

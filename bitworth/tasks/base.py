@@ -115,4 +115,4 @@ class LoadedOpen:
     task: str
     questions: tuple[OpenQuestion, ...]
     sampling: Sampling
-    facts: Mapping[str, str | int]
+    facts: Mapping[str, str | int | float]
