@@ -323,6 +323,7 @@ def test_study_files_sample_programs() -> None:
     assert not study.unsafe_code_execution
 
 
+@pytest.mark.slow
 def test_the_command_line_samples_programs(data: Path, tiny_llama: Path, tmp_path: Path) -> None:
     sampled_ = ["--samples", "2", "--temperature", "0.2", "--data", str(data), "--out", str(tmp_path / "out")]
     command = ["evaluate", str(tiny_llama), "--task", "humaneval", "--limit", "1", *sampled_, "--json", "--quiet"]
@@ -330,7 +331,7 @@ def test_the_command_line_samples_programs(data: Path, tiny_llama: Path, tmp_pat
     assert done.exit_code == 0, done.output
     (row,) = json.loads(done.stdout)["tasks"]
     assert (row["task"], row["questions"], row["samples"], row["score"]) == ("humaneval", 1, 2, 0.0)
-    assert (row["temperature"], row["metric"], row["isolation"] in rooms.WAYS) == ("0.2", "pass@1", True)
+    assert (row["temperature"], row["metric"], row["isolation"] in rooms.WAYS) == (0.2, "pass@1", True)
     assert CliRunner().invoke(app, [*command, "--temperature", "0"]).exit_code != 0
     # another engine is another cell; this one writes the same word whatever it is asked
     other = CliRunner().invoke(app, [*command, "--engine", "fake"])

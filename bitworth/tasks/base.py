@@ -165,5 +165,5 @@ class LoadedOpen:
     task: str
     questions: tuple[OpenQuestion, ...]
     sampling: Sampling
-    facts: Mapping[str, str | int]
+    facts: Mapping[str, str | int | float]
     one_by_one: bool = False

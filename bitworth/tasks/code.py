@@ -108,7 +108,7 @@ CODE: Mapping[str, CodeDef] = {task.name: task for task in TASKS}
 def load_problems(
     task: CodeDef, spec: TaskSpec, data: Path | None, *, chat: bool = False, unsafe: bool = False
 ) -> LoadedOpen:
-    """The spec's questions in the order of the data; the same are chosen as in any other task with that limit and seed.
+    """The spec's questions in the order of the data; a larger limit only adds some.
 
     Args:
         task: the benchmark.
@@ -142,8 +142,8 @@ def load_problems(
             "metric": task.metric,
             "prompt": "conversation" if chat else "text",
             "samples": sampling.n,
-            "temperature": f"{sampling.temperature:g}",
-            "top_p": f"{sampling.top_p:g}",
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
             "max_tokens": sampling.max_tokens,
             "isolation": isolation,
         },
