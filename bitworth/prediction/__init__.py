@@ -1,0 +1,1 @@
+"""Speed and cost where there is no hardware: a roofline with fitted constants, and a simulated serving loop."""

@@ -1,0 +1,44 @@
+"""What a roofline does not know: a few constants with a physical meaning, fitted on the paper's tables 5 and 6.
+
+`FITTED` is what `bitworth.prediction.fitting.fit` finds on every cell that is not a printing defect; how far it strays on
+(model size, GPU) pairs it has not seen is in `SPREADS`. `docs/prediction.md` has the figures.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Constants:
+    """Fractions of a peak are in (0, 1]; cycles are those of a chip's greatest clock.
+
+    - bandwidth_share: of the maker's memory bandwidth that streaming weights and cache reaches.
+    - block_kilocycles: a decoder block's kernels starting, filling the chip and draining, beside the streaming.
+    - rounding_kilocycles: more of that a block where activations are rounded before each product (W8A8).
+    - unpack_gb_s: bytes of 4-bit weights that one multiprocessor turns into 16 bits a second; what its few loads in
+      flight bring in bounds it, not the clock.
+    - compute16_share, compute8_share: of the maker's dense rate that long prompts reach, 16-bit and 8-bit arithmetic.
+    - stage_s: handing a token from one machine's pipeline stage to the next, network and driver together.
+    """
+
+    bandwidth_share: float
+    block_kilocycles: float
+    rounding_kilocycles: float
+    unpack_gb_s: float
+    compute16_share: float
+    compute8_share: float
+    stage_s: float
+
+
+FITTED = Constants(
+    bandwidth_share=0.8676,
+    block_kilocycles=172.5,
+    rounding_kilocycles=47.3,
+    unpack_gb_s=14.91,
+    compute16_share=0.4883,
+    compute8_share=0.4237,
+    stage_s=0.00482,
+)
+#: Share of a link's rate that a ring all-reduce of large messages reaches; not fitted, the tables do not resolve it.
+LINK_SHARE = 0.8
