@@ -20,6 +20,11 @@ class Constants:
       flight bring in bounds it, not the clock.
     - compute16_share, compute8_share: of the maker's dense rate that long prompts reach, 16-bit and 8-bit arithmetic.
     - stage_s: handing a token from one machine's pipeline stage to the next, network and driver together.
+
+    Under load (table 6):
+
+    - serving16_share, serving8_share: of the dense rate that full batches reach, in place of compute16/8_share.
+    - host_s: work of the server's own processor for each running sequence a pass (scheduling, sampling, answers).
     """
 
     bandwidth_share: float
@@ -29,6 +34,9 @@ class Constants:
     compute16_share: float
     compute8_share: float
     stage_s: float
+    serving16_share: float
+    serving8_share: float
+    host_s: float
 
 
 FITTED = Constants(
@@ -39,6 +47,11 @@ FITTED = Constants(
     compute16_share=0.4883,
     compute8_share=0.4237,
     stage_s=0.00482,
+    serving16_share=0.6837,
+    serving8_share=0.5237,
+    host_s=0.000168,
 )
 #: Share of a link's rate that a ring all-reduce of large messages reaches; not fitted, the tables do not resolve it.
 LINK_SHARE = 0.8
+#: 90 % of the predictions for held-out (model size, GPU) pairs lie within a factor exp(spread) of the printed figure.
+SPREADS = {"synchronous": 0.081, "throughput": 0.348}

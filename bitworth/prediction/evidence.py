@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, cached_property
 from importlib.resources import files
 from typing import Literal
 
@@ -40,7 +40,7 @@ DEFECTS = {
 MISPRICED = ("405B", "A100")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Cell:
     """One printed figure: seconds (synchronous) or queries a second (throughput), and half of its last digit."""
 
@@ -57,7 +57,7 @@ class Cell:
         """What is held out together: model size and GPU."""
         return self.size, self.hardware.name
 
-    @property
+    @cached_property
     def deployment(self) -> Deployment:
         """All the devices as one copy of the model."""
         return Deployment(architecture=MODELS[self.size], kernel=kernel(self.format), hardware=self.hardware)

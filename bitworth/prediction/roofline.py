@@ -78,28 +78,29 @@ class Deployment:
         return _HALF * self.architecture.kv_elements
 
     @property
+    def usable_gib(self) -> float:
+        """GiB of one device that weights and cache may take."""
+        return self.hardware.memory_gib * MEMORY_SHARE - KEPT_GIB
+
+    @property
     def cache_tokens(self) -> int:
         """Tokens that fit the cache beside the weights; negative where the weights alone do not fit."""
-        room = self.hardware.count * (self.hardware.memory_gib * MEMORY_SHARE - KEPT_GIB) * 2**30
+        room = self.hardware.count * self.usable_gib * 2**30
         return int((room - self.weight_bytes) / self.cache_bytes_a_token)
 
     def pass_seconds(
-        self, tokens: float, *, sequences: float, cached: float = 0.0, pairs: float = 0.0, alone: bool = True
+        self, tokens: float, *, sequences: float, cached: float = 0.0, pairs: float = 0.0
     ) -> float:
-        """One pass over all stages.
+        """One pass over all stages, which wait for each other.
 
         Args:
             tokens: new tokens of all sequences.
             sequences: sequences that give a token.
             cached: tokens of cache that attention reads, all sequences.
             pairs: pairs of query and key inside prompts, all sequences.
-            alone: whether the stages wait for each other; else they work on different batches, and this is the slowest's.
         """
         parts = self.linear_seconds(tokens) + self.head_seconds(sequences) + self.attention_seconds(cached, pairs)
-        parts += self.block_seconds + self.link_seconds(tokens)
-        if alone:
-            return parts + self.constants.stage_s * (self.stages - 1)
-        return parts / self.stages + (self.constants.stage_s if self.stages > 1 else 0.0)
+        return parts + self.block_seconds + self.link_seconds(tokens) + self.constants.stage_s * (self.stages - 1)
 
     def linear_seconds(self, tokens: float) -> float:
         """The quantized linear layers."""
@@ -136,7 +137,7 @@ class Deployment:
         return 2 * self.architecture.layers * sent / (self.hardware.link_gb_s * 1e9 * LINK_SHARE)
 
     def prefill_seconds(self, prompt: float) -> float:
-        """One prompt alone, to its first token."""
+        """One prompt by itself, to its first token."""
         return self.pass_seconds(prompt, sequences=1, pairs=self.pairs(prompt))
 
     def decode_seconds(self, context: float) -> float:
