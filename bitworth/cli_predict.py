@@ -1,0 +1,135 @@
+"""`bitworth predict`: the verb's options and what it prints."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from bitworth.console import Json, Quiet, Terminal
+from bitworth.errors import BitworthError
+from bitworth.types import Hardware, Load
+
+if TYPE_CHECKING:
+    from bitworth.prediction import Prediction
+
+_RANGES = ("latency_s", "latency_p90_s", "first_token_s", "queries_per_second", "queries_per_usd")
+
+
+def predict(
+    config: Annotated[Path, typer.Argument(help="A model folder, or one that holds a config.json alone.")],
+    use_case: Annotated[str, typer.Option(help="A use case of the paper, or PROMPT/OUTPUT tokens.")],
+    format: Annotated[str, typer.Option(help="bf16, w8a8-fp, w8a8-int or w4a16-int.")] = "bf16",
+    gpu: Annotated[str, typer.Option(help="A row of the catalogue.")] = "H100",
+    count: Annotated[int, typer.Option(help="Devices of that row.", min=1)] = 1,
+    load: Annotated[str, typer.Option(help="synchronous, throughput, or queries a second.")] = "synchronous",
+    group_size: Annotated[int | None, typer.Option(help="Weights that share a scale in w4a16-int (128).", min=1)] = None,
+    usd_per_hour: Annotated[float | None, typer.Option(help="Your price an hour for all devices.", min=0)] = None,
+    target_rate: Annotated[
+        float | None, typer.Option(help="Queries a second to be answered: adds devices and dollars a month.", min=0)
+    ] = None,
+    headroom: Annotated[float, typer.Option(help="Share of the devices' rate to leave unused.", min=0)] = 0.2,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Predict speed and cost from a config.json alone, where there is no hardware to measure on."""
+    from bitworth import prediction
+    from bitworth.hardware import hardware
+    from bitworth.workloads import use_case as shape_of
+
+    terminal = Terminal(as_json=json, quiet=quiet)
+    row = hardware(gpu, count)
+    if usd_per_hour is not None:
+        row = replace(row, usd_per_hour=usd_per_hour, price_source="the command line")
+    architecture, case = prediction.read_architecture(config), shape_of(use_case)
+    found = prediction.predict(architecture, format, row, case, parse_load(load), group_size=group_size)
+    for note in found.notes:
+        terminal.note(note)
+    document = as_document(found)
+    if target_rate is not None:
+        full = prediction.alternatives(architecture, row, case, Load(kind="throughput"))
+        document["scale"] = _scales(full, target_rate, headroom)
+    terminal.answer({"model": str(config), **document}, lambda: _tables(document))
+
+
+def parse_load(text: str) -> Load:
+    """`synchronous`, `throughput`, or a rate: `4` and `poisson@4` are Poisson arrivals, `constant@4` even ones.
+
+    Raises:
+        BitworthError: none of these.
+    """
+    if text in ("synchronous", "throughput"):
+        return Load(kind="synchronous" if text == "synchronous" else "throughput")
+    kind, _, rate = text.rpartition("@")
+    try:
+        value = float(rate)
+    except ValueError:
+        value = 0.0
+    if kind not in ("", "constant", "poisson") or not 0 < value < float("inf"):
+        raise BitworthError(
+            f"load '{text}' is none of synchronous, throughput, RATE, constant@RATE and poisson@RATE (queries a second)."
+        )
+    return Load(kind="constant" if kind == "constant" else "poisson", rate=value)
+
+
+def as_document(found: Prediction) -> dict[str, Any]:
+    """A prediction as JSON: each figure, with `_low` and `_high` behind its name."""
+    row: Hardware = found.hardware
+    document: dict[str, Any] = {
+        "source": found.source,
+        "format": found.format,
+        "use_case": asdict(found.use_case),
+        "load": found.load,
+        "gpu": row.name,
+        "count": row.count,
+        "copies": found.copies,
+        "devices_a_copy": found.devices_a_copy,
+        "usd_per_hour": row.usd_per_hour,
+        "price_source": row.price_source,
+    }
+    for name in _RANGES:
+        figure = getattr(found, name)
+        document |= {name: figure.value, f"{name}_low": figure.low, f"{name}_high": figure.high}
+    return document | {"saturation": found.saturation, "notes": list(found.notes)}
+
+
+def _scales(rows: list[Prediction | tuple[str, str]], target: float, headroom: float) -> list[dict[str, Any]]:
+    """What each format needs for a target rate, or why it cannot."""
+    from bitworth.prediction import scale
+
+    return [
+        {"format": row[0], "unsupported": row[1]}
+        if isinstance(row, tuple)
+        else asdict(scale(row, target, headroom=headroom))
+        for row in rows
+    ]
+
+
+def _tables(document: dict[str, Any]) -> RenderableType:
+    table = Table("predicted", "value", "90 % within")
+    for name in _RANGES:
+        table.add_row(name, *(f"{document[name]:.4g}", f"{document[f'{name}_low']:.4g} to {document[f'{name}_high']:.4g}"))
+    split = f"{document['copies']} x {document['devices_a_copy']} {document['gpu']}"
+    price = f"USD {document['usd_per_hour']:g} an hour in all ({document['price_source']})"
+    parts: list[RenderableType] = [table, Text(f"{document['format']} under {document['load']} load on {split}, {price}.")]
+    if "scale" in document:
+        parts.append(_scale_table(document["scale"]))
+    return Group(*parts)
+
+
+def _scale_table(rows: list[dict[str, Any]]) -> RenderableType:
+    table = Table("format", "replicas", "devices", "USD a month", "90 % within")
+    for row in rows:
+        if "unsupported" in row:
+            table.add_row(row["format"], "-", "-", "-", row["unsupported"])
+        else:
+            within = f"{row['usd_per_month_low']:,.0f} to {row['usd_per_month_high']:,.0f}"
+            table.add_row(
+                row["format"], str(row["replicas"]), str(row["devices"]), f"{row['usd_per_month']:,.0f}", within
+            )
+    return table
