@@ -28,7 +28,9 @@ def predict(
     gpu: Annotated[str, typer.Option(help="A row of the catalogue.")] = "H100",
     count: Annotated[int, typer.Option(help="Devices of that row.", min=1)] = 1,
     load: Annotated[str, typer.Option(help="synchronous, throughput, or queries a second.")] = "synchronous",
-    group_size: Annotated[int | None, typer.Option(help="Weights that share a scale in w4a16-int (128).", min=1)] = None,
+    group_size: Annotated[
+        int | None, typer.Option(help="Weights that share a scale in w4a16-int (128).", min=1)
+    ] = None,
     usd_per_hour: Annotated[float | None, typer.Option(help="Your price an hour for all devices.", min=0)] = None,
     target_rate: Annotated[
         float | None, typer.Option(help="Queries a second to be answered: adds devices and dollars a month.", min=0)
@@ -113,10 +115,15 @@ def _scales(rows: list[Prediction | tuple[str, str]], target: float, headroom: f
 def _tables(document: dict[str, Any]) -> RenderableType:
     table = Table("predicted", "value", "90 % within")
     for name in _RANGES:
-        table.add_row(name, *(f"{document[name]:.4g}", f"{document[f'{name}_low']:.4g} to {document[f'{name}_high']:.4g}"))
+        table.add_row(
+            name, *(f"{document[name]:.4g}", f"{document[f'{name}_low']:.4g} to {document[f'{name}_high']:.4g}")
+        )
     split = f"{document['copies']} x {document['devices_a_copy']} {document['gpu']}"
     price = f"USD {document['usd_per_hour']:g} an hour in all ({document['price_source']})"
-    parts: list[RenderableType] = [table, Text(f"{document['format']} under {document['load']} load on {split}, {price}.")]
+    parts: list[RenderableType] = [
+        table,
+        Text(f"{document['format']} under {document['load']} load on {split}, {price}."),
+    ]
     if "scale" in document:
         parts.append(_scale_table(document["scale"]))
     return Group(*parts)

@@ -227,7 +227,9 @@ def _notes(architecture: Architecture, hardware: Hardware) -> tuple[str, ...]:
     """What the paper's tables do not vouch for."""
     notes = []
     if hardware.name not in _FITTED_ON:
-        notes.append(f"The constants were fitted on {', '.join(sorted(_FITTED_ON))}; {hardware.name} is not among them.")
+        notes.append(
+            f"The constants were fitted on {', '.join(sorted(_FITTED_ON))}; {hardware.name} is not among them."
+        )
     if architecture.mixtures:
         notes.append("The constants were fitted on dense models; this one is a mixture of experts.")
     if architecture.stored_weights < 3e9:

@@ -81,9 +81,7 @@ def cells(table: Table) -> tuple[Cell, ...]:
 def cases() -> tuple[UseCase, ...]:
     """The paper's use cases, as its table gives them."""
     return tuple(
-        UseCase(
-            name=row["use_case"], prompt_tokens=int(row["prefill_tokens"]), output_tokens=int(row["decode_tokens"])
-        )
+        UseCase(name=row["use_case"], prompt_tokens=int(row["prefill_tokens"]), output_tokens=int(row["decode_tokens"]))
         for row in _rows("use_cases.csv")
     )
 

@@ -88,9 +88,7 @@ class Deployment:
         room = self.hardware.count * self.usable_gib * 2**30
         return int((room - self.weight_bytes) / self.cache_bytes_a_token)
 
-    def pass_seconds(
-        self, tokens: float, *, sequences: float, cached: float = 0.0, pairs: float = 0.0
-    ) -> float:
+    def pass_seconds(self, tokens: float, *, sequences: float, cached: float = 0.0, pairs: float = 0.0) -> float:
         """One pass over all stages, which wait for each other.
 
         Args:
