@@ -3,7 +3,7 @@
 Each of the six pairs is held out in turn, its cells of both tables; the constants are fitted on the rest. The ratio to
 BF16 is that of seconds (table 5) or of queries a second (table 6) of a format and BF16 in the same pair and use case. A
 winner answers most queries a dollar; only cells that the printed winner leads by more than 5 % count. The misses follow
-the claims. The form of the model was chosen with all groups in view (docs/prediction.md): what is held out is constants.
+the claims. The form of the model was chosen with all groups in view (docs/prediction.md): only constants are held out.
 One choice, which clock a kernel's cycles are of, is also made anew inside each fold.
 --quick holds out two pairs.
 """

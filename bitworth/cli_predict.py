@@ -32,6 +32,7 @@ def predict(
         int | None, typer.Option(help="Weights that share a scale in w4a16-int (128).", min=1)
     ] = None,
     usd_per_hour: Annotated[float | None, typer.Option(help="Your price an hour for all devices.", min=0)] = None,
+    study: Annotated[Path | None, typer.Option(help="A study file whose hardware rows count, too.")] = None,
     target_rate: Annotated[
         float | None, typer.Option(help="Queries a second to be answered: adds devices and dollars a month.", min=0)
     ] = None,
@@ -41,11 +42,10 @@ def predict(
 ) -> None:
     """Predict speed and cost from a config.json alone, where there is no hardware to measure on."""
     from bitworth import prediction
-    from bitworth.hardware import hardware
     from bitworth.workloads import use_case as shape_of
 
     terminal = Terminal(as_json=json, quiet=quiet)
-    row = hardware(gpu, count)
+    row = _row_of(gpu, count, study)
     if usd_per_hour is not None:
         row = replace(row, usd_per_hour=usd_per_hour, price_source="the command line")
     architecture, case = prediction.read_architecture(config), shape_of(use_case)
@@ -57,6 +57,24 @@ def predict(
         full = prediction.alternatives(architecture, row, case, Load(kind="throughput"))
         document["scale"] = _scales(full, target_rate, headroom)
     terminal.answer({"model": str(config), **document}, lambda: _tables(document))
+
+
+def _row_of(gpu: str, count: int, study: Path | None) -> Hardware:
+    """A row of the study file, else of the catalogue; this machine's is measured now."""
+    from bitworth.hardware import LOCAL, hardware
+
+    if study is not None:
+        from bitworth.study import load_study
+
+        for entry in load_study(study).hardware:
+            if entry.name == gpu:
+                return entry.row(count)
+    row = hardware(gpu, count)
+    if gpu == LOCAL:
+        from bitworth.prediction.probe import probed
+
+        return probed(row)
+    return row
 
 
 def parse_load(text: str) -> Load:
@@ -74,7 +92,7 @@ def parse_load(text: str) -> Load:
         value = 0.0
     if kind not in ("", "constant", "poisson") or not 0 < value < float("inf"):
         raise BitworthError(
-            f"load '{text}' is none of synchronous, throughput, RATE, constant@RATE and poisson@RATE (queries a second)."
+            f"load '{text}' is none of synchronous, throughput, RATE, constant@RATE, poisson@RATE (queries a second)."
         )
     return Load(kind="constant" if kind == "constant" else "poisson", rate=value)
 

@@ -1,7 +1,8 @@
 """Devices by name, a row a device: memory, bandwidth, dense arithmetic rates, price an hour. To add one, add a row.
 
 Each price has its source and the day it was read; those of the paper's devices are the paper's (table 9, Lambda Labs on
-demand, 2024-10-28), and a study file overrides them. `local` is the machine at hand: its price is the user's to say, and the default only makes formats comparable with each other.
+demand, 2024-10-28), and a study file overrides them or adds a device of its own. `local` is the machine at hand: its
+price is the user's to say, and the default only makes formats comparable with each other.
 
 >>> hardware("A100", 2).usd_per_hour
 3.58

@@ -70,6 +70,7 @@ VERBS = {
         "--load",
         "--group-size",
         "--usd-per-hour",
+        "--study",
         "--target-rate",
         "--headroom",
         "--json",

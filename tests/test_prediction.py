@@ -291,7 +291,7 @@ def test_a_full_house_answers_what_the_closed_form_says(
 
 
 def test_a_full_cache_sends_requests_back_and_finishes_them_all() -> None:
-    """Room for five half-answered requests: more start than can end at once, none is lost, the cache never overflows."""
+    """Room for five requests half answered: more start than can end at once, and none is lost."""
     case = UseCase(name="x", prompt_tokens=100, output_tokens=400)
     d = deployed()
     small = replace(d.hardware, memory_gib=(d.weight_bytes + 1600 * d.cache_bytes_a_token) / 2**30 / 0.9 + 1.67)
@@ -413,3 +413,29 @@ def test_nothing_here_imports_torch() -> None:
 
     script = "import sys, bitworth.prediction, bitworth.cli_predict; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_a_study_file_adds_a_device(tmp_path: Path) -> None:
+    from bitworth.cli_predict import _row_of
+    from bitworth.study import HardwareEntry
+
+    figures = {"memory_gib": 96, "bandwidth_gb_s": 1600, "tera_ops": {"bf16": 250}, "processors": 188, "clock_ghz": 2.4}
+    entry = HardwareEntry(name="mine", count=2, usd_per_hour=3.0, **figures)  # type: ignore[arg-type]
+    assert (entry.row().usd_per_hour, entry.row(4).usd_per_hour, entry.row().memory_gib) == (3.0, 6.0, 96)
+    assert predict(MODELS["70B"], "bf16", entry.row(), use_case("rag"), ALONE).latency_s.value > 0
+    with pytest.raises(ValueError, match="unknown hardware 'mine'"):
+        HardwareEntry(name="mine", usd_per_hour=3.0)
+    study = {"model": "x", "formats": ["baseline"], "hardware": [{"name": "H100", "count": 2, "usd_per_hour": 4.0}]}
+    (tmp_path / "study.yaml").write_text(json.dumps(study))
+    assert _row_of("H100", 1, tmp_path / "study.yaml").usd_per_hour == 2.0
+    assert _row_of("A100", 1, tmp_path / "study.yaml").usd_per_hour == 1.79
+
+
+@pytest.mark.slow
+def test_this_machine_can_be_probed() -> None:
+    from bitworth.prediction.probe import probed
+
+    row = probed(hardware("local"), seconds=0.5)
+    assert row.bandwidth_gb_s is not None
+    assert 1 < row.bandwidth_gb_s < 2000
+    assert 0.001 < row.tera_ops["bf16"] < 1000

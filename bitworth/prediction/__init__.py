@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from bitworth.errors import BitworthError
+from bitworth.hardware import LOCAL
 from bitworth.prediction.architecture import Architecture, read_architecture
 from bitworth.prediction.constants import FITTED, SPREADS, Constants
 from bitworth.prediction.formats import NAMES, kernel
@@ -44,7 +45,10 @@ _FITTED_ON = {"A6000", "A100", "H100"}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Range:
-    """A predicted figure, and what 90 % of such predictions were within on the paper's held-out cells."""
+    """A predicted figure, and what 90 % of such predictions were within on the paper's held-out cells.
+
+    Wider by judgement where the prediction has notes.
+    """
 
     value: float
     low: float
@@ -124,7 +128,7 @@ def predict(
     if load.rate >= most:
         raise BitworthError(
             f"{hardware.count} x {hardware.name} answer{'s' if hardware.count == 1 else ''} about {most:.3g} queries a "
-            f"second of this kind in {format}, less than the {load.rate:g} asked for; give more devices or a lower rate."
+            f"second of this kind in {format}, less than the {load.rate:g} asked for; add devices or a lower rate."
         )
     times = _simulated(fleet, use_case, load)
     return _prediction(fleet, hardware, use_case, load, times, load.rate, notes, saturation=load.rate / most)
@@ -198,8 +202,12 @@ def _prediction(
     notes: tuple[str, ...],
     saturation: float | None = None,
 ) -> Prediction:
-    """Figures with their ranges; a rate that was asked for is met exactly."""
-    factor = math.exp(SPREADS["synchronous" if load.kind == "synchronous" else "throughput"])
+    """Figures with their ranges; a rate that was asked for is met exactly.
+
+    Each note doubles the spread, in logarithms: a judgement, no measurement, for what the tables do not vouch for.
+    """
+    spread = SPREADS["synchronous" if load.kind == "synchronous" else "throughput"]
+    factor = math.exp(spread * 2 ** len(notes))
     of_rate = factor if saturation is None else 1.0
     latency, p90, first = (_range(value, factor) for value in times)
     return Prediction(
@@ -233,7 +241,9 @@ def _notes(architecture: Architecture, hardware: Hardware) -> tuple[str, ...]:
     if architecture.mixtures:
         notes.append("The constants were fitted on dense models; this one is a mixture of experts.")
     if architecture.stored_weights < 3e9:
-        notes.append("The constants were fitted on models of 8B weights and more; a smaller one is likely slower.")
+        notes.append("The constants were fitted on models of 8B weights and more; this one is smaller.")
+    if hardware.name == LOCAL:
+        notes.append("No prediction for a processor without a GPU was ever compared with a measurement.")
     return tuple(notes)
 
 

@@ -1,4 +1,4 @@
-"""The sizes of a decoder, from its config.json alone: what every token multiplies with, and what it leaves in the cache.
+"""The sizes of a decoder, from its config.json alone: what each token multiplies with and leaves in the cache.
 
 >>> read_architecture({"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128,
 ...                    "vocab_size": 100}).kv_elements
@@ -25,8 +25,8 @@ _UNGATED = {"gpt2", "gpt_neox", "opt", "phi", "bloom", "starcoder2", "nemotron"}
 class Architecture:
     """A decoder in numbers; `layers` counts all blocks, `mixtures` those whose MLP is a mixture of experts.
 
-    `matrices` is 3 where an MLP has a gate, 2 where it has none; `shared_width` is the width of experts that every token
-    uses. `window` is the greatest distance that attention looks back, None where it sees everything.
+    `matrices` is 3 where an MLP has a gate, 2 where it has none; `shared_width` is the width of the experts that every
+    token uses. `window` is the greatest distance that attention looks back, None where it sees everything.
     """
 
     layers: int

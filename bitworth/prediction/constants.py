@@ -1,7 +1,7 @@
 """What a roofline does not know: a few constants with a physical meaning, fitted on the paper's tables 5 and 6.
 
-`FITTED` is what `bitworth.prediction.fitting.fit` finds on every cell that is not a printing defect; how far it strays on
-(model size, GPU) pairs it has not seen is in `SPREADS`. `docs/prediction.md` has the figures.
+`FITTED` is what `bitworth.prediction.fitting.fit` finds on every cell that is not a printing defect; how far such
+constants stray on (model size, GPU) pairs that they have not seen is in `SPREADS`. docs/prediction.md has the figures.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The most queries a second that copies of a model answer, in closed form: full batches, requests spread evenly.
 
-A copy runs `slots` sequences at once: what the server allows, or what its cache holds of requests half answered. A query
-costs its share of prompts read in full chunks and of passes that give each slot a token:
+A copy runs `slots` sequences at once: what the server allows, or what its cache holds of requests half answered. A
+query costs its share of prompts read in full chunks and of passes that give each slot a token:
 
     seconds a query = prompt pass / prompts in it + output tokens x (decode pass + host x slots) / slots
 """
