@@ -36,6 +36,9 @@ def predict(
     target_rate: Annotated[
         float | None, typer.Option(help="Queries a second to be answered: adds devices and dollars a month.", min=0)
     ] = None,
+    curve: Annotated[
+        bool, typer.Option("--curve", help="Add latencies at nine rates up to the most queries a second.")
+    ] = False,
     headroom: Annotated[float, typer.Option(help="Share of the devices' rate to leave unused.", min=0)] = 0.2,
     json: Json = False,
     quiet: Quiet = False,
@@ -54,8 +57,11 @@ def predict(
         terminal.note(note)
     document = as_document(found)
     if target_rate is not None:
-        full = prediction.alternatives(architecture, row, case, Load(kind="throughput"))
+        full = prediction.alternatives(architecture, row, case, Load(kind="throughput"), group_size=group_size)
         document["scale"] = _scales(full, target_rate, headroom)
+    if curve:
+        points = prediction.curve(architecture, format, row, case, group_size=group_size)
+        document["curve"] = [{"saturation": point.saturation, **_figures(point)} for point in points]
     terminal.answer({"model": str(config), **document}, lambda: _tables(document))
 
 
@@ -112,10 +118,16 @@ def as_document(found: Prediction) -> dict[str, Any]:
         "usd_per_hour": row.usd_per_hour,
         "price_source": row.price_source,
     }
+    return document | _figures(found) | {"saturation": found.saturation, "notes": list(found.notes)}
+
+
+def _figures(found: Prediction) -> dict[str, float]:
+    """Every figure with its range."""
+    figures: dict[str, float] = {}
     for name in _RANGES:
         figure = getattr(found, name)
-        document |= {name: figure.value, f"{name}_low": figure.low, f"{name}_high": figure.high}
-    return document | {"saturation": found.saturation, "notes": list(found.notes)}
+        figures |= {name: figure.value, f"{name}_low": figure.low, f"{name}_high": figure.high}
+    return figures
 
 
 def _scales(rows: list[Prediction | tuple[str, str]], target: float, headroom: float) -> list[dict[str, Any]]:
@@ -136,7 +148,8 @@ def _tables(document: dict[str, Any]) -> RenderableType:
         table.add_row(
             name, *(f"{document[name]:.4g}", f"{document[f'{name}_low']:.4g} to {document[f'{name}_high']:.4g}")
         )
-    split = f"{document['copies']} x {document['devices_a_copy']} {document['gpu']}"
+    copies = "1 copy" if document["copies"] == 1 else f"{document['copies']} copies"
+    split = f"{copies} of {document['devices_a_copy']} x {document['gpu']}"
     price = f"USD {document['usd_per_hour']:g} an hour in all ({document['price_source']})"
     parts: list[RenderableType] = [
         table,
@@ -144,7 +157,17 @@ def _tables(document: dict[str, Any]) -> RenderableType:
     ]
     if "scale" in document:
         parts.append(_scale_table(document["scale"]))
+    if "curve" in document:
+        parts.append(_curve_table(document["curve"]))
     return Group(*parts)
+
+
+def _curve_table(rows: list[dict[str, float]]) -> RenderableType:
+    names = ("queries_per_second", "saturation", "latency_s", "latency_p90_s", "first_token_s")
+    table = Table(*names)
+    for row in rows:
+        table.add_row(*(f"{row[name]:.3g}" for name in names))
+    return table
 
 
 def _scale_table(rows: list[dict[str, Any]]) -> RenderableType:

@@ -71,6 +71,7 @@ VERBS = {
         "--group-size",
         "--usd-per-hour",
         "--study",
+        "--curve",
         "--target-rate",
         "--headroom",
         "--json",

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from bitworth.errors import BitworthError
 from bitworth.hardware import hardware
-from bitworth.prediction import NAMES, predict, read_architecture, scale
+from bitworth.prediction import NAMES, curve, predict, read_architecture, scale
 from bitworth.prediction.constants import FITTED, LINK_SHARE
 from bitworth.prediction.evidence import DEFECTS, MODELS, cases, cells
 from bitworth.prediction.fitting import fit, held_out, predicted, ratio_errors, winners
@@ -373,6 +373,14 @@ def test_replicas_suffice_and_one_less_does_not(target: float, headroom: float) 
     assert found.usd_per_month_low <= found.usd_per_month <= found.usd_per_month_high
 
 
+def test_a_curve_rises_with_the_rate() -> None:
+    points = curve(MODELS["8B"], "w8a8-int", hardware("A6000"), use_case("rag"), points=4)
+    assert [point.saturation for point in points] == pytest.approx([0.2, 0.4, 0.6, 0.8])
+    latencies = [point.latency_s.value for point in points]
+    assert latencies == sorted(latencies)
+    assert all(point.first_token_s.value < point.latency_s.value < point.latency_p90_s.value for point in points)
+
+
 # --- the verb -----------------------------------------------------------------------------------------------------
 
 
@@ -380,12 +388,13 @@ def test_the_verb_prints_one_document(tmp_path: Path, capsys: pytest.CaptureFixt
     from bitworth.cli_predict import predict as verb
 
     (tmp_path / "config.json").write_text(json.dumps(LLAMA_70B))
-    verb(tmp_path, "rag", format="w8a8-int", gpu="A100", count=2, load="1.5", target_rate=20.0, headroom=0.2, json=True)
+    verb(tmp_path, "rag", format="w8a8-int", gpu="A100", count=2, load="1.5", target_rate=20.0, curve=True, json=True)
     document = json.loads(capsys.readouterr().out)
     assert document["source"] == "predicted"
     assert document["latency_s_low"] < document["latency_s"] < document["latency_s_high"]
     assert document["queries_per_second"] == 1.5
     assert document["queries_per_usd"] == pytest.approx(3600 * 1.5 / 3.58)
+    assert len(document["curve"]) == 9
     by_format = {row["format"]: row for row in document["scale"]}
     assert by_format["w8a8-int"]["usd_per_month"] < by_format["bf16"]["usd_per_month"]
     assert "no fp8" in by_format["w8a8-fp"]["unsupported"]

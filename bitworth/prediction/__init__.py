@@ -34,6 +34,7 @@ __all__ = [
     "Range",
     "Scale",
     "alternatives",
+    "curve",
     "predict",
     "read_architecture",
     "scale",
@@ -247,14 +248,34 @@ def _notes(architecture: Architecture, hardware: Hardware) -> tuple[str, ...]:
     return tuple(notes)
 
 
+def curve(
+    architecture: Architecture,
+    format: str,
+    hardware: Hardware,
+    use_case: UseCase,
+    *,
+    group_size: int | None = None,
+    points: int = 9,
+) -> list[Prediction]:
+    """Predictions at Poisson rates that rise in even steps towards the most queries a second.
+
+    Raises:
+        BitworthError: see `predict`.
+    """
+    full = predict(architecture, format, hardware, use_case, Load(kind="throughput"), group_size=group_size)
+    rates = [full.queries_per_second.value * step / (points + 1) for step in range(1, points + 1)]
+    loads = [Load(kind="poisson", rate=rate) for rate in rates]
+    return [predict(architecture, format, hardware, use_case, load, group_size=group_size) for load in loads]
+
+
 def alternatives(
-    architecture: Architecture, hardware: Hardware, use_case: UseCase, load: Load
+    architecture: Architecture, hardware: Hardware, use_case: UseCase, load: Load, *, group_size: int | None = None
 ) -> list[Prediction | tuple[str, str]]:
     """A prediction for each format, or (format, why there is none)."""
     rows: list[Prediction | tuple[str, str]] = []
     for name in NAMES:
         try:
-            rows.append(predict(architecture, name, hardware, use_case, load))
+            rows.append(predict(architecture, name, hardware, use_case, load, group_size=group_size))
         except BitworthError as error:
             rows.append((name, str(error)))
     return rows
