@@ -249,7 +249,8 @@ class HardwareEntry(_Part):
     @model_validator(mode="after")
     def _known(self) -> HardwareEntry:
         try:
-            self.row()
+            if self.row().usd_per_hour <= 0:
+                raise BitworthError(f"{self.name} has no price in the catalogue; give usd_per_hour")
         except BitworthError as error:
             raise ValueError(str(error)) from error
         return self

@@ -426,6 +426,8 @@ def test_a_study_file_adds_a_device(tmp_path: Path) -> None:
     assert predict(MODELS["70B"], "bf16", entry.row(), use_case("rag"), ALONE).latency_s.value > 0
     with pytest.raises(ValueError, match="unknown hardware 'mine'"):
         HardwareEntry(name="mine", usd_per_hour=3.0)
+    with pytest.raises(ValueError, match="MI300X has no price"):
+        HardwareEntry(name="MI300X")
     study = {"model": "x", "formats": ["baseline"], "hardware": [{"name": "H100", "count": 2, "usd_per_hour": 4.0}]}
     (tmp_path / "study.yaml").write_text(json.dumps(study))
     assert _row_of("H100", 1, tmp_path / "study.yaml").usd_per_hour == 2.0
