@@ -20,6 +20,7 @@ from bitworth.cli_benchmark import benchmark
 from bitworth.cli_code import sampled, written_figures
 from bitworth.cli_import import import_report
 from bitworth.cli_paper import paper
+from bitworth.cli_predict import predict
 from bitworth.cli_quantize import quantize
 from bitworth.cli_settle import evaluate_until_settled
 from bitworth.cli_tasks import look_at_prompts, suite_averages, suite_recoveries, task_figures, task_tables, tasks
@@ -209,6 +210,9 @@ def _first(answers: list[dict[str, Any]], task: str, show: int) -> list[dict[str
 
 app.command()(benchmark)
 app.command("import")(import_report)
+
+
+app.command()(predict)
 
 
 @app.command()

@@ -1,7 +1,8 @@
 """Devices by name, a row a device: memory, bandwidth, dense arithmetic rates, price an hour. To add one, add a row.
 
-Prices are the paper's (table 9, Lambda Labs on demand, 2024-10-28); a study file overrides them. `local` is the
-machine at hand: its price is the user's to say, and the default only makes formats comparable with each other.
+Each price has its source and the day it was read; those of the paper's devices are the paper's (table 9, Lambda Labs on
+demand, 2024-10-28), and a study file overrides them or adds a device of its own. `local` is the machine at hand: its
+price is the user's to say, and the default only makes formats comparable with each other.
 
 >>> hardware("A100", 2).usd_per_hour
 3.58
@@ -16,6 +17,7 @@ import re
 import shutil
 import subprocess
 from dataclasses import replace
+from itertools import pairwise
 
 import psutil
 
@@ -26,28 +28,56 @@ LOCAL = "local"
 _PAPER = "paper, table 9: Lambda Labs on demand, 2024-10-28"
 
 
-def _gpu(name: str, usd: float, memory: float, bandwidth: float, source: str = _PAPER, **tera_ops: float) -> Hardware:
+#: Other price lists, by the day they were read; each row's price is one device's, on demand.
+_RUNPOD = "RunPod's list, 2026-10-07"
+_COMMUNITY = "RunPod's community cloud, as reported 2026-03-10"
+_LAMBDA = "Lambda on demand, 2026-09-20"
+_UNPRICED = "no dated price at hand; give your own"
+
+
+def _gpu(
+    name: str,
+    price: tuple[float, str],
+    memory: float,
+    bandwidth: float,
+    chip: tuple[int, float],
+    link: float,
+    **tera_ops: float,
+) -> Hardware:
+    """A row: price and its source, GiB as the driver counts them, GB/s, (multiprocessors, GHz), GB/s a direction."""
     return Hardware(
         name=name,
-        usd_per_hour=usd,
+        usd_per_hour=price[0],
+        price_source=price[1],
         memory_gib=memory,
         bandwidth_gb_s=bandwidth,
+        processors=chip[0],
+        clock_ghz=chip[1],
+        link_gb_s=link,
         tera_ops=tera_ops,
-        price_source=source,
     )
 
 
-#: Rates are the makers' dense figures, without sparsity.
+#: Rates are the makers' dense figures, without sparsity, with float32 sums; clocks are the most that a driver allows,
+#: or the boost clock of consumer cards; links are NVLink, Infinity Fabric or PCI Express.
 _ROWS = {
     row.name: row
     for row in (
-        _gpu("A6000", 0.80, 48, 768, bf16=154.8, int8=309.7),
-        _gpu("A100", 1.79, 80, 2039, bf16=312, int8=624),
-        _gpu("H100", 3.29, 80, 3350, bf16=989, int8=1979, fp8=1979),
+        _gpu("A6000", (0.80, _PAPER), 48, 768, (84, 2.10), 31.5, bf16=154.8, int8=309.7),
+        _gpu("A100", (1.79, _PAPER), 80, 2039, (108, 1.41), 300, bf16=312, int8=624),
+        _gpu("H100", (3.29, _PAPER), 80, 3350, (132, 1.98), 450, bf16=989, int8=1979, fp8=1979),
+        _gpu("H200", (4.59, _RUNPOD), 140, 4800, (132, 1.98), 450, bf16=989, int8=1979, fp8=1979),
+        _gpu("B200", (6.79, _RUNPOD), 179, 8000, (148, 1.965), 900, bf16=2250, int8=4500, fp8=4500),
+        _gpu("L4", (0.44, _COMMUNITY), 22.5, 300, (58, 2.04), 31.5, bf16=121, int8=242, fp8=242),
+        _gpu("L40S", (0.79, _COMMUNITY), 45, 864, (142, 2.52), 31.5, bf16=362, int8=733, fp8=733),
+        _gpu("A10", (1.29, _LAMBDA), 22.5, 600, (72, 1.695), 31.5, bf16=125, int8=250),
+        _gpu("RTX4090", (0.34, _COMMUNITY), 24, 1008, (128, 2.52), 31.5, bf16=165.2, int8=660.6, fp8=330.3),
+        _gpu("RTX5090", (0.69, _COMMUNITY), 31.8, 1792, (170, 2.41), 63, bf16=209.5, int8=838, fp8=419),
+        _gpu("MI300X", (0.0, _UNPRICED), 192, 5300, (304, 2.10), 448, bf16=1307, int8=2615, fp8=2615),
     )
 }
-#: Several H100 cost a little less than one times their number (table 9).
-_BUNDLES = {("H100", 2): 6.38, ("H100", 4): 12.36, ("H100", 8): 23.92}
+#: Several H100 cost a little less than one times their number (table 9); 16 are two machines of eight.
+_BUNDLES = {("H100", 2): 6.38, ("H100", 4): 12.36, ("H100", 8): 23.92, ("H100", 16): 47.84}
 NAMES = (LOCAL, *_ROWS)
 
 
@@ -122,7 +152,8 @@ def cpu_flags() -> frozenset[str]:
 
 def _is_model(model: str, name: str) -> bool:
     """Whether `A100` is meant by `NVIDIA A100-SXM4-80GB`; `RTX A6000` is not an `RTX 6000 Ada`."""
-    return model.upper() in re.split(r"[\s-]+", name.upper())
+    words = re.split(r"[\s-]+", name.upper())
+    return model.upper() in (*words, *(one + other for one, other in pairwise(words)))
 
 
 def _processor() -> str:

@@ -233,19 +233,43 @@ class LoadEntry(_Part):
 
 
 class HardwareEntry(_Part):
-    """A row of the catalogue by name, with the count and price to use."""
+    """A row of the catalogue by name, with the count and price to use; figures replace the catalogue's.
+
+    A device that the catalogue lacks is one that gives its memory and its price itself.
+    """
 
     name: str
     count: int = Field(1, gt=0)
     usd_per_hour: float | None = Field(None, gt=0)
+    memory_gib: float | None = Field(None, gt=0)
+    bandwidth_gb_s: float | None = Field(None, gt=0)
+    tera_ops: dict[Literal["bf16", "int8", "fp8"], Annotated[float, Field(gt=0)]] | None = None
+    processors: int | None = Field(None, gt=0)
+    clock_ghz: float | None = Field(None, gt=0)
+    link_gb_s: float | None = Field(None, gt=0)
 
     @model_validator(mode="after")
     def _known(self) -> HardwareEntry:
         try:
-            catalogue.hardware(self.name, self.count)
+            if self.row().usd_per_hour <= 0:
+                raise BitworthError(f"{self.name} has no price in the catalogue; give usd_per_hour")
         except BitworthError as error:
             raise ValueError(str(error)) from error
         return self
+
+    def row(self, count: int | None = None) -> Hardware:
+        """The row as a value, of another count at the price in proportion.
+
+        Raises:
+            BitworthError: the catalogue lacks the device, and its memory or price is not given.
+        """
+        given = self.model_dump(exclude={"name", "count"}, exclude_none=True)
+        devices = count or self.count
+        if self.usd_per_hour is not None:
+            given |= {"usd_per_hour": self.usd_per_hour * devices / self.count, "price_source": "the study file"}
+        if self.name in catalogue.NAMES or self.memory_gib is None or self.usd_per_hour is None:
+            return replace(catalogue.hardware(self.name, devices), **given)
+        return Hardware(name=self.name, count=devices, **given)
 
 
 class ConstraintEntry(_Part):
@@ -319,13 +343,7 @@ class Study(_Part):
 
     def hardware_values(self) -> list[Hardware]:
         """The hardware rows with the study's own prices."""
-        rows = []
-        for entry in self.hardware:
-            row = catalogue.hardware(entry.name, entry.count)
-            if entry.usd_per_hour is not None:
-                row = replace(row, usd_per_hour=entry.usd_per_hour, price_source="the study file")
-            rows.append(row)
-        return rows
+        return [entry.row() for entry in self.hardware]
 
     def constraint(self) -> Constraint:
         """The constraint as a value."""

@@ -423,7 +423,11 @@ class Timing:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hardware:
-    """A device and its price; rates are dense operations a second by number format ('bf16', 'fp8', 'int8')."""
+    """A device and its price; rates are dense operations a second by number format ('bf16', 'fp8', 'int8').
+
+    `processors` counts what share the work on a chip (streaming multiprocessors, compute units), `clock_ghz` is their
+    greatest clock, `link_gb_s` what one device sends to its neighbours in one direction.
+    """
 
     name: str
     count: int = 1
@@ -431,6 +435,9 @@ class Hardware:
     memory_gib: float
     bandwidth_gb_s: float | None = None
     tera_ops: Mapping[str, float] = field(default_factory=dict)
+    processors: int | None = None
+    clock_ghz: float | None = None
+    link_gb_s: float | None = None
     price_source: str = ""
 
 

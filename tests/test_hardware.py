@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,17 @@ def test_prices_are_the_papers(name: str, count: int, usd: float) -> None:
     assert "table 9" in row.price_source
 
 
+def test_every_row_has_what_a_prediction_needs_and_a_priced_one_its_day() -> None:
+    for name in NAMES[1:]:
+        row = hardware(name)
+        assert row.bandwidth_gb_s
+        assert row.clock_ghz
+        assert row.processors
+        assert row.link_gb_s
+        assert row.tera_ops["bf16"] < row.tera_ops["int8"]
+        assert (row.usd_per_hour > 0) == bool(re.search(r"20\d\d-\d\d-\d\d$", row.price_source))
+
+
 def test_int8_is_twice_bf16_and_only_h100_has_fp8() -> None:
     for name in ("A6000", "A100", "H100"):
         rates = hardware(name).tera_ops
@@ -79,6 +91,8 @@ def test_an_unknown_name_is_one_sentence() -> None:
         (["NVIDIA H100 80GB HBM3"], ("A100", 1), False),
         (["NVIDIA RTX A6000"], ("A6000", 1), True),
         (["NVIDIA RTX 6000 Ada Generation"], ("A6000", 1), False),
+        (["NVIDIA GeForce RTX 4090"], ("RTX4090", 1), True),
+        (["NVIDIA L40S"], ("L4", 1), False),
         (["NVIDIA H100 80GB HBM3", "NVIDIA RTX A6000"], ("H100", 2), False),
         ([], ("H100", 1), False),
     ],

@@ -1,0 +1,183 @@
+"""`bitworth predict`: the verb's options and what it prints."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from bitworth.console import Json, Quiet, Terminal
+from bitworth.errors import BitworthError
+from bitworth.types import Hardware, Load
+
+if TYPE_CHECKING:
+    from bitworth.prediction import Prediction
+
+_RANGES = ("latency_s", "latency_p90_s", "first_token_s", "queries_per_second", "queries_per_usd")
+
+
+def predict(
+    config: Annotated[Path, typer.Argument(help="A model folder, or one that holds a config.json alone.")],
+    use_case: Annotated[str, typer.Option(help="A use case of the paper, or PROMPT/OUTPUT tokens.")],
+    format: Annotated[str, typer.Option(help="bf16, w8a8-fp, w8a8-int or w4a16-int.")] = "bf16",
+    gpu: Annotated[str, typer.Option(help="A row of the catalogue.")] = "H100",
+    count: Annotated[int, typer.Option(help="Devices of that row.", min=1)] = 1,
+    load: Annotated[str, typer.Option(help="synchronous, throughput, or queries a second.")] = "synchronous",
+    group_size: Annotated[
+        int | None, typer.Option(help="Weights that share a scale in w4a16-int (128).", min=1)
+    ] = None,
+    usd_per_hour: Annotated[float | None, typer.Option(help="Your price an hour for all devices.", min=0)] = None,
+    study: Annotated[Path | None, typer.Option(help="A study file whose hardware rows count, too.")] = None,
+    target_rate: Annotated[
+        float | None, typer.Option(help="Queries a second to be answered: adds devices and dollars a month.", min=0)
+    ] = None,
+    curve: Annotated[
+        bool, typer.Option("--curve", help="Add latencies at nine rates up to the most queries a second.")
+    ] = False,
+    headroom: Annotated[float, typer.Option(help="Share of the devices' rate to leave unused.", min=0)] = 0.2,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Predict speed and cost from a config.json alone, where there is no hardware to measure on."""
+    from bitworth import prediction
+    from bitworth.workloads import use_case as shape_of
+
+    terminal = Terminal(as_json=json, quiet=quiet)
+    row = _row_of(gpu, count, study)
+    if usd_per_hour is not None:
+        row = replace(row, usd_per_hour=usd_per_hour, price_source="the command line")
+    architecture, case = prediction.read_architecture(config), shape_of(use_case)
+    found = prediction.predict(architecture, format, row, case, parse_load(load), group_size=group_size)
+    for note in found.notes:
+        terminal.note(note)
+    document = as_document(found)
+    if target_rate is not None:
+        full = prediction.alternatives(architecture, row, case, Load(kind="throughput"), group_size=group_size)
+        document["scale"] = _scales(full, target_rate, headroom)
+    if curve:
+        points = prediction.curve(architecture, format, row, case, group_size=group_size)
+        document["curve"] = [{"saturation": point.saturation, **_figures(point)} for point in points]
+    terminal.answer({"model": str(config), **document}, lambda: _tables(document))
+
+
+def _row_of(gpu: str, count: int, study: Path | None) -> Hardware:
+    """A row of the study file, else of the catalogue; this machine's is measured now."""
+    from bitworth.hardware import LOCAL, hardware
+
+    if study is not None:
+        from bitworth.study import load_study
+
+        for entry in load_study(study).hardware:
+            if entry.name == gpu:
+                return entry.row(count)
+    row = hardware(gpu, count)
+    if gpu == LOCAL:
+        from bitworth.prediction.probe import probed
+
+        return probed(row)
+    return row
+
+
+def parse_load(text: str) -> Load:
+    """`synchronous`, `throughput`, or a rate: `4` and `poisson@4` are Poisson arrivals, `constant@4` even ones.
+
+    Raises:
+        BitworthError: none of these.
+    """
+    if text in ("synchronous", "throughput"):
+        return Load(kind="synchronous" if text == "synchronous" else "throughput")
+    kind, _, rate = text.rpartition("@")
+    try:
+        value = float(rate)
+    except ValueError:
+        value = 0.0
+    if kind not in ("", "constant", "poisson") or not 0 < value < float("inf"):
+        raise BitworthError(
+            f"load '{text}' is none of synchronous, throughput, RATE, constant@RATE, poisson@RATE (queries a second)."
+        )
+    return Load(kind="constant" if kind == "constant" else "poisson", rate=value)
+
+
+def as_document(found: Prediction) -> dict[str, Any]:
+    """A prediction as JSON: each figure, with `_low` and `_high` behind its name."""
+    row: Hardware = found.hardware
+    document: dict[str, Any] = {
+        "source": found.source,
+        "format": found.format,
+        "use_case": asdict(found.use_case),
+        "load": found.load,
+        "gpu": row.name,
+        "count": row.count,
+        "copies": found.copies,
+        "devices_a_copy": found.devices_a_copy,
+        "usd_per_hour": row.usd_per_hour,
+        "price_source": row.price_source,
+    }
+    return document | _figures(found) | {"saturation": found.saturation, "notes": list(found.notes)}
+
+
+def _figures(found: Prediction) -> dict[str, float]:
+    """Every figure with its range."""
+    figures: dict[str, float] = {}
+    for name in _RANGES:
+        figure = getattr(found, name)
+        figures |= {name: figure.value, f"{name}_low": figure.low, f"{name}_high": figure.high}
+    return figures
+
+
+def _scales(rows: list[Prediction | tuple[str, str]], target: float, headroom: float) -> list[dict[str, Any]]:
+    """What each format needs for a target rate, or why it cannot."""
+    from bitworth.prediction import scale
+
+    return [
+        {"format": row[0], "unsupported": row[1]}
+        if isinstance(row, tuple)
+        else asdict(scale(row, target, headroom=headroom))
+        for row in rows
+    ]
+
+
+def _tables(document: dict[str, Any]) -> RenderableType:
+    table = Table("predicted", "value", "90 % within")
+    for name in _RANGES:
+        table.add_row(
+            name, *(f"{document[name]:.4g}", f"{document[f'{name}_low']:.4g} to {document[f'{name}_high']:.4g}")
+        )
+    copies = "1 copy" if document["copies"] == 1 else f"{document['copies']} copies"
+    split = f"{copies} of {document['devices_a_copy']} x {document['gpu']}"
+    price = f"USD {document['usd_per_hour']:g} an hour in all ({document['price_source']})"
+    parts: list[RenderableType] = [
+        table,
+        Text(f"{document['format']} under {document['load']} load on {split}, {price}."),
+    ]
+    if "scale" in document:
+        parts.append(_scale_table(document["scale"]))
+    if "curve" in document:
+        parts.append(_curve_table(document["curve"]))
+    return Group(*parts)
+
+
+def _curve_table(rows: list[dict[str, float]]) -> RenderableType:
+    names = ("queries_per_second", "saturation", "latency_s", "latency_p90_s", "first_token_s")
+    table = Table(*names)
+    for row in rows:
+        table.add_row(*(f"{row[name]:.3g}" for name in names))
+    return table
+
+
+def _scale_table(rows: list[dict[str, Any]]) -> RenderableType:
+    table = Table("format", "replicas", "devices", "USD a month", "90 % within")
+    for row in rows:
+        if "unsupported" in row:
+            table.add_row(row["format"], "-", "-", "-", row["unsupported"])
+        else:
+            within = f"{row['usd_per_month_low']:,.0f} to {row['usd_per_month_high']:,.0f}"
+            table.add_row(
+                row["format"], str(row["replicas"]), str(row["devices"]), f"{row['usd_per_month']:,.0f}", within
+            )
+    return table
