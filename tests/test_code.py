@@ -285,6 +285,14 @@ def test_conversations_can_be_asked_for_and_refused(data: Path) -> None:
     assert not isinstance(plain.prompts[0], str)  # engines without a template refuse it
 
 
+def test_batches_are_stretches_of_one_seeded_order(data: Path) -> None:
+    spec = TaskSpec(name="humaneval", samples=1)
+    every = {question.item for question in tasks.load(spec, data).questions}
+    parts = [tasks.load(spec, data, batch=(start, start + 1)).questions for start in range(len(every))]
+    assert sorted(question.item for part in parts for question in part) == sorted(every)
+    assert all(len(part) == 1 for part in parts)
+
+
 def test_engines_that_do_not_write_are_refused(data: Path) -> None:
     with pytest.raises(BitworthError, match="answered in writing"):
         verbs.evaluate(FakeScorer(), [TaskSpec(name="humaneval")], data=data)

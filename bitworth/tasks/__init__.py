@@ -82,7 +82,7 @@ def load(
     """
     task = get(spec.name)
     if isinstance(task, CodeDef):
-        return load_problems(task, spec, data, chat=chat, unsafe=unsafe)
+        return load_problems(task, spec, data, batch, chat=chat, unsafe=unsafe)
     if task.kind == "choices" and (spec.samples, spec.temperature, spec.chat) != (None, None, None):
         raise BitworthError(
             f"Task {task.name} scores given answers; samples, temperature and chat are for tasks answered in writing."

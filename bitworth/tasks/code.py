@@ -21,7 +21,7 @@ from bitworth.sandbox import Isolation
 from bitworth.tasks import programs, rows
 from bitworth.tasks.base import Benchmark, LoadedOpen, OpenQuestion
 from bitworth.tasks.grading_code import Grader
-from bitworth.tasks.harness import choose
+from bitworth.tasks.harness import choose, shuffled
 from bitworth.tasks.programs import Problem
 from bitworth.types import Sampling, TaskSpec
 
@@ -106,7 +106,13 @@ CODE: Mapping[str, CodeDef] = {task.name: task for task in TASKS}
 
 
 def load_problems(
-    task: CodeDef, spec: TaskSpec, data: Path | None, *, chat: bool = False, unsafe: bool = False
+    task: CodeDef,
+    spec: TaskSpec,
+    data: Path | None,
+    batch: tuple[int, int] | None = None,
+    *,
+    chat: bool = False,
+    unsafe: bool = False,
 ) -> LoadedOpen:
     """The spec's questions in the order of the data; a larger limit only adds some.
 
@@ -114,6 +120,7 @@ def load_problems(
         task: the benchmark.
         spec: its `chat` overrules the model's.
         data: folder of rows, None for the hub.
+        batch: that stretch of the seeded order instead (`harness.load_questions`).
         chat: whether the model has a chat template.
         unsafe: run programs even where they cannot be isolated.
 
@@ -127,6 +134,8 @@ def load_problems(
     docs = _docs(task, data)
     isolation = sandbox.isolation(unsafe=unsafe)
     (chosen,) = choose([len(docs)], spec.limit, spec.seed)
+    if batch is not None:
+        chosen = [index for _, index in shuffled([len(docs)], spec.seed)[slice(*batch)]]
     problems = [_problem(task, docs[index]) for index in chosen]
     return LoadedOpen(
         task=task.name,
