@@ -17,7 +17,16 @@ from rich.text import Text
 import bitworth
 from bitworth.cli_quantize import quantize
 from bitworth.cli_settle import evaluate_until_settled
-from bitworth.cli_tasks import look_at_prompts, suite_averages, suite_recoveries, task_figures, task_tables, tasks
+from bitworth.cli_tasks import (
+    comparable,
+    likeness,
+    look_at_prompts,
+    suite_averages,
+    suite_recoveries,
+    task_figures,
+    task_tables,
+    tasks,
+)
 from bitworth.console import Json, Quiet, Terminal, guarded
 from bitworth.errors import BitworthError, WorkFailed
 from bitworth.ledger import Ledger, key_of, revive
@@ -130,6 +139,10 @@ def evaluate(
         str, typer.Option(help="What is to be settled: the task as it is, or questions like its own (questions).")
     ] = "task",
     batch: Annotated[int, typer.Option(help="Questions a task between two looks.", min=1)] = 64,
+    similarity: Annotated[
+        list[str] | None,
+        typer.Option(help="Likeness of written answers to the baseline's: identical, rouge1, rougeL, bertscore, sts."),
+    ] = None,
     show: Annotated[int, typer.Option(help="Print so many prompts and answers of each task.", min=0)] = 0,
     out: Annotated[Path | None, typer.Option("--out", help="Keep the answers here; a second run adds to them.")] = None,
     json: Json = False,
@@ -138,6 +151,8 @@ def evaluate(
     """Put a task's questions to a checkpoint and measure its divergence on text, with its format's exact arithmetic."""
     if not task and text is None:
         raise BitworthError("There is nothing to evaluate; name a task with --task, or a text with --text.")
+    if similarity and (against is None or until_settled):
+        raise BitworthError("--similarity compares what is written with what --against BASELINE writes, in one run.")
     from bitworth import planning, sources
     from bitworth import tasks as task_registry
 
@@ -164,9 +179,11 @@ def evaluate(
     results, missing = _run_cells(terminal, cells, out)
     document = _evaluation(cells, results, min_recovery, baseline, names)
     document["missing"] = missing
+    answers = [row for result in results.values() for row in result.get("answers", ())]
+    if similarity:
+        document["similarity"] = likeness(cells, results, similarity, note=terminal.note)
     document |= {"model": subject.path, "baseline": baseline.path if baseline else None}
     document["seconds"] = round(time.monotonic() - began, 2)
-    answers = [row for result in results.values() for row in result.get("answers", ())]
     if show:
         document["shown"] = [row for spec in specs for row in _first(answers, spec.name, show)]
     terminal.answer(document, lambda: _evaluation_table(document))
@@ -335,8 +352,11 @@ def _evaluation(
     document["peak_rss_mib"] = max(result["peak_rss_mib"] for result in results.values())
     document["suites"] = suite_averages(asked, answers)
     if baseline is not None and answers["model"]:
-        pairs = compare(answers["baseline"], answers["model"], min_recovery_pct=min_recovery, format="model")
-        document["recoveries"] = [asdict(row) for row in pairs] + suite_recoveries(asked, answers, min_recovery)
+        usable, document["without_recovery"] = comparable(answers)
+        if usable["model"]:
+            pairs = compare(usable["baseline"], usable["model"], min_recovery_pct=min_recovery, format="model")
+            rows = [asdict(row) for row in pairs]
+            document["recoveries"] = rows + suite_recoveries(asked, answers, min_recovery)
     return document
 
 

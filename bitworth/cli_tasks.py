@@ -16,9 +16,11 @@ from rich.text import Text
 from bitworth import tasks as registry
 from bitworth.console import Json, Quiet, Terminal
 from bitworth.errors import BitworthError
+from bitworth.ledger import key_of, revive
+from bitworth.sources import Note
 from bitworth.tasks.leaderboard_v2 import above_chance, normalized_pct
 from bitworth.tasks.reasoning import pass_rate
-from bitworth.types import Answer, TaskSpec
+from bitworth.types import Answer, Cell, TaskSpec
 
 if TYPE_CHECKING:
     from bitworth.hygiene import PromptCheck
@@ -161,6 +163,15 @@ def suite_averages(asked: Sequence[str], answers: Mapping[str, Sequence[Answer]]
     return rows
 
 
+def comparable(answers: Mapping[str, Sequence[Answer]]) -> tuple[dict[str, list[Answer]], list[dict[str, str]]]:
+    """The answers to tasks of which the baseline answers something right, and the other tasks, without recovery."""
+    scored = {answer.task for answer in answers["baseline"] if answer.score}
+    usable = {who: [answer for answer in rows if answer.task in scored] for who, rows in answers.items()}
+    cause = "The baseline answers none of its questions right."
+    unfit = [name for name in _tasks_of(answers["baseline"]) if name not in scored]
+    return usable, [{"task": name, "cause": cause} for name in unfit]
+
+
 def suite_recoveries(
     asked: Sequence[str], answers: Mapping[str, Sequence[Answer]], min_recovery: float
 ) -> list[dict[str, Any]]:
@@ -202,6 +213,25 @@ def column_pct(task: str, answers: Sequence[Answer]) -> float:
     return normalized_pct(definition, answers) if definition.chance else 100 * fmean(one.score for one in answers)
 
 
+def likeness(
+    cells: Sequence[Cell], results: Mapping[str, Mapping[str, Any]], measures: Sequence[str], *, note: Note
+) -> list[dict[str, Any]]:
+    """Likeness of the model's written answers to the baseline's, a row a task and measure.
+
+    Raises:
+        BitworthError: see `similarity.compare_texts`.
+    """
+    from bitworth import sources
+    from bitworth.similarity import STS_MODEL, compare_texts
+
+    answers: dict[str, list[Answer]] = {"baseline": [], "model": []}
+    for cell in cells:
+        rows = results.get(key_of(cell), {}).get("answers", ())
+        answers[cell.format] += [revive(Answer, row) for row in rows]
+    encoder: Path | str = sources.demo_encoder(note) if "sts" in measures else STS_MODEL
+    return [asdict(row) for row in compare_texts(answers["baseline"], answers["model"], measures, encoder=encoder)]
+
+
 def task_tables(document: Mapping[str, Any]) -> list[RenderableType]:
     """Scores, suites, what is missing, what prompts were warned of, and the answers that were to be shown."""
     parts: list[RenderableType] = []
@@ -215,7 +245,15 @@ def task_tables(document: Mapping[str, Any]) -> list[RenderableType]:
         parts.append(table)
     checks = {row["task"]: row["prompts"] for row in document["tasks"] if row["prompts"]}
     parts += [Text(f"{task}: {said}.") for task, check in checks.items() for said in check["warnings"]]
+    parts += [Text(f"No recovery of {row['task']}: {row['cause']}") for row in document.get("without_recovery", ())]
     parts += [Text(f"Without a result: {row['title']}: {row['cause']}") for row in document["missing"]]
+    if document.get("similarity"):
+        table = Table("task", "likeness to the baseline's text", "mean", "95 % interval", "questions")
+        for row in document["similarity"]:
+            low, high = row["ci95"]
+            interval = f"{low:.3f} to {high:.3f}"
+            table.add_row(row["task"], row["measure"], f"{row['mean']:.3f}", interval, str(row["questions"]))
+        parts.append(table)
     if document.get("shown"):
         table = Table("task", "question", "written", "answer", "score")
         for row in document["shown"]:

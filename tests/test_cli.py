@@ -57,6 +57,7 @@ VERBS = {
         "--about",
         "--batch",
         "--show",
+        "--similarity",
         "--out",
         "--json",
         "--quiet",
