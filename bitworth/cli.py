@@ -397,6 +397,9 @@ def _evaluation_table(document: dict[str, Any]) -> RenderableType:
     shown = {name: document[name] for name in figures if document.get(name) is not None}
     if shown:
         parts.append(_pairs_table("Divergence", shown))
+    if document.get("kl_by_position"):
+        spans = [f"{row['last']}: {row['kl_nats']:.4f}" for row in document["kl_by_position"]]
+        parts.append(Text(f"KL (nats) by tokens read, up to {', '.join(spans)}."))
     return Group(*parts)
 
 
