@@ -47,7 +47,7 @@ def tasks(
 
 
 def _task_row(name: str, folder: Path | None) -> dict[str, Any]:
-    from bitworth.tasks.rows import has_split, is_here
+    from bitworth.tasks.rows import has_split
 
     task = registry.get(name)
     examples = bool(task.shots and task.pool)
@@ -60,7 +60,7 @@ def _task_row(name: str, folder: Path | None) -> dict[str, Any]:
         "prompt": "conversation" if task.chat else "text",
         "metric": task.metric,
         "dataset": task.dataset,
-        "data_is_here": is_here(task, folder),
+        "data_is_here": registry.is_here(name, folder),
         "examples_are_here": has_split(task, task.pool, folder) if examples and folder is not None else None,
     }
 
@@ -101,7 +101,7 @@ def look_at_prompts(
     tokenizer, chat = load_tokenizer(checkpoint), takes_conversations(checkpoint)
     for spec in specs:
         try:
-            loaded = registry.load(spec, data, chat=chat)
+            loaded = registry.load(spec, data, chat=chat, measure=lambda text: len(tokenizer.encode(text)))
         except BitworthError:
             continue
         check = check_prompts(loaded, tokenizer, context_tokens(checkpoint, tokenizer))

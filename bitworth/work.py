@@ -94,6 +94,7 @@ def _company(cell: Cell, root: Path) -> list[Cell]:
 
 def _evaluate(cell: Cell, root: Path, tell: Tell) -> dict[str, Any]:
     from bitworth import tasks
+    from bitworth.engines.prompts import load_tokenizer
     from bitworth.evaluation import answer_questions, takes_conversations
     from bitworth.hygiene import check_prompts
 
@@ -102,7 +103,8 @@ def _evaluate(cell: Cell, root: Path, tell: Tell) -> dict[str, Any]:
     folder, checkpoint = Path(data) if data else None, root / cell.where["checkpoint"]
     stretch = (batch[0], batch[1]) if batch else None
     chat = tasks.get(spec.name).chat and takes_conversations(checkpoint)
-    loaded = tasks.load(spec, folder, batch=stretch, chat=chat)
+    tokenizer = load_tokenizer(checkpoint)
+    loaded = tasks.load(spec, folder, batch=stretch, chat=chat, measure=lambda text: len(tokenizer.encode(text)))
     model = _model(checkpoint)
     prompts = asdict(check_prompts(loaded, model.tokenizer, model.max_length))
     answers = answer_questions(model, loaded, progress=tell)

@@ -10,12 +10,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bitworth.errors import BitworthError
-from bitworth.tasks import leaderboard, leaderboard_v2, reasoning, suites
+from bitworth.tasks import leaderboard, leaderboard_v2, reasoning, ruler, suites
 from bitworth.tasks.base import Loaded, LoadedOpen, OpenQuestion, Question, Request, RowSource, Score, TaskDef
 from bitworth.tasks.rows import RowsAbsent
+from bitworth.tasks.ruler import Measure, RulerDef
 from bitworth.types import TaskSpec
 
-_BY_NAME = {task.name: task for task in (*leaderboard.TASKS, *leaderboard_v2.TASKS, *reasoning.TASKS)}
+_TASKS: tuple[TaskDef | RulerDef, ...] = (*leaderboard.TASKS, *leaderboard_v2.TASKS, *reasoning.TASKS, *ruler.TASKS)
+_BY_NAME = {task.name: task for task in _TASKS}
 NAMES: tuple[str, ...] = tuple(_BY_NAME)
 SUITES = suites.suites(NAMES)
 
@@ -34,11 +36,12 @@ __all__ = [
     "data_fingerprint",
     "expand",
     "get",
+    "is_here",
     "load",
 ]
 
 
-def get(name: str) -> TaskDef:
+def get(name: str) -> TaskDef | RulerDef:
     """The task called `name`.
 
     Raises:
@@ -59,20 +62,41 @@ def expand(asked: Sequence[TaskSpec]) -> list[TaskSpec]:
 
 
 def load(
-    spec: TaskSpec, data: Path | None = None, *, batch: tuple[int, int] | None = None, chat: bool = False
+    spec: TaskSpec,
+    data: Path | None = None,
+    *,
+    batch: tuple[int, int] | None = None,
+    chat: bool = False,
+    measure: Measure | None = None,
 ) -> Loaded | LoadedOpen:
     """The questions a spec asks for, prompts rendered; rows come from the folder `data`, or from the hub.
 
     The first `limit` questions of a seeded shuffle are taken, so a larger limit only adds questions. `batch`
     (start, stop) takes that stretch of the same shuffle instead, in its order, whatever the limit. `chat` says that
     the model has a chat template: tasks that are asked in conversations then are, and in plain text otherwise.
+    `measure` counts the tokens of a text, for prompts that are written to a length.
 
     Raises:
         BitworthError: unknown task, or rows that cannot be had (the sentence names the ways to get them).
     """
     from bitworth.tasks.harness import load_questions
 
-    return load_questions(get(spec.name), spec, data, batch, chat=chat)
+    task = get(spec.name)
+    if isinstance(task, RulerDef):
+        return ruler.load_ruler(task, spec, data, batch, chat=chat, measure=measure)
+    return load_questions(task, spec, data, batch, chat=chat)
+
+
+def is_here(name: str, data: Path | None = None) -> bool:
+    """Whether a task's rows lie in the folder, or in the hub's cache on this machine.
+
+    Raises:
+        BitworthError: unknown task.
+    """
+    from bitworth.tasks import rows
+
+    task = get(name)
+    return ruler.has_essays(task, data) if isinstance(task, RulerDef) else rows.is_here(task, data)
 
 
 def data_fingerprint(name: str, data: Path | None = None) -> str:
@@ -85,4 +109,5 @@ def data_fingerprint(name: str, data: Path | None = None) -> str:
     """
     from bitworth.tasks.rows import fingerprint
 
-    return fingerprint(get(name), data)
+    task = get(name)
+    return ruler.ruler_fingerprint(task, data) if isinstance(task, RulerDef) else fingerprint(task, data)

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from statistics import fmean
+from typing import Protocol
 
 from bitworth.tasks.base import TaskDef
 from bitworth.types import Answer
@@ -199,7 +200,21 @@ TASKS = (
 )
 
 
-def normalized_pct(task: TaskDef, answers: Sequence[Answer]) -> float:
+class Guessable(Protocol):
+    """What normalization reads of a task's definition."""
+
+    @property
+    def chance(self) -> float | Mapping[str, float]:
+        """The score of guessing, of the task or of each subtask."""
+        ...
+
+    @property
+    def macro(self) -> bool:
+        """Whether the mean is over subtasks."""
+        ...
+
+
+def normalized_pct(task: Guessable, answers: Sequence[Answer]) -> float:
     """The leaderboard's figure for a task's answers, in percent of what is above guessing."""
     groups: dict[str | None, list[float]] = {}
     for answer in answers:
@@ -207,7 +222,7 @@ def normalized_pct(task: TaskDef, answers: Sequence[Answer]) -> float:
     return fmean(_above_chance(fmean(scores), chance_of(task, group)) for group, scores in groups.items())
 
 
-def above_chance(task: TaskDef, answers: Sequence[Answer]) -> list[Answer]:
+def above_chance(task: Guessable, answers: Sequence[Answer]) -> list[Answer]:
     """The answers with scores whose plain mean is the leaderboard's figure / 100, for intervals of it.
 
     Scores may be negative or above 1. A subtask below chance counts as it is here and as 0 in `normalized_pct`.
@@ -221,7 +236,7 @@ def above_chance(task: TaskDef, answers: Sequence[Answer]) -> list[Answer]:
     return found
 
 
-def chance_of(task: TaskDef, group: str | None) -> float:
+def chance_of(task: Guessable, group: str | None) -> float:
     """The score of guessing, in a subtask."""
     return task.chance if isinstance(task.chance, float | int) else task.chance[str(group)]
 
