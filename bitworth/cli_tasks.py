@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Annotated, Any
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from bitworth.hygiene import PromptCheck
     from bitworth.tasks import Loaded, LoadedOpen
 
+LOOKED_AT = 64
+"""Questions a task whose prompts are looked at beforehand; the worker that asks them looks at all."""
 TAIL = 1200
 """Characters shown of a prompt, its end: examples come before the question."""
 
@@ -89,7 +91,7 @@ def _tables(rows: Sequence[Mapping[str, Any]], suites: Sequence[Mapping[str, Any
 def look_at_prompts(
     terminal: Terminal, specs: Sequence[TaskSpec], data: Path | None, checkpoint: Path, show: int
 ) -> None:
-    """Check the prompts of tasks with the model's tokenizer, before it is asked, and say what they are like.
+    """Check a task's first prompts with the model's tokenizer, before it is asked, and say what they are like.
 
     The first prompt of each task is shown, or as many as `show` says, whole. A task that cannot be loaded is left to
     its cell, whose failure says why.
@@ -100,8 +102,9 @@ def look_at_prompts(
 
     tokenizer, chat = load_tokenizer(checkpoint), takes_conversations(checkpoint)
     for spec in specs:
+        some = replace(spec, limit=min(spec.limit or LOOKED_AT, LOOKED_AT))
         try:
-            loaded = registry.load(spec, data, chat=chat, measure=lambda text: len(tokenizer.encode(text)))
+            loaded = registry.load(some, data, chat=chat, measure=lambda text: len(tokenizer.encode(text)))
         except BitworthError:
             continue
         check = check_prompts(loaded, tokenizer, context_tokens(checkpoint, tokenizer))
