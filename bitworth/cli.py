@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import tempfile
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -19,8 +18,10 @@ from bitworth.cli_quantize import quantize
 from bitworth.cli_settle import evaluate_until_settled
 from bitworth.cli_tasks import (
     comparable,
+    first_answers,
     likeness,
     look_at_prompts,
+    run_cells,
     suite_averages,
     suite_recoveries,
     task_figures,
@@ -155,6 +156,9 @@ def evaluate(
         raise BitworthError("--similarity compares what is written with what --against BASELINE writes, in one run.")
     from bitworth import planning, sources
     from bitworth import tasks as task_registry
+    from bitworth.similarity import check_measures
+
+    check_measures(similarity or ())
 
     terminal = Terminal(as_json=json, quiet=quiet)
     names = list(dict.fromkeys(task or []))
@@ -176,23 +180,18 @@ def evaluate(
         folder = sources.resolve_data(data, note=terminal.note)
         look_at_prompts(terminal, specs, folder, Path(subject.path), show)
     began = time.monotonic()
-    results, missing = _run_cells(terminal, cells, out)
+    results, missing = run_cells(terminal, cells, out)
     document = _evaluation(cells, results, min_recovery, baseline, names)
     document["missing"] = missing
-    answers = [row for result in results.values() for row in result.get("answers", ())]
     if similarity:
         document["similarity"] = likeness(cells, results, similarity, note=terminal.note)
     document |= {"model": subject.path, "baseline": baseline.path if baseline else None}
     document["seconds"] = round(time.monotonic() - began, 2)
     if show:
-        document["shown"] = [row for spec in specs for row in _first(answers, spec.name, show)]
+        document["shown"] = first_answers(results, specs, show)
     terminal.answer(document, lambda: _evaluation_table(document))
     if missing:
         raise typer.Exit(WorkFailed.exit_code)  # the document says what is missing
-
-
-def _first(answers: list[dict[str, Any]], task: str, show: int) -> list[dict[str, Any]]:
-    return [row for row in answers if row["task"] == task][:show]
 
 
 @app.command()
@@ -294,35 +293,6 @@ def parse_load(text: str, streams: int | None = None) -> Load:
             f"load '{text}' is none of synchronous, throughput, constant@RATE and poisson@RATE (requests a second)."
         )
     return revive(Load, {"kind": kind, "rate": value, "streams": streams if kind == "throughput" else None})
-
-
-def _run_cells(
-    terminal: Terminal, cells: tuple[Cell, ...], out: Path | None
-) -> tuple[dict[str, dict[str, Any]], list[dict[str, str]]]:
-    """Results by key, and the title and cause of each cell without one.
-
-    Raises:
-        WorkFailed: no cell has a result; the first one's cause.
-    """
-    from bitworth import running
-
-    with tempfile.TemporaryDirectory(prefix="bitworth-") as scratch:
-        ledger = Ledger(out or Path(scratch))
-        with ledger.lock():
-            done = sum(ledger.get(cell) is not None for cell in cells)
-            with terminal.watching(len(cells), done) as watcher:
-                running.run_cells(ledger, cells, watcher=watcher, note=terminal.note)
-        found, missing = {}, []
-        for cell in cells:
-            result = ledger.get(cell)
-            if result is not None:
-                found[key_of(cell)] = result
-            else:
-                cause = ledger.failure(cell) or f"{cell.title} gave no result."
-                missing.append({"title": cell.title, "cause": cause})
-    if not found:
-        raise WorkFailed(missing[0]["cause"])
-    return found, missing
 
 
 def _evaluation(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -15,8 +16,8 @@ from rich.text import Text
 
 from bitworth import tasks as registry
 from bitworth.console import Json, Quiet, Terminal
-from bitworth.errors import BitworthError
-from bitworth.ledger import key_of, revive
+from bitworth.errors import BitworthError, WorkFailed
+from bitworth.ledger import Ledger, key_of, revive
 from bitworth.sources import Note
 from bitworth.tasks.leaderboard_v2 import above_chance, normalized_pct
 from bitworth.tasks.reasoning import pass_rate
@@ -128,6 +129,43 @@ def check_words(check: PromptCheck, loaded: Loaded | LoadedOpen) -> list[str]:
     line = f"{check.task}: {check.prompt}, {shots} examples, {bos[check.bos]}, {answers}, "
     line += f"at most {check.longest_tokens:,} of {check.context_tokens:,} tokens."
     return [line, *(f"{check.task}: warning: {warning}." for warning in check.warnings)]
+
+
+def run_cells(
+    terminal: Terminal, cells: tuple[Cell, ...], out: Path | None
+) -> tuple[dict[str, dict[str, Any]], list[dict[str, str]]]:
+    """Results by key, and the title and cause of each cell without one.
+
+    Raises:
+        WorkFailed: no cell has a result; the first one's cause.
+    """
+    from bitworth import running
+
+    with tempfile.TemporaryDirectory(prefix="bitworth-") as scratch:
+        ledger = Ledger(out or Path(scratch))
+        with ledger.lock():
+            done = sum(ledger.get(cell) is not None for cell in cells)
+            with terminal.watching(len(cells), done) as watcher:
+                running.run_cells(ledger, cells, watcher=watcher, note=terminal.note)
+        found, missing = {}, []
+        for cell in cells:
+            result = ledger.get(cell)
+            if result is not None:
+                found[key_of(cell)] = result
+            else:
+                cause = ledger.failure(cell) or f"{cell.title} gave no result."
+                missing.append({"title": cell.title, "cause": cause})
+    if not found:
+        raise WorkFailed(missing[0]["cause"])
+    return found, missing
+
+
+def first_answers(
+    results: Mapping[str, Mapping[str, Any]], specs: Sequence[TaskSpec], show: int
+) -> list[dict[str, Any]]:
+    """So many rows of each task, the baseline's first where there is one."""
+    rows = [row for result in results.values() for row in result.get("answers", ())]
+    return [row for spec in specs for row in [one for one in rows if one["task"] == spec.name][:show]]
 
 
 def task_figures(task: str, answers: Sequence[Answer], facts: Mapping[str, Any]) -> dict[str, Any]:

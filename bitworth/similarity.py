@@ -7,7 +7,7 @@ of 1 is the same text; no measure says which of two different texts is better.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
@@ -17,6 +17,14 @@ from bitworth.errors import BitworthError, WorkFailed
 from bitworth.types import Answer
 
 BERTSCORE_MODEL = "roberta-large"
+MEASURES: Mapping[str, str | None] = {
+    "identical": None,
+    "rouge1": "rouge_score.rouge_scorer",
+    "rougeL": "rouge_score.rouge_scorer",
+    "bertscore": "bert_score",
+    "sts": "sentence_transformers",
+}
+"""Each with the module that it needs."""
 STS_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 
 
@@ -38,6 +46,19 @@ Scorer = Callable[[Sequence[str], Sequence[str]], list[float]]
 """(baseline's texts, quantized model's texts) to a score a pair."""
 
 
+def check_measures(measures: Sequence[str]) -> None:
+    """Fail before anything is written, not after.
+
+    Raises:
+        BitworthError: an unknown measure, or a package that is not installed.
+    """
+    for name in measures:
+        if name not in MEASURES:
+            raise BitworthError(f"Unknown measure of likeness '{name}'; known: {', '.join(MEASURES)}.")
+        if (package := MEASURES[name]) is not None:
+            _package(package)
+
+
 def compare_texts(
     baseline: Sequence[Answer],
     quantized: Sequence[Answer],
@@ -56,9 +77,7 @@ def compare_texts(
     Raises:
         BitworthError: an unknown measure, a package or encoder that is not here, or no written answers in common.
     """
-    unknown = [name for name in measures if name not in MEASURES]
-    if unknown:
-        raise BitworthError(f"Unknown measure of likeness '{unknown[0]}'; known: {', '.join(MEASURES)}.")
+    check_measures(measures)
     pairs = _written_pairs(baseline, quantized)
     if not pairs:
         raise BitworthError("Nothing was written to the same questions by both models; ask for tasks that are written.")
@@ -169,6 +188,3 @@ def _package(name: str) -> Any:
 
 def _first(error: BaseException) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0][:120]
-
-
-MEASURES = ("identical", "rouge1", "rougeL", "bertscore", "sts")
