@@ -130,7 +130,7 @@ def missing_of(ledger: Ledger, results: Results) -> list[Missing]:
 
 def settings_of(study: Study) -> dict[str, str]:
     """What the study asked for, in words."""
-    tasks = [f"{t.name} ({t.limit or 'all'} questions, seed {t.seed})" for t in study.tasks]
+    tasks = [f"{t.name} ({t.limit or 'all'} questions, seed {t.seed})" for t in study.task_specs()]
     calibration = study.calibration
     settings = {
         "tasks": ", ".join(tasks) or "none",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import sys
-import tempfile
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -23,7 +22,18 @@ from bitworth.cli_paper import paper
 from bitworth.cli_predict import predict
 from bitworth.cli_quantize import quantize
 from bitworth.cli_settle import evaluate_until_settled
-from bitworth.cli_tasks import look_at_prompts, suite_averages, suite_recoveries, task_figures, task_tables, tasks
+from bitworth.cli_tasks import (
+    comparable,
+    first_answers,
+    likeness,
+    look_at_prompts,
+    run_cells,
+    suite_averages,
+    suite_recoveries,
+    task_figures,
+    task_tables,
+    tasks,
+)
 from bitworth.console import Json, Quiet, Terminal, guarded, pairs_table
 from bitworth.errors import BitworthError, WorkFailed
 from bitworth.ledger import Ledger, key_of, revive
@@ -142,6 +152,10 @@ def evaluate(
         str, typer.Option(help="What is to be settled: the task as it is, or questions like its own (questions).")
     ] = "task",
     batch: Annotated[int, typer.Option(help="Questions a task between two looks.", min=1)] = 64,
+    similarity: Annotated[
+        list[str] | None,
+        typer.Option(help="Likeness of written answers to the baseline's: identical, rouge1, rougeL, bertscore, sts."),
+    ] = None,
     show: Annotated[int, typer.Option(help="Print so many prompts and answers of each task.", min=0)] = 0,
     engine: Annotated[
         str,
@@ -158,8 +172,13 @@ def evaluate(
     """Put a task's questions to a checkpoint and measure its divergence on text, with its format's exact arithmetic."""
     if not task and text is None:
         raise BitworthError("There is nothing to evaluate; name a task with --task, or a text with --text.")
+    if similarity and (against is None or until_settled):
+        raise BitworthError("--similarity compares what is written with what --against BASELINE writes, in one run.")
     from bitworth import planning, sources
     from bitworth import tasks as task_registry
+    from bitworth.similarity import check_measures
+
+    check_measures(similarity or ())
 
     terminal = Terminal(as_json=json, quiet=quiet)
     names = list(dict.fromkeys(task or []))
@@ -191,21 +210,18 @@ def evaluate(
         folder = sources.resolve_data(data, note=terminal.note)
         look_at_prompts(terminal, specs, folder, Path(subject.path), show)
     began = time.monotonic()
-    results, missing = _run_cells(terminal, cells, out)
+    results, missing = run_cells(terminal, cells, out)
     document = _evaluation(cells, results, min_recovery, baseline, names)
     document["missing"] = missing
+    if similarity:
+        document["similarity"] = likeness(cells, results, similarity, note=terminal.note)
     document |= {"model": subject.path, "baseline": baseline.path if baseline else None}
     document["seconds"] = round(time.monotonic() - began, 2)
-    answers = [row for result in results.values() for row in result.get("answers", ())]
     if show:
-        document["shown"] = [row for spec in specs for row in _first(answers, spec.name, show)]
+        document["shown"] = first_answers(results, specs, show)
     terminal.answer(document, lambda: _evaluation_table(document))
     if missing:
         raise typer.Exit(WorkFailed.exit_code)  # the document says what is missing
-
-
-def _first(answers: list[dict[str, Any]], task: str, show: int) -> list[dict[str, Any]]:
-    return [row for row in answers if row["task"] == task][:show]
 
 
 app.command()(benchmark)
@@ -249,35 +265,6 @@ def report(results: Results, json: Json = False) -> None:
     Terminal(as_json=json).answer({"report": str(page)}, lambda: Text(f"Report: {page}"))
 
 
-def _run_cells(
-    terminal: Terminal, cells: tuple[Cell, ...], out: Path | None
-) -> tuple[dict[str, dict[str, Any]], list[dict[str, str]]]:
-    """Results by key, and the title and cause of each cell without one.
-
-    Raises:
-        WorkFailed: no cell has a result; the first one's cause.
-    """
-    from bitworth import running
-
-    with tempfile.TemporaryDirectory(prefix="bitworth-") as scratch:
-        ledger = Ledger(out or Path(scratch))
-        with ledger.lock():
-            done = sum(ledger.get(cell) is not None for cell in cells)
-            with terminal.watching(len(cells), done) as watcher:
-                running.run_cells(ledger, cells, watcher=watcher, note=terminal.note)
-        found, missing = {}, []
-        for cell in cells:
-            result = ledger.get(cell)
-            if result is not None:
-                found[key_of(cell)] = result
-            else:
-                cause = ledger.failure(cell) or f"{cell.title} gave no result."
-                missing.append({"title": cell.title, "cause": cause})
-    if not found:
-        raise WorkFailed(missing[0]["cause"])
-    return found, missing
-
-
 def _evaluation(
     cells: tuple[Cell, ...],
     results: dict[str, dict[str, Any]],
@@ -305,10 +292,12 @@ def _evaluation(
     document["peak_rss_mib"] = max(result["peak_rss_mib"] for result in results.values())
     document["suites"] = suite_averages(asked, answers)
     if baseline is not None and answers["model"]:
-        for name, verb in (("recoveries", compare), ("recoveries_by_group", compare_groups)):
-            pairs = verb(answers["baseline"], answers["model"], min_recovery_pct=min_recovery, format="model")
-            document[name] = [asdict(row) for row in pairs]
-        document["recoveries"] += suite_recoveries(asked, answers, min_recovery)
+        usable, document["without_recovery"] = comparable(answers)
+        if usable["model"]:
+            for name, verb in (("recoveries", compare), ("recoveries_by_group", compare_groups)):
+                pairs = verb(usable["baseline"], usable["model"], min_recovery_pct=min_recovery, format="model")
+                document[name] = [asdict(row) for row in pairs]
+            document["recoveries"] += suite_recoveries(asked, answers, min_recovery)
     return document
 
 
@@ -352,6 +341,9 @@ def _evaluation_table(document: dict[str, Any]) -> RenderableType:
     shown = {name: document[name] for name in figures if document.get(name) is not None}
     if shown:
         parts.append(pairs_table("Divergence", shown))
+    if document.get("kl_by_position"):
+        spans = [f"{row['last']}: {row['kl_nats']:.4f}" for row in document["kl_by_position"]]
+        parts.append(Text(f"KL (nats) by tokens read, up to {', '.join(spans)}."))
     return Group(*parts)
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,15 +16,19 @@ from rich.text import Text
 
 from bitworth import tasks as registry
 from bitworth.console import Json, Quiet, Terminal
-from bitworth.errors import BitworthError
+from bitworth.errors import BitworthError, WorkFailed
+from bitworth.ledger import Ledger, key_of, revive
+from bitworth.sources import Note
 from bitworth.tasks.leaderboard_v2 import above_chance, normalized_pct
 from bitworth.tasks.reasoning import pass_rate
-from bitworth.types import Answer, TaskSpec
+from bitworth.types import Answer, Cell, TaskSpec
 
 if TYPE_CHECKING:
     from bitworth.hygiene import PromptCheck
     from bitworth.tasks import Loaded, LoadedOpen
 
+LOOKED_AT = 64
+"""Questions a task whose prompts are looked at beforehand; the worker that asks them looks at all."""
 TAIL = 1200
 """Characters shown of a prompt, its end: examples come before the question."""
 
@@ -45,7 +50,7 @@ def tasks(
 
 
 def _task_row(name: str, folder: Path | None) -> dict[str, Any]:
-    from bitworth.tasks.rows import has_split, is_here
+    from bitworth.tasks.rows import has_split
 
     task = registry.get(name)
     examples = bool(task.shots and task.pool)
@@ -58,7 +63,7 @@ def _task_row(name: str, folder: Path | None) -> dict[str, Any]:
         "prompt": "conversation" if task.chat else "text",
         "metric": task.metric,
         "dataset": task.dataset,
-        "data_is_here": is_here(task, folder),
+        "data_is_here": registry.is_here(name, folder),
         "examples_are_here": has_split(task, task.pool, folder) if examples and folder is not None else None,
     }
 
@@ -87,7 +92,7 @@ def _tables(rows: Sequence[Mapping[str, Any]], suites: Sequence[Mapping[str, Any
 def look_at_prompts(
     terminal: Terminal, specs: Sequence[TaskSpec], data: Path | None, checkpoint: Path, show: int
 ) -> None:
-    """Check the prompts of tasks with the model's tokenizer, before it is asked, and say what they are like.
+    """Check a task's first prompts with the model's tokenizer, before it is asked, and say what they are like.
 
     The first prompt of each task is shown, or as many as `show` says, whole. A task that cannot be loaded is left to
     its cell, whose failure says why.
@@ -98,8 +103,9 @@ def look_at_prompts(
 
     tokenizer, chat = load_tokenizer(checkpoint), takes_conversations(checkpoint)
     for spec in specs:
+        some = replace(spec, limit=min(spec.limit or LOOKED_AT, LOOKED_AT))
         try:
-            loaded = registry.load(spec, data, chat=chat)
+            loaded = registry.load(some, data, chat=chat, measure=lambda text: len(tokenizer.encode(text)))
         except BitworthError:
             continue
         check = check_prompts(loaded, tokenizer, context_tokens(checkpoint, tokenizer))
@@ -123,6 +129,43 @@ def check_words(check: PromptCheck, loaded: Loaded | LoadedOpen) -> list[str]:
     line = f"{check.task}: {check.prompt}, {shots} examples, {bos[check.bos]}, {answers}, "
     line += f"at most {check.longest_tokens:,} of {check.context_tokens:,} tokens."
     return [line, *(f"{check.task}: warning: {warning}." for warning in check.warnings)]
+
+
+def run_cells(
+    terminal: Terminal, cells: tuple[Cell, ...], out: Path | None
+) -> tuple[dict[str, dict[str, Any]], list[dict[str, str]]]:
+    """Results by key, and the title and cause of each cell without one.
+
+    Raises:
+        WorkFailed: no cell has a result; the first one's cause.
+    """
+    from bitworth import running
+
+    with tempfile.TemporaryDirectory(prefix="bitworth-") as scratch:
+        ledger = Ledger(out or Path(scratch))
+        with ledger.lock():
+            done = sum(ledger.get(cell) is not None for cell in cells)
+            with terminal.watching(len(cells), done) as watcher:
+                running.run_cells(ledger, cells, watcher=watcher, note=terminal.note)
+        found, missing = {}, []
+        for cell in cells:
+            result = ledger.get(cell)
+            if result is not None:
+                found[key_of(cell)] = result
+            else:
+                cause = ledger.failure(cell) or f"{cell.title} gave no result."
+                missing.append({"title": cell.title, "cause": cause})
+    if not found:
+        raise WorkFailed(missing[0]["cause"])
+    return found, missing
+
+
+def first_answers(
+    results: Mapping[str, Mapping[str, Any]], specs: Sequence[TaskSpec], show: int
+) -> list[dict[str, Any]]:
+    """So many rows of each task, the baseline's first where there is one."""
+    rows = [row for result in results.values() for row in result.get("answers", ())]
+    return [row for spec in specs for row in [one for one in rows if one["task"] == spec.name][:show]]
 
 
 def task_figures(task: str, answers: Sequence[Answer], facts: Mapping[str, Any]) -> dict[str, Any]:
@@ -159,6 +202,15 @@ def suite_averages(asked: Sequence[str], answers: Mapping[str, Sequence[Answer]]
             if found:
                 rows.append({**row, "columns_pct": figures, "missing": absent})
     return rows
+
+
+def comparable(answers: Mapping[str, Sequence[Answer]]) -> tuple[dict[str, list[Answer]], list[dict[str, str]]]:
+    """The answers to tasks of which the baseline answers something right, and the other tasks, without recovery."""
+    scored = {answer.task for answer in answers["baseline"] if answer.score}
+    usable = {who: [answer for answer in rows if answer.task in scored] for who, rows in answers.items()}
+    cause = "The baseline answers none of its questions right."
+    unfit = [name for name in _tasks_of(answers["baseline"]) if name not in scored]
+    return usable, [{"task": name, "cause": cause} for name in unfit]
 
 
 def suite_recoveries(
@@ -202,6 +254,25 @@ def column_pct(task: str, answers: Sequence[Answer]) -> float:
     return normalized_pct(definition, answers) if definition.chance else 100 * fmean(one.score for one in answers)
 
 
+def likeness(
+    cells: Sequence[Cell], results: Mapping[str, Mapping[str, Any]], measures: Sequence[str], *, note: Note
+) -> list[dict[str, Any]]:
+    """Likeness of the model's written answers to the baseline's, a row a task and measure.
+
+    Raises:
+        BitworthError: see `similarity.compare_texts`.
+    """
+    from bitworth import sources
+    from bitworth.similarity import STS_MODEL, compare_texts
+
+    answers: dict[str, list[Answer]] = {"baseline": [], "model": []}
+    for cell in cells:
+        rows = results.get(key_of(cell), {}).get("answers", ())
+        answers[cell.format] += [revive(Answer, row) for row in rows]
+    encoder: Path | str = sources.demo_encoder(note) if "sts" in measures else STS_MODEL
+    return [asdict(row) for row in compare_texts(answers["baseline"], answers["model"], measures, encoder=encoder)]
+
+
 def task_tables(document: Mapping[str, Any]) -> list[RenderableType]:
     """Scores, suites, what is missing, what prompts were warned of, and the answers that were to be shown."""
     parts: list[RenderableType] = []
@@ -215,7 +286,15 @@ def task_tables(document: Mapping[str, Any]) -> list[RenderableType]:
         parts.append(table)
     checks = {row["task"]: row["prompts"] for row in document["tasks"] if row["prompts"]}
     parts += [Text(f"{task}: {said}.") for task, check in checks.items() for said in check["warnings"]]
+    parts += [Text(f"No recovery of {row['task']}: {row['cause']}") for row in document.get("without_recovery", ())]
     parts += [Text(f"Without a result: {row['title']}: {row['cause']}") for row in document["missing"]]
+    if document.get("similarity"):
+        table = Table("task", "likeness to the baseline's text", "mean", "95 % interval", "questions")
+        for row in document["similarity"]:
+            low, high = row["ci95"]
+            interval = f"{low:.3f} to {high:.3f}"
+            table.add_row(row["task"], row["measure"], f"{row['mean']:.3f}", interval, str(row["questions"]))
+        parts.append(table)
     if document.get("shown"):
         table = Table("task", "question", "written", "answer", "score")
         for row in document["shown"]:

@@ -52,7 +52,8 @@ def evaluate(
     # Rows first: a data set that cannot be had should say so before a model is loaded.
     specs = registry.expand(tasks)
     chat = any(registry.get(spec.name).chat for spec in specs) and takes_conversations(checkpoint)
-    loaded = [registry.load(spec, data, chat=chat, unsafe=unsafe) for spec in specs]
+    measure = _measure(checkpoint)
+    loaded = [registry.load(spec, data, chat=chat, unsafe=unsafe, measure=measure) for spec in specs]
     engine = _scorer(checkpoint) if isinstance(checkpoint, Path) else checkpoint
     return [answer for task in loaded for answer in answer_questions(engine, task, progress=progress)]
 
@@ -68,6 +69,19 @@ def takes_conversations(checkpoint: Path | Scorer | Completer) -> bool:
 
         return has_chat_template(load_tokenizer(checkpoint))
     return bool(getattr(checkpoint, "has_chat_template", False))
+
+
+def _measure(checkpoint: Path | Scorer | Completer) -> Callable[[str], int] | None:
+    """Tokens of a text, by a model's tokenizer; None where an engine does not show it."""
+
+    def of_folder(text: str) -> int:
+        from bitworth.engines.prompts import load_tokenizer
+
+        return len(load_tokenizer(Path(str(checkpoint))).encode(text))
+
+    if isinstance(checkpoint, Path):
+        return of_folder
+    return (lambda text: len(checkpoint.encode(text))) if isinstance(checkpoint, Scorer) else None
 
 
 def answer_questions(

@@ -308,14 +308,27 @@ class Recovery:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class KlSpan:
+    """Mean KL (nats) where the model has read from `first` to `last` tokens of its window."""
+
+    first: int
+    last: int
+    kl_nats: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Divergence:
-    """How far a model's next-token distribution is from its baseline's on the same text (means over positions)."""
+    """How far a model's next-token distribution is from its baseline's on the same text (means over positions).
+
+    `kl_by_position` tells whether what is lost grows with what was read: spans of doubling length.
+    """
 
     perplexity: float
     baseline_perplexity: float | None
     kl_nats: float | None
     top1_flip_pct: float | None
     tokens: int
+    kl_by_position: tuple[KlSpan, ...] = ()
 
 
 # --- cost ---------------------------------------------------------------------------------------------------------

@@ -106,8 +106,15 @@ def _evaluate(cell: Cell, root: Path, tell: Tell) -> dict[str, Any]:
     folder, checkpoint = Path(data) if data else None, root / cell.where["checkpoint"]
     stretch = (batch[0], batch[1]) if batch else None
     chat = tasks.get(spec.name).chat and takes_conversations(checkpoint)
-    loaded = tasks.load(spec, folder, batch=stretch, chat=chat, unsafe="unsafe" in cell.where)
     tokenizer = load_tokenizer(checkpoint)
+    loaded = tasks.load(
+        spec,
+        folder,
+        batch=stretch,
+        chat=chat,
+        unsafe="unsafe" in cell.where,
+        measure=lambda text: len(tokenizer.encode(text)),
+    )
     prompts = asdict(check_prompts(loaded, tokenizer, context_tokens(checkpoint, tokenizer)))
     with _engine(cell.where.get("engine"), checkpoint, loaded) as model:
         answers = answer_questions(model, loaded, progress=tell)

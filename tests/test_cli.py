@@ -62,6 +62,7 @@ VERBS = {
         "--about",
         "--batch",
         "--show",
+        "--similarity",
         "--out",
         "--json",
         "--quiet",

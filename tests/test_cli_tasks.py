@@ -91,6 +91,18 @@ def test_what_is_missing_is_named_and_the_rest_is_answered(call: Run, tiny_llama
     assert "<|user|>Given the following question" in err
 
 
+def test_written_answers_are_compared_with_the_baselines(call: Run, tiny_llama: Path, data: Path) -> None:
+    asked = ("--task", "arc_challenge_llama", "--limit", "3", "--data", data, "--similarity", "rouge1")
+    code, out, _ = call("evaluate", tiny_llama, *asked, "--against", tiny_llama, "--similarity", "identical", "--json")
+    assert code == 0
+    rows = json.loads(out)["similarity"]
+    assert [(row["measure"], row["mean"], row["questions"]) for row in rows] == [
+        ("rouge1", 1.0, 3),
+        ("identical", 1.0, 3),
+    ]
+    assert call("evaluate", tiny_llama, *asked)[0] == 2
+
+
 def test_a_single_task_that_is_not_here_is_one_sentence(call: Run, tiny_llama: Path, data: Path) -> None:
     code, _, err = call("evaluate", tiny_llama, "--task", "aime24", "--data", data)
     assert code == 2

@@ -103,6 +103,11 @@ def test_divergence_equals_its_definition() -> None:
     assert found.kl_nats == pytest.approx(float((p.exp() * (p - q)).sum(-1).mean()), rel=1e-5)
     assert found.top1_flip_pct == pytest.approx(100 * float((p.argmax(-1) != q.argmax(-1)).double().mean()))
     assert found.tokens == window - 1
+    kl_T = (p.exp() * (p - q)).sum(-1)
+    spans = [(1, 1), (2, 3), (4, 7), (8, 15), (16, 31), (32, 63), (64, 127), (128, 255), (256, 299)]
+    assert [(span.first, span.last) for span in found.kl_by_position] == spans
+    for span in found.kl_by_position:
+        assert span.kl_nats == pytest.approx(float(kl_T[span.first - 1 : span.last].mean()), rel=1e-5)
 
 
 def test_limit_and_progress_of_windows() -> None:

@@ -10,14 +10,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bitworth.errors import BitworthError
-from bitworth.tasks import leaderboard, leaderboard_v2, reasoning, suites
+from bitworth.tasks import leaderboard, leaderboard_v2, reasoning, ruler, suites
 from bitworth.tasks.base import Loaded, LoadedOpen, OpenQuestion, Question, Request, RowSource, Score, TaskDef
 from bitworth.tasks.code import CODE, CodeDef, load_problems
 from bitworth.tasks.rows import RowsAbsent
+from bitworth.tasks.ruler import Measure, RulerDef
 from bitworth.types import TaskSpec
 
 _LM_EVAL = (*leaderboard.TASKS, *leaderboard_v2.TASKS, *reasoning.TASKS)
-_BY_NAME: dict[str, TaskDef | CodeDef] = {task.name: task for task in _LM_EVAL} | dict(CODE)
+_TASKS: tuple[TaskDef | CodeDef | RulerDef, ...] = (*_LM_EVAL, *ruler.TASKS, *CODE.values())
+_BY_NAME = {task.name: task for task in _TASKS}
 NAMES: tuple[str, ...] = tuple(_BY_NAME)
 SUITES = suites.suites(NAMES)
 
@@ -37,11 +39,12 @@ __all__ = [
     "data_fingerprint",
     "expand",
     "get",
+    "is_here",
     "load",
 ]
 
 
-def get(name: str) -> TaskDef | CodeDef:
+def get(name: str) -> TaskDef | CodeDef | RulerDef:
     """The task called `name`.
 
     Raises:
@@ -68,13 +71,15 @@ def load(
     batch: tuple[int, int] | None = None,
     chat: bool = False,
     unsafe: bool = False,
+    measure: Measure | None = None,
 ) -> Loaded | LoadedOpen:
     """The questions a spec asks for, prompts rendered; rows come from the folder `data`, or from the hub.
 
     The first `limit` questions of a seeded shuffle are taken, so a larger limit only adds questions. `batch`
     (start, stop) takes that stretch of the same shuffle instead, in its order, whatever the limit. `chat` says that
     the model has a chat template: tasks that are asked in conversations then are, and in plain text otherwise. `unsafe`
-    lets the programs that a model writes run where they cannot be isolated.
+    lets the programs that a model writes run where they cannot be isolated. `measure` counts the tokens of a text, for
+    prompts that are written to a length.
 
     Raises:
         BitworthError: unknown task, rows that cannot be had (the sentence names the ways to get them), or programs that
@@ -89,7 +94,21 @@ def load(
         )
     from bitworth.tasks.harness import load_questions
 
+    if isinstance(task, RulerDef):
+        return ruler.load_ruler(task, spec, data, batch, chat=chat, measure=measure)
     return load_questions(task, spec, data, batch, chat=chat)
+
+
+def is_here(name: str, data: Path | None = None) -> bool:
+    """Whether a task's rows lie in the folder, or in the hub's cache on this machine.
+
+    Raises:
+        BitworthError: unknown task.
+    """
+    from bitworth.tasks import rows
+
+    task = get(name)
+    return ruler.has_essays(task, data) if isinstance(task, RulerDef) else rows.is_here(task, data)
 
 
 def data_fingerprint(name: str, data: Path | None = None) -> str:
@@ -102,4 +121,5 @@ def data_fingerprint(name: str, data: Path | None = None) -> str:
     """
     from bitworth.tasks.rows import fingerprint
 
-    return fingerprint(get(name), data)
+    task = get(name)
+    return ruler.ruler_fingerprint(task, data) if isinstance(task, RulerDef) else fingerprint(task, data)

@@ -40,6 +40,9 @@ REASONING = (TaskSpec(name="aime24"), TaskSpec(name="math500"), TaskSpec(name="g
 QUICK = tuple(TaskSpec(name=name, limit=100) for name in ("arc_challenge", "hellaswag", "winogrande", "mmlu"))
 """A hundred questions each of four tasks that are scored without writing; the demo's data has them."""
 
+LONG_CONTEXT = tuple(TaskSpec(name=f"ruler_{thousands}k") for thousands in (4, 8, 16, 32, 64, 128))
+"""Paper, table 3: the mean over lengths."""
+
 CODE = (TaskSpec(name="humaneval"), TaskSpec(name="mbpp"))
 
 SUITES: Mapping[str, tuple[TaskSpec, ...]] = {
@@ -48,7 +51,8 @@ SUITES: Mapping[str, tuple[TaskSpec, ...]] = {
     "leaderboard-v2": LEADERBOARD_V2,
     "reasoning": REASONING,
     "code": CODE,
-    "paper": (*LEADERBOARD_V1, *LEADERBOARD_V2, *CODE),
+    "long-context": LONG_CONTEXT,
+    "paper": (*LEADERBOARD_V1, *LEADERBOARD_V2, *CODE, *LONG_CONTEXT),
 }
 
 
