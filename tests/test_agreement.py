@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import CHAT_TEMPLATE
 
 from bitworth import tasks
 from bitworth.engines.prompts import render
@@ -22,7 +23,6 @@ from bitworth.tasks import rows
 from bitworth.tasks.definitions import tasks_folder
 from bitworth.tasks.mirror import hub_rows
 from bitworth.types import Answer, Completion, TaskSpec
-from tests.conftest import CHAT_TEMPLATE
 
 CHOICES = ("truthfulqa_mc2", "hellaswag", "mmlu", "leaderboard_bbh", "leaderboard_mmlu_pro", "leaderboard_musr")
 WRITTEN = (

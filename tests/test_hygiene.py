@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import CHAT_TEMPLATE
 
 from bitworth import tasks
 from bitworth.hygiene import PromptCheck, check_prompts
 from bitworth.types import TaskSpec
-from tests.conftest import CHAT_TEMPLATE
 
 
 class Words:
