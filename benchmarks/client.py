@@ -2,10 +2,10 @@
 
 Both drive the same server in the same run, which has a process of its own and answers at once (instant_server.py):
 whatever is measured is the client's, the loopback's and that server's. A rate is sustained when completions keep up
-with 95 % of it; of both clients' requests the first tenth is left out. Rates are one octave apart, then the last octave
-is halved (twice; once with --quick). Memory is what the client's processes hold of their own, plus the largest part
-that one of them may share; the most in one more run at the rate that was found, so that watching slows no other run.
-The peer comes from `make peers`; without it, its claims say that nothing was measured.
+with 95 % of it, in one of two tries; of both clients' requests the first tenth is left out. Rates are one octave apart,
+then the last octave is halved (twice; once with --quick). Memory is what the client's processes hold of their own, plus
+the largest part that one of them may share; the most in one more run at the rate that was found, so that watching slows
+no other run. The peer comes from `make peers`; without it, its claims say that nothing was measured.
 """
 
 from __future__ import annotations
@@ -119,12 +119,15 @@ def explore(drive: Drive, seconds: float, halvings: int) -> Found:
         found.tried.append((rate, round(metrics.queries_per_second, 1)))
         return metrics
 
-    def sustains(rate: float) -> bool:
+    def keeps_up(rate: float) -> bool:
         try:
             return run(rate).queries_per_second >= KEEPS_UP * rate
         except WorkFailed:  # so many requests at once that they fail
             found.tried.append((rate, 0.0))
             return False
+
+    def sustains(rate: float) -> bool:
+        return keeps_up(rate) or keeps_up(rate)  # what else the machine does may spoil one try
 
     low, high = 0.0, START
     while high <= MOST and sustains(high):
