@@ -20,6 +20,7 @@ from bitworth.engines.generator import Generator, Progress
 from bitworth.engines.http import DEFAULT_STREAMS
 from bitworth.errors import BitworthError, Unsupported, WorkFailed
 from bitworth.hardware import is_this_machine
+from bitworth.percentiles import latency_figures
 from bitworth.statistics import mean_interval
 from bitworth.types import Hardware, Load, Measurement, QueryCost, Timing, UseCase
 
@@ -170,6 +171,7 @@ def cost_of(
         ci95_queries_per_usd=(per_usd * slowest, per_usd * fastest),
         requests=len(timings),
         facts=measurement.facts,
+        figures=latency_figures(timings, seed=seed),
     )
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from datetime import datetime
 
 from bitworth.report.figures import counterpart, limit, number, percent, times
-from bitworth.types import BASELINE, Constraint, Option, StudyResult, UseCase
+from bitworth.types import BASELINE, Chance, Constraint, LatencyLimit, Option, StudyResult, UseCase
 
 _UNIT = re.compile(r"(?<=\d) (?=(?:%|×|ms|s|min)(?:\W|$))")
 
@@ -45,14 +46,47 @@ def shape_words(use_case: UseCase) -> str:
 
 def constraint_words(constraint: Constraint) -> list[str]:
     """Each limit as a phrase."""
-    found = [f"recovery at least {limit(constraint.min_recovery_pct)} %"]
+    sure = "" if constraint.confidence_pct == 95 else f", at {limit(constraint.confidence_pct)} % confidence"
+    found = [f"recovery at least {limit(constraint.min_recovery_pct)} %{sure}"]
     if constraint.max_latency_s is not None:
         found.append(f"mean latency at most {limit(constraint.max_latency_s)} s")
     if constraint.max_first_token_s is not None:
         found.append(f"first token within {limit(constraint.max_first_token_s)} s")
+    found += [f"{latency_words(asked)} at most {limit(asked.most_s)} s" for asked in constraint.limits]
+    if constraint.queries_per_second is not None:
+        found.append(f"{limit(constraint.queries_per_second)} queries a second to be served")
     if constraint.max_usd_per_1k_queries is not None:
         found.append(f"at most USD {limit(constraint.max_usd_per_1k_queries)} per 1,000 queries")
+    if constraint.max_usd_per_month is not None:
+        found.append(f"at most USD {limit(constraint.max_usd_per_month)} a month")
+    found += [f"at most {most} × {name}" for name, most in constraint.available.items()]
     return found
+
+
+def latency_words(asked: LatencyLimit) -> str:
+    """`mean latency`, `p95 time to the first token`."""
+    quantity = {"latency": "latency", "first_token": "time to the first token", "inter_token": "time between tokens"}
+    return f"{asked.at} {quantity[asked.of]}"
+
+
+def chance_words(chance: Chance | None) -> str:
+    """How likely the choice is right, what else may be, and what the probability leaves out; one sentence or two."""
+    if chance is None:
+        return ""
+    left = f" Left out of that: {'; '.join(chance.left_out)}." if chance.left_out else ""
+    if math.isnan(chance.probability):
+        return f"How likely that is right cannot be said: {'; '.join(chance.left_out)}."
+    others = [(name, share) for name, share in chance.by_option.items() if share < chance.probability]
+    rest = next(((name, share) for name, share in others if share >= 0.001), None)
+    also = "" if rest is None else f"; otherwise it is most likely {rest[0]} ({percent(100 * rest[1])})"
+    return f"By these intervals that is right with a probability of {probability(chance.probability)}{also}.{left}"
+
+
+def probability(value: float) -> str:
+    """In percent; never rounded to certainty."""
+    if value > 0.999:
+        return "over 99.9 %"
+    return "below 0.1 %" if value < 0.001 else percent(100 * value)
 
 
 def moment(finished: str | None) -> str:
