@@ -3,7 +3,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from bitworth.assembly import groups_of, recoveries_of
+from bitworth.assembly import answers_of, groups_of, recoveries_of
 from bitworth.types import Answer, Cell
 
 
@@ -26,9 +26,9 @@ def test_groups_have_rows_of_their_own_and_do_not_enter_the_average() -> None:
         evaluated("arc", "baseline", [1] * 50),
         evaluated("arc", "w4", [1] * 50),
     ]
-    rows = {row.task: row for row in groups_of(results, 99)}
+    rows = {row.task: row for row in groups_of(answers_of(results), 99)}
     assert {task: row.recovery_pct for task, row in rows.items()} == {"mmlu/art": 100.0, "mmlu/law": 50.0}
-    found, unfit = recoveries_of(results, 99)
+    found, unfit = recoveries_of(answers_of(results), 99)
     assert [(row.task, row.recovery_pct) for row in found] == [("mmlu", 75.0), ("arc", 100.0), ("average", 87.5)]
     assert unfit == []
 
@@ -44,10 +44,10 @@ def test_tasks_and_groups_that_allow_no_recovery_are_left_out_with_the_reason() 
         evaluated("read", "baseline", [1] * 20, cluster=passages, group=group),
         evaluated("read", "w4", [1] * 20, cluster=passages, group=group),
     ]
-    found, unfit = recoveries_of(results, 99)
+    found, unfit = recoveries_of(answers_of(results), 99)
     assert [row.task for row in found] == ["read", "average"]
     assert {row.title: row.cause.split(",")[0] for row in unfit} == {
         "recovery on hard": "The baseline answers none of its questions right.",
         "recovery on short": "All its questions share one passage",
     }
-    assert [row.task for row in groups_of(results, 99)] == ["read/fr"]
+    assert [row.task for row in groups_of(answers_of(results), 99)] == ["read/fr"]

@@ -488,6 +488,7 @@ def test_the_document_is_plain_json_that_reads_back(result: StudyResult, written
         "model",
         "constraint",
         "recommendations",
+        "deployments",
         "recoveries",
         "recoveries_by_group",
         "divergences",

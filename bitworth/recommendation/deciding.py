@@ -25,9 +25,7 @@ def decide(candidates: Sequence[Candidate], constraint: Constraint) -> Candidate
     return None
 
 
-def contender_to(
-    candidates: Sequence[Candidate], choice: Candidate | None, constraint: Constraint
-) -> Candidate | None:
+def contender_to(candidates: Sequence[Candidate], choice: Candidate | None, constraint: Constraint) -> Candidate | None:
     """The cheapest one that would beat the choice and falls out only because its recovery is not settled."""
     least = 0.0 if choice is None else rate_of(choice.cost, constraint)
     for found in ranked(candidates, constraint):

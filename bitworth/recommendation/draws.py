@@ -1,12 +1,12 @@
 """How likely the choice is right: the constraint is asked again of figures drawn from their intervals.
 
-A figure is drawn from the split normal whose 2.5 % and 97.5 % points are the ends of its interval (for an even interval,
-the plain normal). One draw of all figures is one way the world may be; in each, the right choice is the cheapest option
+A figure is drawn from the split normal whose 2.5 % and 97.5 % points are the ends of its interval (for an even one, the
+plain normal). One draw of all figures is one way the world may be; in each, the right choice is the cheapest option
 that truly meets the constraint, and the probability is the share of draws in which that is ours.
 
 What was measured once is drawn once: a format's recovery is the same on all hardware, and two rows that price the same
-timings err together, latencies against rates. Everything else is drawn independently. Each figure has a random stream of
-its own name, so an added option moves no other's draws.
+timings err together, latencies against rates. Everything else is drawn independently. Each figure has a random stream
+of its own name, so an added option moves no other's draws.
 """
 
 from __future__ import annotations
@@ -48,16 +48,27 @@ def chance_of(
     left_out = tuple(f"{name(found)}: {whys[found.place]}" for found in priced if whys[found.place] is not None)
     if not priced:
         return None
+    of = NOTHING if choice is None else name(choice)
     if not drawn or (choice is not None and whys.get(choice.place) is not None):
-        return Chance(probability=math.nan, draws=0, seed=seed, by_option={}, left_out=left_out)
+        nan = math.nan
+        return Chance(of=of, probability=nan, meets=nan, draws=0, seed=seed, by_option={}, left_out=left_out)
     stream = _Streams(seed, draws)
     rates = np.stack([_feasible_rates(found, constraint, stream) for found in drawn])
-    best = np.where(rates.max(axis=0) > 0, rates.argmax(axis=0), len(drawn))
+    meets = rates > 0
+    best = np.where(meets.any(axis=0), rates.argmax(axis=0), len(drawn))
     shares = np.bincount(best, minlength=len(drawn) + 1) / draws
     names = [*(name(found) for found in drawn), NOTHING]
     mine = len(drawn) if choice is None else [found.place for found in drawn].index(choice.place)
     by_option = {names[at]: float(shares[at]) for at in np.argsort(-shares, kind="stable") if shares[at] > 0}
-    return Chance(probability=float(shares[mine]), draws=draws, seed=seed, by_option=by_option, left_out=left_out)
+    return Chance(
+        of=of,
+        probability=float(shares[mine]),
+        meets=float(shares[mine] if choice is None else meets[mine].mean()),
+        draws=draws,
+        seed=seed,
+        by_option=by_option,
+        left_out=left_out,
+    )
 
 
 def undrawable(candidate: Candidate, constraint: Constraint) -> str | None:

@@ -107,9 +107,7 @@ def _limits(candidates: Sequence[Candidate], constraint: Constraint) -> Iterator
                 yield flip(name, chooses, now, far)
 
 
-def _with_limit(
-    candidates: Sequence[Candidate], constraint: Constraint, name: str, most: float
-) -> Candidate | None:
+def _with_limit(candidates: Sequence[Candidate], constraint: Constraint, name: str, most: float) -> Candidate | None:
     return decide(candidates, with_limit(constraint, name, most))
 
 

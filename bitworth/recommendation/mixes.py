@@ -39,7 +39,9 @@ def _shares(costs: Sequence[QueryCost], traffic: Mapping[str, float]) -> dict[st
     known = {cost.use_case.name for cost in costs}
     absent = next((name for name in traffic if name not in known), None)
     if absent is not None:
-        raise BitworthError(f"The mix names use case '{absent}', which was not timed; timed: {', '.join(sorted(known))}.")
+        raise BitworthError(
+            f"The mix names use case '{absent}', which was not timed; timed: {', '.join(sorted(known))}."
+        )
     total = sum(traffic.values())
     return {name: traffic[name] / total for name in sorted(traffic)}
 

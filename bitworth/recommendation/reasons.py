@@ -87,4 +87,3 @@ def _accuracy(candidate: Candidate, scene: Scene) -> str:
     if predicted:
         more = "measuring it would"
     return f"{predicted}recovery {percent(recovery.value)} ({bounds}) is not settled against {limit(least)} %; {more}"
-

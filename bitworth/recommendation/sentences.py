@@ -16,9 +16,7 @@ from bitworth.types import Chance, Flip
 _LISTED = 4
 
 
-def why(
-    scene: Scene, choice: Candidate | None, runner_up: Candidate | None, chance: Chance | None
-) -> str:
+def why(scene: Scene, choice: Candidate | None, runner_up: Candidate | None, chance: Chance | None) -> str:
     """One paragraph: what, how much it saves and keeps, what falls out and why, the runner-up, how sure."""
     if choice is None:
         return _why_none(scene, chance)
@@ -125,7 +123,9 @@ def _distance(scene: Scene, choice: Candidate, runner_up: Candidate | None) -> s
 def _provenance(scene: Scene, options: Sequence[Candidate]) -> str:
     costs = [scene.name(option) for option in options if option.cost.source == "predicted"]
     recoveries = [
-        scene.name(option) for option in options if option.recovery is not None and option.recovery.origin == "predicted"
+        scene.name(option)
+        for option in options
+        if option.recovery is not None and option.recovery.origin == "predicted"
     ]
     return _joined(
         f"The cost of {' and of '.join(costs)} is predicted, not measured." if costs else "",
@@ -178,4 +178,3 @@ def _condition(point: Point, what: str, scene: Scene) -> str:
     names = {asked.name: latency_words(asked) for asked in scene.constraint.latency_limits}
     names |= {"max_latency_s": "mean latency", "max_first_token_s": "mean time to the first token"}
     return f"With a limit on {names[what]} {beyond} {at} s"
-

@@ -194,9 +194,7 @@ def _measure_accuracy(candidate: Candidate, effort: Effort, name: Names, then: s
 # --- requests -----------------------------------------------------------------------------------------------------
 
 
-def _requests(
-    choice: Candidate, runner_up: Candidate | None, constraint: Constraint, name: Names
-) -> Iterable[Step]:
+def _requests(choice: Candidate, runner_up: Candidate | None, constraint: Constraint, name: Names) -> Iterable[Step]:
     if choice.cost.source == "predicted":
         yield _time(choice, 0, f"Time {name(choice)}: its cost is predicted.")
     elif runner_up is not None and runner_up.cost.source == "measured" and overlap(choice.cost, runner_up.cost):
@@ -237,7 +235,9 @@ def _time(choice: Candidate, more: int, says: str, other: Candidate | None = Non
     """Seconds and dollars of so many requests, at the rate that was measured."""
     timed = [found.cost for found in (choice, other) if found is not None]
     known = [cost for cost in timed if cost.queries_per_second]
-    seconds = sum(more / (cost.queries_per_second or 1.0) for cost in known) if more and len(known) == len(timed) else None
+    seconds = (
+        sum(more / (cost.queries_per_second or 1.0) for cost in known) if more and len(known) == len(timed) else None
+    )
     usd = sum(more * 1 / (cost.queries_per_usd or math.inf) for cost in known) if seconds is not None else None
     told = "" if seconds is None else f" That takes {duration(seconds)} and USD {number(usd)}."
     return Step(

@@ -13,6 +13,10 @@ from bitworth.types import BASELINE, Chance, Constraint, LatencyLimit, Option, S
 _UNIT = re.compile(r"(?<=\d) (?=(?:%|×|ms|s|min)(?:\W|$))")
 
 
+MOST_FLIPS = 5
+"""Flip points that are told, nearest first; recommendation.json has all."""
+
+
 def headline(result: StudyResult) -> tuple[str, str]:
     """The answer in a few words, and what it saves and keeps in one sentence more (or nothing)."""
     rows = result.recommendations
@@ -70,16 +74,20 @@ def latency_words(asked: LatencyLimit) -> str:
 
 
 def chance_words(chance: Chance | None) -> str:
-    """How likely the choice is right, what else may be, and what the probability leaves out; one sentence or two."""
+    """How likely the choice meets the constraint and is the best that does, what else may be; a sentence or two."""
     if chance is None:
         return ""
-    left = f" Left out of that: {'; '.join(chance.left_out)}." if chance.left_out else ""
     if math.isnan(chance.probability):
         return f"How likely that is right cannot be said: {'; '.join(chance.left_out)}."
-    others = [(name, share) for name, share in chance.by_option.items() if share < chance.probability]
-    rest = next(((name, share) for name, share in others if share >= 0.001), None)
-    also = "" if rest is None else f"; otherwise it is most likely {rest[0]} ({percent(100 * rest[1])})"
-    return f"By these intervals that is right with a probability of {probability(chance.probability)}{also}.{left}"
+    others = [(name, share) for name, share in chance.by_option.items() if name != chance.of and share >= 0.001]
+    also = f"; {others[0][0]} is with {probability(others[0][1])}" if others else ""
+    best = f"it is the cheapest that does with {probability(chance.probability)}{also}"
+    if not chance.by_option or chance.of == "nothing":
+        best = f"nothing meets the constraint with a probability of {probability(chance.probability)}{also}"
+    else:
+        best = f"it meets the constraint with a probability of {probability(chance.meets)}, and {best}"
+    left = f" Left out of that: {'; '.join(chance.left_out)}." if chance.left_out else ""
+    return f"By these intervals {best}.{left}"
 
 
 def probability(value: float) -> str:
@@ -119,4 +127,6 @@ def _gain(choices: list[Option], result: StudyResult) -> str:
     if not kept:
         return f"{saving}; accuracy was not measured."
     least, most = percent(min(kept)), percent(max(kept))
-    return f"{saving}, recovering {least if least == most else f'{least} to {most}'} of its accuracy."
+    foretold = any(choice.recovery_source == "predicted" for choice in quantized)
+    recovering = "predicted to recover" if foretold else "recovering"
+    return f"{saving}, {recovering} {least if least == most else f'{least} to {most}'} of its accuracy."
