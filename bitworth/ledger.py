@@ -109,6 +109,13 @@ class Ledger:
         """The cell's `result`, when it was `finished` and the `seconds` it took; None as for `get`."""
         return _record(self.path(cell))
 
+    def all(self) -> Iterator[tuple[Cell, dict[str, Any]]]:
+        """Every finished cell that lies here, with its result, whatever study or verb made it."""
+        for path in sorted(self.root.glob("cells/*/*.json")):
+            record = _record(path)
+            if record is not None:
+                yield revive(Cell, record["cell"]), record["result"]
+
     def put(self, cell: Cell, result: Mapping[str, Any], *, seconds: float = 0.0) -> None:
         """Keep a finished cell's result, what it took and when, and forget its earlier failure."""
         record = {

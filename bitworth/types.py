@@ -468,7 +468,7 @@ class Flip:
 class Chance:
     """How likely the choice is the best option, by draws from the intervals of accuracy, cost and latency.
 
-    `of` is the choice's name; `probability` that it is the cheapest that meets the constraint, `meets` that it meets it.
+    `of` is the choice's name, `probability` that it is the cheapest that meets the constraint, `meets` that it does.
     `by_option` has the options that are best in some draw, by name, and `nothing` where none meets the constraint.
     `left_out` names options whose figures have no interval to draw from, and why.
     """

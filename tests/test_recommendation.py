@@ -308,9 +308,9 @@ def test_why_tells_saving_recovery_rejected_and_runner_up() -> None:
         "Cheaper, but out: b at 200 queries per dollar – recovers 93.1 % (91.0 to 95.2), less than 99 %. "
         "c at 190 queries per dollar – recovery 99.4 % (97.9 to 100.9) is not settled against 99 %; "
         "about 1,230 more questions would. "
-        "The runner-up, the baseline, answers 100 queries per dollar (37.5 % fewer); the cost intervals do not overlap. "
-        "By these intervals it meets the constraint with a probability of 99.6 %, and it is the cheapest that does with "
-        "30.0 %; c is with 69.8 %."
+        "The runner-up, the baseline, answers 100 queries per dollar (37.5 % fewer); the cost intervals do not overlap."
+        " By these intervals it meets the constraint with a probability of 99.6 %, and it is the cheapest that does "
+        "with 30.0 %; c is with 69.8 %."
     )
     assert found.next_step == (
         "Put about 1,230 more questions to c (400 so far): if it is shown to recover 99 %, it replaces a and answers "

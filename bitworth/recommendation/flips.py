@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
+from typing import Any
 
 from bitworth.recommendation.candidates import Candidate, faster, repriced, violations
 from bitworth.recommendation.deciding import decide, ranked
@@ -21,6 +22,7 @@ from bitworth.types import Constraint, LatencyLimit
 RANGE = 10.0
 """Prices, speeds and traffic are followed up and down to this many times what they are."""
 _FAR = 1e12
+_FIELDS = ("max_latency_s", "max_first_token_s", "max_usd_per_1k_queries", "max_usd_per_month")
 _JUMPS = 400
 """Most changes of a number of deployments that are looked at, up and down."""
 
@@ -70,8 +72,9 @@ def flip(what: str, chooses: Chooses, now: float, far: float) -> Point | None:
 
 def with_limit(constraint: Constraint, name: str, most: float) -> Constraint:
     """The constraint with one limit, by its field's or its statistic's name (`first_token_p95`), at another value."""
-    if name in ("max_latency_s", "max_first_token_s", "max_usd_per_1k_queries", "max_usd_per_month"):
-        return replace(constraint, **{name: most})
+    if name in _FIELDS:
+        changed: dict[str, Any] = {name: most}
+        return replace(constraint, **changed)
     return replace(constraint, limits=tuple(_moved(limit, name, most) for limit in constraint.limits))
 
 
@@ -98,8 +101,7 @@ def _recovery(candidates: Sequence[Candidate], constraint: Constraint) -> Iterat
 
 
 def _limits(candidates: Sequence[Candidate], constraint: Constraint) -> Iterator[Point | None]:
-    names = ("max_latency_s", "max_first_token_s", "max_usd_per_1k_queries", "max_usd_per_month")
-    limits = [(name, getattr(constraint, name)) for name in names]
+    limits = [(name, getattr(constraint, name)) for name in _FIELDS]
     for name, now in [*limits, *((limit.name, limit.most_s) for limit in constraint.limits)]:
         if now is not None:
             chooses = partial(_with_limit, candidates, constraint, name)
