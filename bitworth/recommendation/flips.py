@@ -167,18 +167,25 @@ def _traffic(candidates: Sequence[Candidate], constraint: Constraint) -> Iterato
         return decide(candidates, replace(constraint, queries_per_second=rate))
 
     for up in (False, True):
-        stands, inside = _place(chooses(now)), now
-        for jump in islice(_jumps(candidates, now, up), _JUMPS):
-            # the number of deployments is constant up to the jump, and beyond it until the next
-            beyond = math.nextafter(jump, math.inf) if up else jump
-            for look in (jump, beyond) if up else (math.nextafter(jump, math.inf), jump):
-                if _place(chooses(look)) != stands:
-                    yield flip("queries_per_second", chooses, inside, look)
-                    break
-                inside = look
-            else:
-                continue
-            break
+        inside = now
+        for look in _looks(candidates, now, up):
+            if _place(chooses(look)) != _place(chooses(now)):
+                yield flip("queries_per_second", chooses, inside, look)
+                break
+            inside = look
+
+
+def _looks(candidates: Sequence[Candidate], now: float, up: bool) -> Iterator[float]:
+    """Where the choice may have changed: both sides of every jump, and the range's end where no jump is left out.
+
+    Between two jumps only dollars a query change, in one direction, so the ends tell.
+    """
+    jumps = list(islice(_jumps(candidates, now, up), _JUMPS))
+    for jump in jumps:
+        beyond = math.nextafter(jump, math.inf)
+        yield from (jump, beyond) if up else (beyond, jump)
+    if len(jumps) < _JUMPS:
+        yield now * RANGE if up else now / RANGE
 
 
 def _jumps(candidates: Sequence[Candidate], now: float, up: bool) -> Iterator[float]:
