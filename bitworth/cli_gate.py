@@ -46,15 +46,15 @@ def gate(
     from bitworth.assembly import assemble
     from bitworth.gating import UNJUDGED, Where, judge_release
 
-    asked: dict[str, Any] = {
-        "min_recovery_pct": min_recovery,
-        "confidence_pct": confidence,
-        "max_usd_per_1k_queries": max_usd_per_1k,
-        "max_latency_s": max_latency_s,
-        "max_first_token_s": max_first_token_s,
-        "limits": parse_limits(limit) if limit else None,
-    }
     try:
+        asked: dict[str, Any] = {
+            "min_recovery_pct": min_recovery,
+            "confidence_pct": confidence,
+            "max_usd_per_1k_queries": max_usd_per_1k,
+            "max_latency_s": max_latency_s,
+            "max_first_token_s": max_first_token_s,
+            "limits": parse_limits(limit) if limit else None,
+        }
         changed = {name: value for name, value in asked.items() if value is not None}
         result = assemble(results_folder(results, out), changed)
         where = Where(use_case=use_case, load=load, hardware=hardware)

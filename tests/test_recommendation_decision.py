@@ -97,7 +97,11 @@ def naive(candidates: Sequence[Candidate], constraint: Constraint) -> int | None
             continue
         if any(most is not None and (value or 0) > most * (1 + 1e-12) for value, most in limits):
             continue
-        if best is None or per_1k < best[0] * (1 - 1e-12) or (per_1k <= best[0] * (1 + 1e-12) and found.place < best[1]):
+        if (
+            best is None
+            or per_1k < best[0] * (1 - 1e-12)
+            or (per_1k <= best[0] * (1 + 1e-12) and found.place < best[1])
+        ):
             best = (per_1k, found.place)
     return None if best is None else best[1]
 

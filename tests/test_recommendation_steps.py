@@ -62,9 +62,7 @@ def test_the_spread_settles_what_it_says() -> None:
 
     first = {"noisy": answers(300, 0.16), "calm": answers(300, 0.01)}
     found = mean_recovery(first, min_recovery_pct=95)
-    rows = [
-        _row(name, {name: scores}, 95) for name, scores in [*first.items()]
-    ]
+    rows = [_row(name, {name: scores}, 95) for name, scores in [*first.items()]]
     whole = replace(_row("average", first, 95))
     assert whole.verdict == "undecided"
     (told,) = recommend([timed("baseline", 1.0), timed("w4", 2.0)], [*rows, whole], Constraint(min_recovery_pct=95))
