@@ -215,7 +215,7 @@ def answers_of(results: Results) -> Answers:
 
 
 def _light(record: dict[str, Any] | None) -> dict[str, Any] | None:
-    """The record with its answers as values: a third of the memory that their JSON takes, and nothing to sweep later."""
+    """The record with its answers as values, which take a third of the memory that their JSON takes."""
     if record is not None and "answers" in record["result"]:
         record["result"]["answers"] = revive(list[Answer], record["result"]["answers"])
     return record

@@ -23,6 +23,7 @@ from bitworth.statistics import Z95, holm, mean_recovery
 from bitworth.study import Study, parse_study
 from bitworth.types import AVERAGE, Answer, Cell, QueryCost
 
+_LEVEL = 0.05
 Change = Literal["better", "worse", "no change shown"]
 
 
@@ -212,7 +213,7 @@ def _scores(before: Side, after: Side, pairs: Sequence[tuple[str, str]]) -> tupl
             columns[task] = found
         found_rows = [_change(task, one, other, {task: column}) for task, column in columns.items()]
         adjusted = holm([row.p_value for row in found_rows])
-        rows += [replace(row, p_holm=p) for row, p in zip(found_rows, adjusted, strict=True)]
+        rows += [_adjusted(row, p) for row, p in zip(found_rows, adjusted, strict=True)]
         if len(columns) > 1:
             rows.append(_change(AVERAGE, one, other, columns))
         alone = sorted({task for (format, task) in (*older, *newer) if format in (one, other)} - {*shared})
@@ -272,6 +273,11 @@ def _change(task: str, one: str, other: str, columns: Mapping[str, _Columns]) ->
         p_holm=None,
         change=_judged(bounds, 100),
     )
+
+
+def _adjusted(row: ScoreChange, p_holm: float) -> ScoreChange:
+    """With the p-value that many tasks leave of it, which its change has to survive."""
+    return replace(row, p_holm=p_holm, change=row.change if p_holm <= _LEVEL else "no change shown")
 
 
 def independent_ratio(columns: Sequence[_Columns], before: float, after: float) -> tuple[tuple[float, float], float]:

@@ -1,4 +1,4 @@
-"""The doctor: every check says what it found, and what is missing has a command; the machine is faked where it matters."""
+"""The doctor: each check says what it found and how to mend it; the machine is faked where it matters."""
 
 from __future__ import annotations
 

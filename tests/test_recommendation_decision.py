@@ -437,4 +437,4 @@ def test_across_loads_a_load_is_a_way_to_run_it() -> None:
     (quick,) = recommend(rows, known, Constraint(max_latency_s=2.0), across_loads=True)
     assert quick.choice is not None
     assert (quick.choice.format, quick.choice.cost.load) == ("b", "synchronous")
-    assert CASE == quick.use_case
+    assert quick.use_case == CASE

@@ -139,3 +139,17 @@ def test_durations() -> None:
         "about 67 minutes",
         "about 2.5 hours",
     ]
+
+
+def test_the_contender_that_is_most_worth_asking_comes_first() -> None:
+    """The cheapest one is hopeless and would take long to settle; the next is likely and nearly settled."""
+    rows = [timed("sure", 1.0), timed("hopeless", 3.0), timed("likely", 2.0)]
+    known = [
+        recovery("sure", 100, 99.5, 100.5),
+        recovery("hopeless", 97.9, 96.7, 99.1, needed=900),
+        recovery("likely", 99.4, 98.9, 99.9, needed=300),
+    ]
+    (found,) = recommend(rows, known, Constraint())
+    assert found.contender is not None
+    assert found.contender.format == "hopeless"
+    assert [step.format for step in found.steps] == ["likely", "hopeless"]

@@ -19,13 +19,13 @@ from dataclasses import dataclass, field
 
 from bitworth.errors import BitworthError
 from bitworth.recommendation.candidates import Candidate, deployments, ordered, rate_of, verdict_on
-from bitworth.recommendation.deciding import contender_to, decide, frontier, ranked
+from bitworth.recommendation.deciding import contenders_to, decide, frontier, ranked
 from bitworth.recommendation.draws import chance_of
 from bitworth.recommendation.flips import flips_of
 from bitworth.recommendation.mixes import mix_costs
 from bitworth.recommendation.reasons import Scene, reasons_of
 from bitworth.recommendation.sentences import told_flips, why
-from bitworth.recommendation.steps import Effort, steps_of
+from bitworth.recommendation.steps import Effort, Rivals, steps_of
 from bitworth.types import AVERAGE, BASELINE, Constraint, Figure, Option, QueryCost, Recommendation, Recovery, UseCase
 
 __all__ = ["Effort", "mix_costs", "recommend"]
@@ -124,9 +124,10 @@ def _recommend(use_case: UseCase, costs: Sequence[QueryCost], study: _Study) -> 
     choice = decide(candidates, constraint)
     rest = [found for found in candidates if found is not choice]
     runner_up = None if choice is None else decide(rest, constraint)
-    contender = contender_to(candidates, choice, constraint)
+    contenders = contenders_to(candidates, choice, constraint)
     chance = chance_of(candidates, choice, constraint, scene.name, seed=study.seed)
-    steps = steps_of(choice, runner_up, contender, constraint, study.recoveries, study.effort, scene.name)
+    rivals = Rivals(choice=choice, runner_up=runner_up, contenders=contenders, chance=chance)
+    steps = steps_of(rivals, constraint, study.recoveries, study.effort, scene.name)
 
     def option(found: Candidate | None) -> Option | None:
         return None if found is None else options[found.place]
@@ -136,7 +137,7 @@ def _recommend(use_case: UseCase, costs: Sequence[QueryCost], study: _Study) -> 
         load=" or ".join(dict.fromkeys(cost.load for cost in costs)),
         choice=option(choice),
         runner_up=option(runner_up),
-        contender=option(contender),
+        contender=option(contenders[0] if contenders else None),
         options=tuple(options.values()),
         why=why(scene, choice, runner_up, chance),
         next_step=steps[0].says if steps else None,

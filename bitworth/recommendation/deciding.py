@@ -25,16 +25,16 @@ def decide(candidates: Sequence[Candidate], constraint: Constraint) -> Candidate
     return None
 
 
-def contender_to(candidates: Sequence[Candidate], choice: Candidate | None, constraint: Constraint) -> Candidate | None:
-    """The cheapest one that would beat the choice and falls out only because its recovery is not settled."""
+def contenders_to(candidates: Sequence[Candidate], choice: Candidate | None, constraint: Constraint) -> list[Candidate]:
+    """Those that would beat the choice and fall out only because their recovery is not settled, cheapest first."""
     least = 0.0 if choice is None else rate_of(choice.cost, constraint)
-    for found in ranked(candidates, constraint):
-        if rate_of(found.cost, constraint) <= least:
-            return None
-        broken = violations(found, constraint)
-        if [row.kind for row in broken] == ["accuracy"] and verdict_on(found, constraint) == "undecided":
-            return found
-    return None
+    cheaper = [found for found in ranked(candidates, constraint) if rate_of(found.cost, constraint) > least]
+    return [found for found in cheaper if _only_unsettled(found, constraint)]
+
+
+def _only_unsettled(candidate: Candidate, constraint: Constraint) -> bool:
+    broken = [row.kind for row in violations(candidate, constraint)]
+    return broken == ["accuracy"] and verdict_on(candidate, constraint) == "undecided"
 
 
 def frontier(candidates: Sequence[Candidate], constraint: Constraint) -> list[Candidate]:

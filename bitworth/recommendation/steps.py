@@ -9,11 +9,12 @@ from dataclasses import dataclass, field
 from bitworth.percentiles import requests_for
 from bitworth.recommendation.candidates import Candidate, bounds_of, rate_of
 from bitworth.report.figures import limit, number, overlap
-from bitworth.types import AVERAGE, Constraint, Figure, Recovery, Step
+from bitworth.types import AVERAGE, Chance, Constraint, Figure, Recovery, Step
 
 Names = Callable[[Candidate], str]
 
 _MOST = 10**9
+_MOST_CONTENDERS = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,23 +40,38 @@ class Task:
     seconds: float = 1.0
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rivals:
+    """What the decision is between, and how likely each is the best."""
+
+    choice: Candidate | None
+    runner_up: Candidate | None
+    contenders: Sequence[Candidate]
+    chance: Chance | None
+
+
 def steps_of(
-    choice: Candidate | None,
-    runner_up: Candidate | None,
-    contender: Candidate | None,
-    constraint: Constraint,
-    recoveries: Sequence[Recovery],
-    effort: Effort,
-    name: Names,
+    rivals: Rivals, constraint: Constraint, recoveries: Sequence[Recovery], effort: Effort, name: Names
 ) -> tuple[Step, ...]:
-    """Every measurement that could overturn or settle the choice, accuracy first."""
-    found: list[Step] = []
-    if contender is not None:
-        found.append(_settle_recovery(contender, choice, constraint, recoveries, effort, name))
+    """Every measurement that could overturn or settle the choice, accuracy first.
+
+    Of several contenders those come first whose settling is expected to gain most for the questions it takes: the
+    chance that it is the best option, times what it saves over the choice, over the questions. No more than three.
+    """
+    choice, shares = rivals.choice, rivals.chance.by_option if rivals.chance else {}
+
+    def worth(found: tuple[Candidate, Step]) -> float:
+        contender, step = found
+        gain = rate_of(contender.cost, constraint) / rate_of(choice.cost, constraint) - 1 if choice else 1.0
+        asked = sum(step.count.values())
+        return -gain * shares.get(name(contender), 0.0) / asked if asked else 0.0
+
+    asked = [(row, _settle_recovery(row, choice, constraint, recoveries, effort, name)) for row in rivals.contenders]
+    found = [step for _, step in sorted(asked, key=worth)][:_MOST_CONTENDERS]
     if choice is not None and choice.recovery is not None and choice.recovery.origin == "predicted":
-        found.append(_measure_accuracy(choice, effort, name))
+        found.append(_measure_accuracy(choice, name))
     if choice is not None:
-        found += _requests(choice, runner_up, constraint, name)
+        found += _requests(choice, rivals.runner_up, constraint, name)
     return tuple(found)
 
 
@@ -136,7 +152,7 @@ def _settle_recovery(
 ) -> Step:
     row = contender.row
     if row is None:
-        return _measure_accuracy(contender, effort, name, _then(contender, choice, constraint, name))
+        return _measure_accuracy(contender, name, _then(contender, choice, constraint, name))
     count = questions_to_ask(row, recoveries, constraint, effort) or {}
     count = {task: more for task, more in count.items() if more}
     foreseen = row.questions_needed if row.min_recovery_pct == constraint.min_recovery_pct else None
@@ -178,7 +194,7 @@ def _then(contender: Candidate, choice: Candidate | None, constraint: Constraint
     return f"{shown} replaces {name(choice)} and answers {number(ratio)} times as many queries per dollar."
 
 
-def _measure_accuracy(candidate: Candidate, effort: Effort, name: Names, then: str = "") -> Step:
+def _measure_accuracy(candidate: Candidate, name: Names, then: str = "") -> Step:
     then = then or "it is the choice by a prediction."
     return Step(
         kind="accuracy",
