@@ -26,7 +26,9 @@ def gate(
     out: Annotated[Path | None, typer.Option("--out", help="The results folder of a study file.")] = None,
     format: Annotated[str | None, typer.Option(help="Whose release it is (the only quantized format).")] = None,
     min_recovery: Annotated[float | None, typer.Option(help="Least recovery in percent (the study's).", min=0)] = None,
-    confidence: Annotated[float | None, typer.Option(help="Confidence of recovery in percent (95).", min=1)] = None,
+    confidence: Annotated[
+        float | None, typer.Option(help="Confidence of recovery in percent (95).", min=1, max=99.99)
+    ] = None,
     task: Annotated[list[str] | None, typer.Option("--task", help="A task that must hold it on its own.")] = None,
     max_usd_per_1k: Annotated[float | None, typer.Option(help="Most dollars a thousand queries.", min=0)] = None,
     max_latency_s: Annotated[float | None, typer.Option(help="Most seconds a request, on average.", min=0)] = None,

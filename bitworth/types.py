@@ -452,7 +452,8 @@ class Option:
 class Flip:
     """Where the choice changes when one thing alone does: `now` is its value, `at` the last one at which it stands.
 
-    `what` is a field of the constraint, `usd_per_hour of NAME`, or `speed of NAME` (a factor). Beyond `at`, in the
+    `what` is a field of the constraint, a statistic of its limits (`first_token_p95`), `usd_per_hour of NAME` (each
+    device of that name) or `speed of NAME` (a factor). Beyond `at`, in the
     direction of `at` from `now`, the choice is `to`, or nothing.
     """
 

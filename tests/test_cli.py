@@ -282,6 +282,12 @@ def test_run_plan_status_recommend_report(call: Run, study_file: Path, tmp_path:
     assert json.loads(stdout)["counts"] == {"done": 19, "failed": 0, "to do": 0}
     code, stdout, _ = call("recommend", out, "--min-recovery", "99.9", "--json")
     assert (code, json.loads(stdout)["constraint"]["min_recovery_pct"]) == (0, 99.9)
+    asked = ("--queries-per-second", "2", "--available", "local=400", "--limit", "p95:latency=9", "--confidence", "90")
+    code, stdout, _ = call("recommend", out, *asked, "--json")
+    constraint = json.loads(stdout)["constraint"]
+    assert (code, constraint["queries_per_second"], constraint["available"]) == (0, 2.0, {"local": 400})
+    assert constraint["limits"] == [{"of": "latency", "at": "p95", "most_s": 9.0}]
+    refused(call("recommend", out, "--limit", "latency=9"), "STATISTIC:QUANTITY=SECONDS")
     (out / "report.html").unlink()
     code, stdout, _ = call("report", out)
     assert code == 0

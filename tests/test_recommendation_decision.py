@@ -246,7 +246,7 @@ def test_flip_points_are_those_that_one_computes_by_hand() -> None:
     }
     assert found.flips[0].says == "With a least recovery above 99.25 %, the choice is slow on A100."
     assert flips["usd_per_hour of H100", True].says == (
-        "With H100 above USD 3.580 an hour (now 3.29), the choice is slow on A100."
+        "With H100 above USD 3.580 an hour each (now 3.29), the choice is slow on A100."
     )
     assert flips["speed of fast on H100", False].says == (
         "With fast on H100 more than 8.1 % slower, the choice is slow on A100."

@@ -417,7 +417,7 @@ def test_flips_chances_steps_and_deployments_are_shown(result: StudyResult, tmp_
             assert row.flips[0].says in text
             assert all(step.says in text for step in row.steps)
         assert probability(row.chance.probability) in page
-    assert "25 % multi_turn_chat + 75 % rag" in markdown
+    assert "25 % multi turn chat + 75 % rag, synchronous" in markdown
 
 
 # --- parts that are absent, and many -------------------------------------------------------------------------------

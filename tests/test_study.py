@@ -207,7 +207,10 @@ def test_limits_traffic_and_devices_of_a_study() -> None:
     for changed, said in (
         ({"traffic": {"chat": 1}}, "traffic names use case `chat`"),
         ({"constraints": {"limits": [{"of": "first_token", "at": "p97", "most_s": 1}]}}, "constraints.limits.0.at"),
-        ({"constraints": {"limits": [{"of": "latency", "at": "p95", "most": 1}]}}, "did you mean 'most_s'?"),
+        (
+            {"constraints": {"limits": [{"of": "latency", "at": "p95", "most_s": 1, "most": 1}]}},
+            "did you mean 'most_s'?",
+        ),
     ):
         with pytest.raises(BitworthError, match=re.escape(said)):
             parse_study({**raw, **changed})

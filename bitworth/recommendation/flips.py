@@ -116,15 +116,15 @@ def _with_limit(candidates: Sequence[Candidate], constraint: Constraint, name: s
 def _prices(
     candidates: Sequence[Candidate], constraint: Constraint, choice: Candidate | None
 ) -> Iterator[Point | None]:
-    """Of every kind of device: up for the choice's own, down for the others (both where nothing is feasible: down)."""
+    """Of every kind of device, for each of it an hour: up for the choice's own, down for the others."""
     seen: set[str] = set()
     for first in ranked(candidates, constraint):
-        name, now = first.cost.hardware, first.cost.usd_per_hour
+        name, now = first.cost.hardware, first.cost.usd_per_hour / first.cost.count
         if name in seen or first.cost.unsupported is not None or first.cost.queries_per_usd is None:
             continue
         mine = choice is not None and choice.cost.hardware == name
         if choice is not None and mine:
-            now = choice.cost.usd_per_hour
+            now = choice.cost.usd_per_hour / choice.cost.count
         elif any(broken.kind in ("latency", "accuracy", "devices") for broken in violations(first, constraint)):
             continue  # no price makes this one feasible; another on the same device may be
         seen.add(name)

@@ -157,14 +157,14 @@ def _nearness(point: Point) -> float:
 
 
 def _condition(point: Point, what: str, scene: Scene) -> str:
-    """`If H100 costs more than USD 4.12 an hour (now 3.29)`."""
+    """`With H100 above USD 4.12 an hour each (now 3.29)`."""
     beyond = "above" if point.up else "below"
     at = number(point.at, digits=4, apart_from=point.now)
     if what == "min_recovery_pct":
         return f"With a least recovery {beyond} {percent(point.at, decimals=2, apart_from=point.now)}"
     if what.startswith("usd_per_hour of "):
         name = what.removeprefix("usd_per_hour of ")
-        return f"With {name} {beyond} USD {at} an hour (now {limit(point.now)})"
+        return f"With {name} {beyond} USD {at} an hour each (now {limit(point.now)})"
     if what.startswith("speed of "):
         name = what.removeprefix("speed of ")
         change = percent(100 * abs(point.at - 1))

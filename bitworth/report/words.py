@@ -44,6 +44,8 @@ def scenario_title(use_case: UseCase, load: str) -> str:
 
 def shape_words(use_case: UseCase) -> str:
     """The request's tokens and how they compare with the published shape; always says the scale."""
+    if " % " in use_case.name:  # a mix
+        return f"{use_case.prompt_tokens:,} prompt + {use_case.output_tokens:,} output tokens on average"
     scale = "as published" if use_case.scale == 1 else f"{use_case.scale:.4g} × the published shape"
     return f"{use_case.prompt_tokens:,} prompt + {use_case.output_tokens:,} output tokens, {scale}"
 
