@@ -25,6 +25,7 @@ from bitworth.hardware import machine
 from bitworth.ledger import Ledger
 from bitworth.study import parse_study
 from bitworth.types import BASELINE, Answer, Cell, EngineFacts, Load, Timing, UseCase
+from bitworth.workloads import use_case as shape_of
 
 FORMATS = ("w8a8-fp", "w8a8-int-gptq", "w8a8-int-rtn", "w4a16-int-gptq", "w4a16-int-rtn", "w4a16-int-awq",
            "nvfp4-rtn", "mxfp4-rtn", "w8a8-fp+kv-fp8")  # fmt: skip
@@ -65,7 +66,7 @@ def write_ledger(root: Path, wanted: int) -> int:
         for at, format in enumerate(formats):
             flips = random.random(questions) < 0.01 * at
             cells.append(_answered(task, format, np.where(flips, ~right, right)))
-    for use_case in study.use_case_values():
+    for use_case in (shape_of(entry.name) for entry in study.use_cases):
         for load in study.load_values():
             cells += [_timed(format, use_case, load, 1 + 0.1 * at, random) for at, format in enumerate(formats)]
     ledger = Ledger(root)

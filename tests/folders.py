@@ -10,6 +10,7 @@ from typing import Any
 from bitworth.ledger import Ledger
 from bitworth.study import Study, parse_study
 from bitworth.types import Answer, Cell, EngineFacts, Timing
+from bitworth.workloads import use_case as shape_of
 
 FACTS = EngineFacts(engine="fake", kernel="none", device="none", versions={"torch": "1"})
 Scores = Mapping[str, Mapping[str, Sequence[float]]]
@@ -61,7 +62,7 @@ def _answers(format: str, task: str, scores: Sequence[float], data: str) -> tupl
 
 
 def _timings(study: Study, format: str, seconds: Sequence[float]) -> tuple[Cell, dict[str, Any]]:
-    (use_case,), (load, *_) = study.use_case_values(), study.load_values()
+    use_case, (load, *_) = shape_of(study.use_cases[0].name), study.load_values()
     inputs = {
         "checkpoint": format,
         "use_case": asdict(use_case),

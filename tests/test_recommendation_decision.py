@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 from test_recommendation import CASE, OTHER, cost, recovery
 
 from bitworth.errors import BitworthError
-from bitworth.recommendation import mix_costs, recommend
+from bitworth.recommendation import mix_costs, predicted_cost, predicted_figure, recommend
 from bitworth.recommendation.candidates import Candidate, faster, ordered, repriced
 from bitworth.recommendation.deciding import decide, frontier
 from bitworth.recommendation.draws import chance_of
 from bitworth.recommendation.flips import RANGE, Point, flips_of, with_limit
-from bitworth.types import Constraint, Figure, LatencyLimit, QueryCost
+from bitworth.types import Constraint, Figure, Hardware, LatencyLimit, QueryCost
 
 P95 = LatencyLimit(of="first_token", at="p95", most_s=0.5)
 PRICES = {"A100": 1.79, "H100": 3.29, "local": 0.1}
@@ -390,6 +390,28 @@ def test_predicted_recoveries_are_used_where_nothing_was_measured_and_called_so(
     both = {**foretold, "b": Figure(value=90, low=89, high=91, origin="predicted")}
     (same,) = recommend(rows, measured, Constraint(), predicted=both)
     assert next(o for o in same.options if o.format == "b").recovery_pct == 99.8
+
+
+def test_predicted_costs_stand_beside_measured_ones() -> None:
+    z90, z95 = 1.6448536, 1.9599640
+    wide = predicted_figure(2.0, 2.0 * math.exp(-z90 * 0.1), 2.0 * math.exp(z90 * 0.1), confidence_pct=90)
+    assert (wide.low, wide.high) == pytest.approx((2.0 * math.exp(-z95 * 0.1), 2.0 * math.exp(z95 * 0.1)))
+    device = Hardware(name="H100", count=2, usd_per_hour=6.38, memory_gib=80)
+    seconds = {"latency_mean": predicted_figure(0.5, 0.4, 0.6)}
+    row = predicted_cost("a", CASE, "synchronous", device, wide, seconds)
+    assert row.queries_per_usd == pytest.approx(3600 * 2.0 / 6.38)
+    assert (row.source, row.latency_s, row.count) == ("predicted", 0.5, 2)
+    known = [recovery("a", 100, 99.5, 100.5), recovery("b", 100, 99.5, 100.5)]
+    (found,) = recommend([row, timed("b", 0.5)], known, Constraint(max_latency_s=2.5))
+    assert found.choice is not None
+    assert found.choice.format == "a"
+    assert found.chance is not None
+    assert found.chance.probability > 0.99
+    assert found.why.endswith("The cost of a on 2 × H100 is predicted, not measured.")
+    assert found.steps[0].says == "Time a on 2 × H100: its cost is predicted."
+    for wrong in ((1.0, 2.0, 3.0), (1.0, -1.0, 3.0), (4.0, 1.0, 3.0)):
+        with pytest.raises(BitworthError, match="A prediction needs"):
+            predicted_figure(*wrong)
 
 
 # --- mixes, loads -------------------------------------------------------------------------------------------------

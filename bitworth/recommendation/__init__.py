@@ -7,7 +7,8 @@ choice and whose recovery is merely not settled is the contender, and the recomm
 - `candidates`: options as numbers, and the limits that each breaks.
 - `deciding`: the choice and the frontier.       `flips`: what would change the choice.
 - `draws`: how likely it is right.               `steps`: what to measure next.
-- `mixes`: several use cases on one deployment.  `reasons`, `sentences`: all of it in words.
+- `mixes`: several use cases on one deployment.  `predictions`: figures that were not measured.
+- `reasons`, `sentences`: all of it in words.
 
 The rules, and how far they can be trusted, are in docs/recommendation.md.
 """
@@ -23,12 +24,13 @@ from bitworth.recommendation.deciding import contenders_to, decide, frontier, ra
 from bitworth.recommendation.draws import chance_of
 from bitworth.recommendation.flips import flips_of
 from bitworth.recommendation.mixes import mix_costs
+from bitworth.recommendation.predictions import predicted_cost, predicted_figure
 from bitworth.recommendation.reasons import Scene, reasons_of
 from bitworth.recommendation.sentences import told_flips, why
 from bitworth.recommendation.steps import Effort, Rivals, steps_of
 from bitworth.types import AVERAGE, BASELINE, Constraint, Figure, Option, QueryCost, Recommendation, Recovery, UseCase
 
-__all__ = ["Effort", "mix_costs", "recommend"]
+__all__ = ["Effort", "mix_costs", "predicted_cost", "predicted_figure", "recommend"]
 
 _NAN = float("nan")
 _WHOLE = Figure(value=100.0, low=100.0, high=100.0)
