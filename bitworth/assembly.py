@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import gc
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from bitworth.benchmarking import cost_of
 from bitworth.errors import WorkFailed
 from bitworth.evaluation import compare, compare_groups, unfit_because
-from bitworth.hardware import LOCAL
+from bitworth.hardware import LOCAL, is_this_machine
 from bitworth.ledger import Ledger, revive
-from bitworth.recommendation import recommend
+from bitworth.recommendation import Effort, mix_costs, recommend
 from bitworth.study import Study, parse_study
 from bitworth.types import (
     AVERAGE,
@@ -27,6 +30,7 @@ from bitworth.types import (
     Missing,
     QuantizeResult,
     QueryCost,
+    Recommendation,
     Recovery,
     StudyResult,
     Timing,
@@ -34,21 +38,29 @@ from bitworth.types import (
 )
 
 Results = Sequence[tuple[Cell, Mapping[str, Any] | None]]
+Answers = dict[str, dict[str, list[Answer]]]
+"""Format to task to answers."""
 
 
-def assemble(root: Path, changed: Mapping[str, float] | None = None) -> StudyResult:
+def assemble(root: Path, changed: Mapping[str, Any] | None = None) -> StudyResult:
     """What the results under `root` say; `changed` replaces fields of the study's constraint.
 
     Raises:
         BitworthError: the folder holds no study.
     """
-    ledger = Ledger(root)
+    with _unswept():
+        return _assemble(Ledger(root), root, changed)
+
+
+def _assemble(ledger: Ledger, root: Path, changed: Mapping[str, Any] | None) -> StudyResult:
     study = parse_study(ledger.read_study(), where=f"{root}/study.json")
-    cells = ledger.read_plan()
-    results = [(cell, ledger.get(cell)) for cell in cells]
+    records = [(cell, _light(ledger.record(cell))) for cell in ledger.read_plan()]
+    results = [(cell, None if record is None else record["result"]) for cell, record in records]
     least = replace(study.constraint(), **(changed or {}))
-    recoveries, unfit = recoveries_of(results, least.min_recovery_pct)
+    answers = answers_of(results)
+    recoveries, unfit = recoveries_of(answers, least.min_recovery_pct)
     costs = costs_of(results, study.hardware_values())
+    decide = partial(recommend, recoveries=recoveries, constraint=least, effort=effort_of(records, study))
     return StudyResult(
         name=study.name,
         model=study.model,
@@ -58,24 +70,60 @@ def assemble(root: Path, changed: Mapping[str, float] | None = None) -> StudyRes
         recoveries=recoveries,
         divergences={c.format: revive(Divergence, r["divergence"]) for c, r in _done(results, "diverge")},
         costs=costs,
-        recommendations=recommend(costs, recoveries, least, baseline=BASELINE),
+        recommendations=decide(costs),
         missing=(*missing_of(ledger, results), *unfit),
         evaluated_with={c.format: revive(EngineFacts, r["facts"]) for c, r in _done(results, "evaluate")},
         hardware=tuple(study.hardware_values()),
         machine=next((dict(r["machine"]) for c, r in reversed(results) if r is not None), {}),
         settings=settings_of(study),
-        finished=ledger.finished(cells),
-        groups=groups_of(results, least.min_recovery_pct),
+        finished=max((str(record["finished"]) for _, record in records if record is not None), default=None),
+        groups=groups_of(answers, least.min_recovery_pct),
+        deployments=deployments_of(costs, study, decide),
     )
 
 
-def recoveries_of(results: Results, least_pct: float) -> tuple[tuple[Recovery, ...], list[Missing]]:
+@contextmanager
+def _unswept() -> Iterator[None]:
+    """No garbage collection: of half a million answers none is garbage, and sweeping them takes a third of the time."""
+    swept = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if swept:
+            gc.enable()
+
+
+def deployments_of(
+    costs: Sequence[QueryCost], study: Study, decide: Callable[..., tuple[Recommendation, ...]]
+) -> tuple[Recommendation, ...]:
+    """The choice across loads where there are several, and for the study's mix of use cases where it gives one."""
+    found: tuple[Recommendation, ...] = ()
+    if study.traffic:
+        found = decide(mix_costs(costs, study.traffic), across_loads=True)
+    if len({cost.load for cost in costs}) > 1:
+        found = (*found, *decide(costs, across_loads=True))
+    return found
+
+
+def effort_of(records: Sequence[tuple[Cell, Mapping[str, Any] | None]], study: Study) -> Effort:
+    """What a further question took on the machine that asked, to the format and to the baseline."""
+    taken: dict[tuple[str, str], float] = {}
+    for cell, record in records:
+        if cell.kind == "evaluate" and record is not None and record["result"]["answers"]:
+            questions = len(record["result"]["answers"])
+            taken[cell.format, cell.inputs["task"]["name"]] = float(record.get("seconds", 0.0)) / questions
+    both = {(format, task): own + taken.get((BASELINE, task), 0.0) for (format, task), own in taken.items() if own}
+    here = next((row for row in study.hardware_values() if is_this_machine(row)), None)
+    return Effort(seconds_per_question=both, usd_per_hour=here.usd_per_hour if here else None)
+
+
+def recoveries_of(answers: Answers, least_pct: float) -> tuple[tuple[Recovery, ...], list[Missing]]:
     """Recoveries of every format against the baseline, and the tasks that allow none.
 
     A format that lacks a task the baseline has gets no `average`: it would be over other tasks than the rest.
     """
-    answers = _answers(results)
-    baseline = answers.pop(BASELINE, {})
+    baseline, answers = _apart(answers)
     causes = {task: unfit_because(rows) for task, rows in baseline.items()}
     unfit = [Missing(title=f"recovery on {task}", cause=cause) for task, cause in causes.items() if cause is not None]
     usable = {task: rows for task, rows in baseline.items() if causes[task] is None}
@@ -90,10 +138,9 @@ def recoveries_of(results: Results, least_pct: float) -> tuple[tuple[Recovery, .
     return tuple(found), unfit
 
 
-def groups_of(results: Results, least_pct: float) -> tuple[Recovery, ...]:
+def groups_of(answers: Answers, least_pct: float) -> tuple[Recovery, ...]:
     """Recoveries of every subject or language of the tasks that tell them apart, by format, then in order of names."""
-    answers = _answers(results)
-    baseline = answers.pop(BASELINE, {})
+    baseline, answers = _apart(answers)
     found: list[Recovery] = []
     for format, tasks in answers.items():
         common = [task for task in baseline if task in tasks]
@@ -158,13 +205,25 @@ def _timed_on(row: Hardware, facts: EngineFacts) -> bool:
     return row.name == LOCAL or row.name.lower() in facts.device.lower()
 
 
-def _answers(results: Results) -> dict[str, dict[str, list[Answer]]]:
-    """Format to task to answers."""
-    answers: dict[str, dict[str, list[Answer]]] = {}
+def answers_of(results: Results) -> Answers:
+    """What every format answered to every task."""
+    answers: Answers = {}
     for cell, result in _done(results, "evaluate"):
-        rows = [revive(Answer, row) for row in result["answers"]]
+        rows = revive(list[Answer], result["answers"])
         answers.setdefault(cell.format, {})[cell.inputs["task"]["name"]] = rows
     return answers
+
+
+def _light(record: dict[str, Any] | None) -> dict[str, Any] | None:
+    """The record with its answers as values, which take a third of the memory that their JSON takes."""
+    if record is not None and "answers" in record["result"]:
+        record["result"]["answers"] = revive(list[Answer], record["result"]["answers"])
+    return record
+
+
+def _apart(answers: Answers) -> tuple[dict[str, list[Answer]], Answers]:
+    """The baseline's, and the others'."""
+    return answers.get(BASELINE, {}), {format: tasks for format, tasks in answers.items() if format != BASELINE}
 
 
 def _done(results: Results, kind: str) -> list[tuple[Cell, Mapping[str, Any]]]:

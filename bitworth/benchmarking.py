@@ -21,6 +21,7 @@ from bitworth.errors import BitworthError, Unsupported
 from bitworth.hardware import is_this_machine
 from bitworth.loads import run_load
 from bitworth.metrics import succeeded
+from bitworth.percentiles import latency_figures
 from bitworth.prompts import ANY_VOCABULARY, ordinary_tokens, prompts_of, unseen_seed
 from bitworth.statistics import mean_interval
 from bitworth.traces import Workload
@@ -189,6 +190,7 @@ def cost_of(
         ci95_queries_per_usd=(per_usd * slowest, per_usd * fastest),
         requests=len(timings),
         facts=measurement.facts,
+        figures=latency_figures(timings, seed=seed),
     )
 
 

@@ -17,6 +17,9 @@ from rich.text import Text
 import bitworth
 from bitworth.cli_benchmark import benchmark
 from bitworth.cli_code import sampled, written_figures
+from bitworth.cli_diff import diff
+from bitworth.cli_doctor import doctor
+from bitworth.cli_gate import gate, parse_available, parse_limits
 from bitworth.cli_import import import_report
 from bitworth.cli_paper import paper
 from bitworth.cli_predict import predict
@@ -122,6 +125,9 @@ def status(results: Results, json: Json = False) -> None:
 app.command()(quantize)
 app.command()(paper)
 app.command()(tasks)
+app.command()(gate)
+app.command()(diff)
+app.command()(doctor)
 
 
 @app.command()
@@ -238,6 +244,17 @@ def recommend(
     max_latency: Annotated[float | None, typer.Option(help="Most seconds a request.", min=0)] = None,
     max_first_token: Annotated[float | None, typer.Option(help="Most seconds to the first token.", min=0)] = None,
     max_usd_per_1k: Annotated[float | None, typer.Option(help="Most dollars a thousand queries.", min=0)] = None,
+    limit: Annotated[
+        list[str] | None, typer.Option("--limit", help="Most seconds of a statistic, such as p95:first_token=0.5.")
+    ] = None,
+    confidence: Annotated[
+        float | None, typer.Option(help="Confidence in percent that recovery is to be shown with.", min=1, max=99.99)
+    ] = None,
+    max_usd_per_month: Annotated[float | None, typer.Option(help="Most dollars a month.", min=0)] = None,
+    queries_per_second: Annotated[float | None, typer.Option(help="The traffic to be served.", min=0)] = None,
+    available: Annotated[
+        list[str] | None, typer.Option("--available", help="Most devices to be had, such as H100=4.")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Say what to deploy, from a results folder alone; options replace the study's own constraints."""
@@ -245,11 +262,16 @@ def recommend(
     from bitworth.report import result_as_json
     from bitworth.report.terminal import terminal_summary
 
-    asked = {
+    asked: dict[str, Any] = {
         "min_recovery_pct": min_recovery,
         "max_latency_s": max_latency,
         "max_first_token_s": max_first_token,
         "max_usd_per_1k_queries": max_usd_per_1k,
+        "limits": parse_limits(limit) if limit else None,
+        "confidence_pct": confidence,
+        "max_usd_per_month": max_usd_per_month,
+        "queries_per_second": queries_per_second or None,
+        "available": parse_available(available) if available else None,
     }
     result = assemble(results, {name: value for name, value in asked.items() if value is not None})
     Terminal(as_json=json).answer(result_as_json(result), lambda: terminal_summary(result))

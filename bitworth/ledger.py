@@ -105,6 +105,17 @@ class Ledger:
         """The cell's result, or None when it is not finished or its file does not match its checksum."""
         return _read(self.path(cell))
 
+    def record(self, cell: Cell) -> dict[str, Any] | None:
+        """The cell's `result`, when it was `finished` and the `seconds` it took; None as for `get`."""
+        return _record(self.path(cell))
+
+    def all(self) -> Iterator[tuple[Cell, dict[str, Any]]]:
+        """Every finished cell that lies here, with its result, whatever study or verb made it."""
+        for path in sorted(self.root.glob("cells/*/*.json")):
+            record = _record(path)
+            if record is not None:
+                yield revive(Cell, record["cell"]), record["result"]
+
     def put(self, cell: Cell, result: Mapping[str, Any], *, seconds: float = 0.0) -> None:
         """Keep a finished cell's result, what it took and when, and forget its earlier failure."""
         record = {
@@ -130,11 +141,6 @@ class Ledger:
     def damaged(self) -> list[Path]:
         """Result files that do not match their checksum; their cells will be run again."""
         return [path for path in sorted(self.root.glob("cells/*/*.json")) if _read(path) is None]
-
-    def finished(self, cells: Iterable[Cell]) -> str | None:
-        """ISO time at which the newest of the finished cells was finished."""
-        records = [record for cell in cells if (record := _record(self.path(cell))) is not None]
-        return max((str(record["finished"]) for record in records), default=None)
 
     def write_study(self, study: Mapping[str, Any], cells: Iterable[Cell]) -> None:
         """Keep the study and its plan beside its results, so that later verbs need the folder alone."""

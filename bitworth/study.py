@@ -35,12 +35,15 @@ from bitworth.types import (
     Constraint,
     Gptq,
     Hardware,
+    LatencyLimit,
     Limits,
     Load,
     Ordering,
+    Quantity,
     Recipe,
     Rtn,
     Rule,
+    Statistic,
     StreamKind,
     TaskSpec,
 )
@@ -272,13 +275,26 @@ class HardwareEntry(_Part):
         return Hardware(name=self.name, count=devices, **given)
 
 
+class LatencyEntry(_Part):
+    """Most seconds of a statistic: `{of: first_token, at: p95, most_s: 0.5}`."""
+
+    of: Quantity
+    at: Statistic
+    most_s: float = Field(gt=0)
+
+
 class ConstraintEntry(_Part):
     """What a deployment must meet."""
 
     min_recovery_pct: float = Field(99.0, gt=0)
+    confidence_pct: float = Field(95.0, gt=0, lt=100)
     max_latency_s: float | None = Field(None, gt=0)
     max_first_token_s: float | None = Field(None, gt=0)
+    limits: list[LatencyEntry] = []
     max_usd_per_1k_queries: float | None = Field(None, gt=0)
+    max_usd_per_month: float | None = Field(None, gt=0)
+    queries_per_second: float | None = Field(None, gt=0)
+    available: dict[str, Annotated[int, Field(ge=0)]] = {}
 
 
 class Study(_Part):
@@ -300,6 +316,7 @@ class Study(_Part):
     requests: int = Field(8, gt=0)
     unsafe_code_execution: bool = False
     constraints: ConstraintEntry = ConstraintEntry()
+    traffic: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = {}
 
     @model_validator(mode="after")
     def _consistent(self) -> Study:
@@ -313,6 +330,9 @@ class Study(_Part):
                 raise ValueError(f"{what} `{twice[0]}` is listed twice; give each its own name")
         if BASELINE not in [f.name for f in self.formats]:
             raise ValueError(f"formats must include `{BASELINE}`: every recovery and saving is against it")
+        odd = next((name for name in self.traffic if name not in [u.name for u in self.use_cases]), None)
+        if odd is not None:
+            raise ValueError(f"traffic names use case `{odd}`, which is not among the study's use_cases")
         return self
 
     def recipes(self) -> dict[str, Recipe | None]:
@@ -347,7 +367,8 @@ class Study(_Part):
 
     def constraint(self) -> Constraint:
         """The constraint as a value."""
-        return Constraint(**self.constraints.model_dump())
+        limits = tuple(LatencyLimit(**entry.model_dump()) for entry in self.constraints.limits)
+        return Constraint(**{**self.constraints.model_dump(), "limits": limits})
 
 
 def load_study(path: Path) -> Study:
@@ -418,4 +439,6 @@ def _keys_at(loc: tuple[int | str, ...]) -> list[str]:
     part = parts.get(str(loc[0]), Study) if loc else Study
     if "sources" in loc:
         part = SourceEntry
+    if "limits" in loc:
+        part = LatencyEntry
     return list(part.model_fields)

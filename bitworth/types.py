@@ -22,6 +22,8 @@ ScaleKind = Literal["float", "e4m3", "e8m0"]
 Ordering = Literal["none", "weight", "group"]
 Verdict = Literal["holds", "loses", "undecided"]
 Source = Literal["measured", "predicted"]
+Quantity = Literal["latency", "first_token", "inter_token"]
+Statistic = Literal["mean", "p50", "p90", "p95", "p99"]
 CellKind = Literal["quantize", "evaluate", "diverge", "benchmark"]
 StreamKind = Literal["own", "shared"]
 Rule = Literal["auto", "always", "never"]
@@ -195,6 +197,16 @@ class Checkpoint:
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Figure:
+    """A figure, its 95 % interval, and whether it was measured or predicted; an unknown bound is infinite."""
+
+    value: float
+    low: float
+    high: float
+    origin: Source = "measured"
+
+
 # --- accuracy -----------------------------------------------------------------------------------------------------
 
 
@@ -290,7 +302,8 @@ class Recovery:
     """100 x quantized / baseline over the same questions, its 95 % interval, and whether it reaches the least allowed.
 
     `task` is a task's name, or `average` for the plain mean over tasks (paper, section 4). `p_value` is two-sided, of
-    "recovery equals the least allowed"; `p_holm` is the same adjusted for the other rows it was reported with.
+    "recovery equals the least allowed"; `p_holm` is the same adjusted for the other rows it was reported with. A
+    predicted recovery has no questions behind it.
     """
 
     task: str
@@ -305,6 +318,7 @@ class Recovery:
     questions_needed: int | None = None
     p_value: float | None = None
     p_holm: float | None = None
+    source: Source = "measured"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -476,7 +490,8 @@ class Measurement:
 class QueryCost:
     """One format under one use case and load on one hardware row; `unsupported` says why there is no figure.
 
-    Latencies are means (seconds) unless named otherwise; the interval is 95 %.
+    Latencies are means (seconds) unless named otherwise; the interval is 95 %. `figures` holds seconds with their
+    intervals by name, such as `latency_mean`, `first_token_p95`, `inter_token_p99` (`quantity_statistic`).
     """
 
     format: str
@@ -495,24 +510,63 @@ class QueryCost:
     source: Source = "measured"
     facts: EngineFacts | None = None
     unsupported: str | None = None
+    figures: Mapping[str, Figure] = field(default_factory=dict)
 
 
 # --- the decision -------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LatencyLimit:
+    """Most seconds that a statistic of a quantity may take, such as the 95th percentile of the first token."""
+
+    of: Quantity
+    at: Statistic
+    most_s: float
+
+    @property
+    def name(self) -> str:
+        """As `QueryCost.figures` names it: `first_token_p95`."""
+        return f"{self.of}_{self.at}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Constraint:
-    """What a deployment must meet; None means no limit."""
+    """What a deployment must meet; None means no limit.
+
+    `max_latency_s` and `max_first_token_s` are of means; `limits` takes any statistic. `confidence_pct` is that of the
+    two-sided interval of recovery whose lower end must reach the least. With `queries_per_second`, the traffic to be
+    served, costs are those of as many whole deployments as it takes, and the budget of a month is theirs; without it,
+    they are those of a deployment that is never idle. `available` is the most devices that can be had, by name.
+    """
 
     min_recovery_pct: float = 99.0
     max_latency_s: float | None = None
     max_first_token_s: float | None = None
     max_usd_per_1k_queries: float | None = None
+    confidence_pct: float = 95.0
+    limits: tuple[LatencyLimit, ...] = ()
+    max_usd_per_month: float | None = None
+    queries_per_second: float | None = None
+    available: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def latency_limits(self) -> tuple[LatencyLimit, ...]:
+        """All limits of seconds, those of means first."""
+        means: tuple[tuple[Quantity, float | None], ...] = (
+            ("latency", self.max_latency_s),
+            ("first_token", self.max_first_token_s),
+        )
+        found = (LatencyLimit(of=of, at="mean", most_s=most) for of, most in means if most is not None)
+        return (*found, *self.limits)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Option:
-    """One deployable way (format on hardware) in one scenario, and the reasons why it falls out, if it does."""
+    """One deployable way (format on hardware) in one scenario, and the reasons why it falls out, if it does.
+
+    `usd_per_1k_queries` is what it costs under the constraint's traffic, with `deployments` of it side by side.
+    """
 
     format: str
     hardware: str
@@ -521,6 +575,61 @@ class Option:
     recovery_verdict: Verdict
     cost: QueryCost
     rejected: tuple[str, ...] = ()
+    recovery_source: Source = "measured"
+    usd_per_1k_queries: float | None = None
+    deployments: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Flip:
+    """Where the choice changes when one thing alone does: `now` is its value, `at` the last one at which it stands.
+
+    `what` is a field of the constraint, a statistic of its limits (`first_token_p95`), `usd_per_hour of NAME` (each
+    device of that name) or `speed of NAME` (a factor). Beyond `at`, in the
+    direction of `at` from `now`, the choice is `to`, or nothing.
+    """
+
+    what: str
+    now: float
+    at: float
+    up: bool
+    to: str | None
+    says: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chance:
+    """How likely the choice is the best option, by draws from the intervals of accuracy, cost and latency.
+
+    `of` is the choice's name, `probability` that it is the cheapest that meets the constraint, `meets` that it does.
+    `by_option` has the options that are best in some draw, by name, and `nothing` where none meets the constraint.
+    `left_out` names options whose figures have no interval to draw from, and why.
+    """
+
+    of: str
+    probability: float
+    meets: float
+    draws: int
+    seed: int
+    by_option: Mapping[str, float]
+    left_out: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """A measurement that would settle something: what of, how much more of it, and what that takes.
+
+    `count` is further questions by task, or further requests under `requests`. Seconds and dollars are None where
+    nothing was timed or priced.
+    """
+
+    kind: Literal["questions", "requests", "accuracy"]
+    format: str
+    hardware: str | None
+    count: Mapping[str, int]
+    seconds: float | None
+    usd: float | None
+    says: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -528,7 +637,7 @@ class Recommendation:
     """The choice for one use case under one load: the cheapest option that meets the constraint, with the rows behind.
 
     `contender` is a cheaper option that falls out only because its recovery is undecided; `next_step` says what
-    measurement would settle it.
+    measurement would settle it. `frontier` are the options that none beats in recovery, cost and latency at once.
     """
 
     use_case: UseCase
@@ -539,6 +648,10 @@ class Recommendation:
     options: tuple[Option, ...]
     why: str
     next_step: str | None = None
+    frontier: tuple[Option, ...] = ()
+    flips: tuple[Flip, ...] = ()
+    chance: Chance | None = None
+    steps: tuple[Step, ...] = ()
 
 
 # --- work ---------------------------------------------------------------------------------------------------------
@@ -656,7 +769,8 @@ class StudyResult:
 
     `recoveries` has a row a task and format, then one a format with task `average`; `groups` one a subject or language
     of a task (`task/group`) and format; `evaluated_with` gives the engine behind each format's answers; `finished` is
-    the ISO time of the newest result; `machine` and `settings` are printable provenance.
+    the ISO time of the newest result; `machine` and `settings` are printable provenance. `deployments` decide across
+    loads, and for the study's mix of use cases.
     """
 
     name: str
@@ -675,3 +789,4 @@ class StudyResult:
     settings: Mapping[str, str]
     finished: str | None
     groups: tuple[Recovery, ...] = ()
+    deployments: tuple[Recommendation, ...] = ()

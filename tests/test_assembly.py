@@ -1,10 +1,14 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
-from bitworth.assembly import groups_of, recoveries_of
-from bitworth.types import Answer, Cell
+from folders import write_results
+
+from bitworth.assembly import answers_of, assemble, effort_of, groups_of, recoveries_of
+from bitworth.ledger import Ledger
+from bitworth.types import Answer, Cell, LatencyLimit
 
 
 def evaluated(task: str, format: str, scores: list[int], **field: list[str]) -> tuple[Cell, dict[str, Any]]:
@@ -26,9 +30,9 @@ def test_groups_have_rows_of_their_own_and_do_not_enter_the_average() -> None:
         evaluated("arc", "baseline", [1] * 50),
         evaluated("arc", "w4", [1] * 50),
     ]
-    rows = {row.task: row for row in groups_of(results, 99)}
+    rows = {row.task: row for row in groups_of(answers_of(results), 99)}
     assert {task: row.recovery_pct for task, row in rows.items()} == {"mmlu/art": 100.0, "mmlu/law": 50.0}
-    found, unfit = recoveries_of(results, 99)
+    found, unfit = recoveries_of(answers_of(results), 99)
     assert [(row.task, row.recovery_pct) for row in found] == [("mmlu", 75.0), ("arc", 100.0), ("average", 87.5)]
     assert unfit == []
 
@@ -44,10 +48,36 @@ def test_tasks_and_groups_that_allow_no_recovery_are_left_out_with_the_reason() 
         evaluated("read", "baseline", [1] * 20, cluster=passages, group=group),
         evaluated("read", "w4", [1] * 20, cluster=passages, group=group),
     ]
-    found, unfit = recoveries_of(results, 99)
+    found, unfit = recoveries_of(answers_of(results), 99)
     assert [row.task for row in found] == ["read", "average"]
     assert {row.title: row.cause.split(",")[0] for row in unfit} == {
         "recovery on hard": "The baseline answers none of its questions right.",
         "recovery on short": "All its questions share one passage",
     }
-    assert [row.task for row in groups_of(results, 99)] == ["read/fr"]
+    assert [row.task for row in groups_of(answers_of(results), 99)] == ["read/fr"]
+
+
+def test_deployments_and_effort_come_from_the_folder(tmp_path: Path) -> None:
+    scores = {name: {"arc_easy": [1.0, 0.0] * 50} for name in ("baseline", "w8a8-fp")}
+    took = {"baseline": [1.0, 1.1] * 10, "w8a8-fp": [0.5, 0.55] * 10}
+    study = write_results(tmp_path, scores, took, traffic={"rag": 2}, constraints={"min_recovery_pct": 90})
+    found = assemble(tmp_path)
+    (mix,) = found.deployments  # one load, so nothing to decide across loads
+    assert mix.use_case.name == "100 % rag"
+    assert mix.choice is not None
+    assert found.recommendations[0].choice is not None
+    assert mix.choice.format == found.recommendations[0].choice.format == "w8a8-fp"
+    records = [(cell, Ledger(tmp_path).record(cell)) for cell in Ledger(tmp_path).read_plan()]
+    effort = effort_of(records, study)
+    assert effort.seconds_per_question["w8a8-fp", "arc_easy"] == 1.0  # 50 s of each for 100 questions
+    assert effort.usd_per_hour == 3.6
+
+
+def test_changed_limits_reach_the_decision(tmp_path: Path) -> None:
+    scores = {name: {"arc_easy": [1.0] * 200} for name in ("baseline", "w8a8-fp")}
+    took = {"baseline": [1.0, 1.1] * 10, "w8a8-fp": [0.5, 0.55] * 10}
+    write_results(tmp_path, scores, took)
+    tight = LatencyLimit(of="latency", at="p95", most_s=0.1)
+    assert assemble(tmp_path, {"limits": (tight,)}).recommendations[0].choice is None
+    busy = assemble(tmp_path, {"queries_per_second": 5.0, "available": {"local": 2}})
+    assert "needs 3 × local for 3 of it, of which 2 can be had" in busy.recommendations[0].why

@@ -43,29 +43,29 @@ VERBS = {
         "--quiet",
     },
     "evaluate": {
-        "--task",
+        "--about",
+        "--against",
+        "--batch",
+        "--chat",
+        "--data",
+        "--engine",
+        "--json",
         "--limit",
+        "--min-recovery",
+        "--out",
+        "--quiet",
+        "--samples",
         "--seed",
         "--shots",
-        "--samples",
-        "--temperature",
-        "--chat",
-        "--engine",
-        "--unsafe-code-execution",
-        "--data",
-        "--text",
-        "--window",
-        "--windows",
-        "--against",
-        "--min-recovery",
-        "--until-settled",
-        "--about",
-        "--batch",
         "--show",
         "--similarity",
-        "--out",
-        "--json",
-        "--quiet",
+        "--task",
+        "--temperature",
+        "--text",
+        "--unsafe-code-execution",
+        "--until-settled",
+        "--window",
+        "--windows",
     },
     "tasks": {"--data", "--json", "--quiet"},
     "predict": {
@@ -112,7 +112,36 @@ VERBS = {
         "--quiet",
     },
     "import": {"--usd-per-hour", "--json"},
-    "recommend": {"--min-recovery", "--max-latency", "--max-first-token", "--max-usd-per-1k", "--json"},
+    "recommend": {
+        "--min-recovery",
+        "--confidence",
+        "--max-latency",
+        "--max-first-token",
+        "--limit",
+        "--max-usd-per-1k",
+        "--max-usd-per-month",
+        "--queries-per-second",
+        "--available",
+        "--json",
+    },
+    "gate": {
+        "--out",
+        "--format",
+        "--min-recovery",
+        "--confidence",
+        "--task",
+        "--max-usd-per-1k",
+        "--max-latency-s",
+        "--max-first-token-s",
+        "--limit",
+        "--use-case",
+        "--load",
+        "--hardware",
+        "--accept-predicted",
+        "--json",
+    },
+    "diff": {"--json"},
+    "doctor": {"--online", "--out", "--json"},
     "report": {"--json"},
     "paper": {"--out", "--min-recovery", "--json", "--quiet"},
 }
@@ -292,6 +321,12 @@ def test_run_plan_status_recommend_report(call: Run, study_file: Path, tmp_path:
     assert json.loads(stdout)["counts"] == {"done": 19, "failed": 0, "to do": 0}
     code, stdout, _ = call("recommend", out, "--min-recovery", "99.9", "--json")
     assert (code, json.loads(stdout)["constraint"]["min_recovery_pct"]) == (0, 99.9)
+    asked = ("--queries-per-second", "2", "--available", "local=400", "--limit", "p95:latency=9", "--confidence", "90")
+    code, stdout, _ = call("recommend", out, *asked, "--json")
+    constraint = json.loads(stdout)["constraint"]
+    assert (code, constraint["queries_per_second"], constraint["available"]) == (0, 2.0, {"local": 400})
+    assert constraint["limits"] == [{"of": "latency", "at": "p95", "most_s": 9.0}]
+    refused(call("recommend", out, "--limit", "latency=9"), "STATISTIC:QUANTITY=SECONDS")
     (out / "report.html").unlink()
     code, stdout, _ = call("report", out)
     assert code == 0

@@ -137,11 +137,14 @@ def test_study_and_plan_read_back(tmp_path: Path) -> None:
         Ledger(tmp_path / "nowhere").read_plan()
 
 
-def test_time_of_the_newest_result(tmp_path: Path) -> None:
+def test_a_record_says_when_and_how_long(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path)
-    assert ledger.finished([CELL]) is None
-    ledger.put(CELL, {})
-    assert (ledger.finished([CELL]) or "").startswith("20")
+    assert ledger.record(CELL) is None
+    ledger.put(CELL, {}, seconds=1.5)
+    record = ledger.record(CELL)
+    assert record is not None
+    assert (record["result"], record["seconds"]) == ({}, 1.5)
+    assert record["finished"].startswith("20")
 
 
 @pytest.mark.parametrize("name", recipes.NAMES)

@@ -23,13 +23,14 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from bitworth.errors import WorkFailed
-from bitworth.recommendation import recommend
+from bitworth.recommendation import mix_costs, recommend
 from bitworth.report import cost_as_json, result_as_json, summary_rows, write_report
 from bitworth.report.figures import chance, counterpart, interval, number, overlap, percent, seconds, times
 from bitworth.report.labels import Anchor, place_labels
 from bitworth.report.marks import marks_of
 from bitworth.report.plots import Point, best, shortened
 from bitworth.report.terminal import terminal_summary
+from bitworth.report.words import probability
 from bitworth.types import (
     Constraint,
     Divergence,
@@ -395,6 +396,30 @@ def test_a_folder_that_cannot_be_written_is_said(result: StudyResult, tmp_path: 
         write_report(result, tmp_path / "file")
 
 
+def test_flips_chances_steps_and_deployments_are_shown(result: StudyResult, tmp_path: Path) -> None:
+    mix = recommend(mix_costs(result.costs, {"rag": 3, "multi_turn_chat": 1}), result.recoveries, result.constraint)
+    whole = replace(result, deployments=mix)
+    page = Page(write_report(whole, tmp_path).read_text(encoding="utf-8")).text
+    markdown = (tmp_path / "report.md").read_text(encoding="utf-8").replace("\\", "")
+    document = json.loads((tmp_path / "recommendation.json").read_text(encoding="utf-8"), parse_constant=pytest.fail)
+    shown = re.sub(r"\s+", " ", _terminal(whole))
+    assert len(document["deployments"]) == 2
+    for row, told in zip(
+        (*result.recommendations, *mix), (*document["recommendations"], *document["deployments"]), strict=True
+    ):
+        assert row.flips
+        assert row.chance is not None
+        assert [flip["says"] for flip in told["flips"]] == [flip.says for flip in row.flips]
+        assert told["chance"]["probability"] == row.chance.probability
+        assert {option["format"] for option in told["frontier"]} == {option.format for option in row.frontier}
+        assert row.flips[0].says in shown
+        for text in (page, markdown):
+            assert row.flips[0].says in text
+            assert all(step.says in text for step in row.steps)
+        assert probability(row.chance.probability) in page
+    assert "25 % multi turn chat + 75 % rag, synchronous" in markdown
+
+
 # --- parts that are absent, and many -------------------------------------------------------------------------------
 
 EMPTY: dict[str, Any] = {
@@ -488,6 +513,7 @@ def test_the_document_is_plain_json_that_reads_back(result: StudyResult, written
         "model",
         "constraint",
         "recommendations",
+        "deployments",
         "recoveries",
         "recoveries_by_group",
         "divergences",

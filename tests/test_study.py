@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -216,3 +217,32 @@ def test_mixes_traces_and_sweeps_become_objects(tmp_path: Path) -> None:
 def test_workloads_that_make_no_sense(change: dict[str, Any], said: str) -> None:
     with pytest.raises(BitworthError, match=said):
         parse_study({**MINIMAL, **change})
+
+
+def test_limits_traffic_and_devices_of_a_study() -> None:
+    raw = {
+        "model": "m",
+        "formats": ["baseline"],
+        "use_cases": ["rag"],
+        "traffic": {"rag": 0.5},
+        "constraints": {
+            "limits": [{"of": "first_token", "at": "p95", "most_s": 0.5}],
+            "available": {"H100": 4},
+            "queries_per_second": 3,
+            "max_usd_per_month": 1000,
+            "confidence_pct": 90,
+        },
+    }
+    found = parse_study(raw).constraint()
+    assert [(limit.name, limit.most_s) for limit in found.latency_limits] == [("first_token_p95", 0.5)]
+    assert (found.available, found.queries_per_second, found.confidence_pct) == ({"H100": 4}, 3.0, 90.0)
+    for changed, said in (
+        ({"traffic": {"chat": 1}}, "traffic names use case `chat`"),
+        ({"constraints": {"limits": [{"of": "first_token", "at": "p97", "most_s": 1}]}}, "constraints.limits.0.at"),
+        (
+            {"constraints": {"limits": [{"of": "latency", "at": "p95", "most_s": 1, "most": 1}]}},
+            "did you mean 'most_s'?",
+        ),
+    ):
+        with pytest.raises(BitworthError, match=re.escape(said)):
+            parse_study({**raw, **changed})

@@ -31,7 +31,8 @@ def result_as_json(result: StudyResult) -> Json:
         "study": result.name,
         "model": result.model,
         "constraint": asdict(result.constraint),
-        "recommendations": [_recommendation(row, result.costs) for row in result.recommendations],
+        "recommendations": [_recommendation(row) for row in result.recommendations],
+        "deployments": [_recommendation(row) for row in result.deployments],
         "recoveries": [_recovery(row) for row in result.recoveries],
         "recoveries_by_group": [_recovery(row) for row in result.groups],
         "divergences": {format: _divergence(row) for format, row in result.divergences.items()},
@@ -56,8 +57,8 @@ def cost_as_json(cost: QueryCost) -> Json:
 
 
 def summary_rows(result: StudyResult) -> list[Json]:
-    """One flat row a recommendation: what is chosen, what it keeps, what it saves, and why."""
-    return [plain(_summary(row, result.costs)) for row in result.recommendations]
+    """One flat row a recommendation, deployments last: what is chosen, what it keeps, what it saves, and why."""
+    return [plain(_summary(row)) for row in (*result.recommendations, *result.deployments)]
 
 
 def as_text(document: Json) -> str:
@@ -100,12 +101,13 @@ def _figures(cost: QueryCost) -> Json:
         "usd_per_1k_queries": usd_per_1k(cost),
         "requests": cost.requests,
         "source": cost.source,
+        "seconds": {name: asdict(figure) for name, figure in cost.figures.items()},
         "facts": _facts(cost.facts),
     }
 
 
-def _recommendation(row: Recommendation, costs: Sequence[QueryCost]) -> Json:
-    use_case = row.use_case
+def _recommendation(row: Recommendation) -> Json:
+    use_case, costs = row.use_case, [option.cost for option in row.options]
     return {
         "use_case": use_case.name,
         "prompt_tokens": use_case.prompt_tokens,
@@ -115,8 +117,12 @@ def _recommendation(row: Recommendation, costs: Sequence[QueryCost]) -> Json:
         "choice": _option(row.choice, costs),
         "runner_up": _option(row.runner_up, costs),
         "contender": _option(row.contender, costs),
+        "frontier": [_option(option, costs) for option in row.frontier],
+        "flips": [asdict(flip) for flip in row.flips],
+        "chance": asdict(row.chance) if row.chance else None,
         "why": row.why,
         "next_step": row.next_step,
+        "steps": [asdict(step) for step in row.steps],
         "options": [_option(option, costs) for option in row.options],
     }
 
@@ -130,26 +136,31 @@ def _option(option: Option | None, costs: Sequence[QueryCost]) -> Json | None:
         "hardware": option.hardware,
         "recovery_pct": option.recovery_pct,
         "recovery_ci95_pct": option.recovery_ci95_pct,
+        "recovery_source": option.recovery_source,
         "verdict": option.recovery_verdict,
+        "deployments": option.deployments,
         "times_baseline": ratio,
         "times_baseline_ci95": bounds,
         **_figures(option.cost),
+        "usd_per_1k_queries": option.usd_per_1k_queries,
         "unsupported": option.cost.unsupported,
         "rejected": option.rejected,
     }
 
 
-def _summary(row: Recommendation, costs: Sequence[QueryCost]) -> Json:
+def _summary(row: Recommendation) -> Json:
     choice = row.choice
-    ratio, bounds = _times_baseline(choice, costs) if choice else (None, None)
+    ratio, bounds = _times_baseline(choice, [option.cost for option in row.options]) if choice else (None, None)
     return {
         "use_case": row.use_case.name,
         "scale": row.use_case.scale,
         "load": row.load,
         "choice": choice.format if choice else None,
+        "choice_load": choice.cost.load if choice else None,
         "hardware": choice.hardware if choice else None,
         "recovery_pct": choice.recovery_pct if choice else None,
         "recovery_ci95_pct": choice.recovery_ci95_pct if choice else None,
+        "recovery_source": choice.recovery_source if choice else None,
         "verdict": choice.recovery_verdict if choice else None,
         "queries_per_usd": choice.cost.queries_per_usd if choice else None,
         "times_baseline": ratio,
@@ -160,6 +171,8 @@ def _summary(row: Recommendation, costs: Sequence[QueryCost]) -> Json:
         "contender": row.contender.format if row.contender else None,
         "why": row.why,
         "next_step": row.next_step,
+        "probability": row.chance.probability if row.chance else None,
+        "flips": [flip.says for flip in row.flips],
     }
 
 
@@ -179,6 +192,7 @@ def _recovery(row: Recovery) -> Json:
         "verdict": row.verdict,
         "questions": row.questions,
         "questions_needed": row.questions_needed,
+        "source": row.source,
         "p_value": row.p_value,
         "p_holm": row.p_holm,
     }

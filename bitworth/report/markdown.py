@@ -16,7 +16,7 @@ from bitworth.report.figures import (
     seconds,
     times,
 )
-from bitworth.report.words import constraint_words, headline, moment, scenario_title, shape_words
+from bitworth.report.words import MOST_FLIPS, constraint_words, headline, moment, scenario_title, shape_words
 from bitworth.savings import savings
 from bitworth.types import EngineFacts, QueryCost, Recommendation, Recovery, StudyResult
 
@@ -46,18 +46,25 @@ def render_markdown(result: StudyResult) -> str:
 
 
 def _recommendations(result: StudyResult) -> Iterable[str]:
-    for row in result.recommendations:
+    for row in (*result.recommendations, *result.deployments):
         yield f"## {_text(scenario_title(row.use_case, row.load))}"
         yield f"{_text(shape_words(row.use_case))}: {_verdict(row)}"
         yield _text(row.why)
         if row.next_step:
-            yield f"*To settle it:* {_text(row.next_step)}"
+            yield f"*To settle it:* {_text(' '.join(step.says for step in row.steps))}"
+        if row.flips:
+            yield "*What would change it:*"
+            yield "\n".join(f"- {_text(flip.says)}" for flip in row.flips[:MOST_FLIPS])
 
 
 def _verdict(row: Recommendation) -> str:
     if row.choice is None:
         return "**nothing meets the constraint**"
-    return f"**{_text(row.choice.format)}** on {_text(hardware_name(row.choice.cost))} (cost {row.choice.cost.source})"
+    place = hardware_name(row.choice.cost)
+    if row.choice.cost.load != row.load:
+        place = f"{place}, {row.choice.cost.load}"
+    predicted = ", recovery predicted" if row.choice.recovery_source == "predicted" else ""
+    return f"**{_text(row.choice.format)}** on {_text(place)} (cost {row.choice.cost.source}{predicted})"
 
 
 def _recoveries(result: StudyResult) -> Iterable[str]:

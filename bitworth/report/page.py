@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,8 +13,20 @@ from markupsafe import Markup
 from bitworth.report import figures, panels
 from bitworth.report.figures import counterpart, dollars, hardware_name, overlap, times
 from bitworth.report.marks import Mark, marks_of
-from bitworth.report.words import constraint_words, headline, moment, scenario_title, shape_words, unbroken
+from bitworth.report.words import (
+    MOST_FLIPS,
+    constraint_words,
+    headline,
+    moment,
+    probability,
+    scenario_title,
+    shape_words,
+    unbroken,
+)
 from bitworth.types import AVERAGE, BASELINE, EngineFacts, Option, QueryCost, Recommendation, Recovery, StudyResult
+
+SURE = 0.95
+"""From this probability on, a choice is shown as sure."""
 
 
 def render_page(result: StudyResult) -> str:
@@ -40,7 +53,9 @@ def render_page(result: StudyResult) -> str:
         marks=marks,
         headline=headline(result),
         constraint=constraint_words(result.constraint),
-        cards=[_card(row, result.costs) for row in result.recommendations],
+        cards=[_card(row) for row in result.recommendations],
+        deployments=[_card(row) for row in result.deployments],
+        most_flips=MOST_FLIPS,
         recovery_plots=[(task, Markup(plot)) for task, plot in panels.recovery_plots(result, marks)],
         recovery_groups=_by_task(result.recoveries),
         subject_groups=_by_task(result.groups),
@@ -84,9 +99,9 @@ class Scenario:
     rows: tuple[CostRow, ...]
 
 
-def _card(row: Recommendation, costs: Sequence[QueryCost]) -> Card:
+def _card(row: Recommendation) -> Card:
     choice = row.choice
-    ratio, bounds = _ratio(choice.cost, costs) if choice else (None, None)
+    ratio, bounds = _ratio(choice.cost, [option.cost for option in row.options]) if choice else (None, None)
     return Card(recommendation=row, ratio=ratio, bounds=bounds, checks=tuple(_checks(row)) if choice else ())
 
 
@@ -97,7 +112,9 @@ def _checks(row: Recommendation) -> Iterable[tuple[str, str]]:
     yield "plain" if choice.cost.source == "measured" else "open", f"cost {choice.cost.source}"
     if choice.format != BASELINE:
         settled = choice.recovery_verdict == "holds"
-        yield ("sure", "recovery settled") if settled else ("open", "accuracy not measured")
+        predicted = choice.recovery_source == "predicted"
+        unsettled = "recovery predicted" if predicted else "accuracy not measured"
+        yield ("sure", "recovery settled") if settled and not predicted else ("open", unsettled)
     if rival is None:
         yield "sure", "nothing else meets the constraint"
     else:
@@ -106,6 +123,9 @@ def _checks(row: Recommendation) -> Iterable[tuple[str, str]]:
         yield ("sure", "ahead of the runner-up") if apart is False else ("open", told[apart])
     if row.contender is not None:
         yield "open", "a cheaper format is not settled"
+    if row.chance is not None and math.isfinite(row.chance.probability):
+        sure = "sure" if row.chance.probability >= SURE else "open"
+        yield sure, f"the best with {probability(row.chance.probability)}"
 
 
 def _ratio(cost: QueryCost, costs: Sequence[QueryCost]) -> tuple[float | None, tuple[float, float] | None]:

@@ -14,6 +14,8 @@ from bitworth.report.document import summary_rows
 from bitworth.report.figures import interval, number, percent
 from bitworth.types import Recovery, StudyResult
 
+_FLIPS = 3
+"""Flip points that are shown, nearest first."""
 _STYLES = {"holds": "green", "loses": "red", "undecided": "yellow"}
 
 
@@ -39,13 +41,16 @@ def _recommendations(rows: list[dict[str, Any]]) -> Table:
     for row in rows:
         name = row["choice"] or "nothing fits"
         deploy = f"{name} on {row['hardware']}" if several and row["choice"] else name
+        if row["choice"] and row["choice_load"] != row["load"]:
+            deploy = f"{deploy}, {row['choice_load']}"
         scale = "" if row["scale"] == 1 else f" × {row['scale']:.4g}"
+        recovery = _with(percent(row["recovery_pct"]), row["recovery_ci95_pct"], decimals=1)
         saving = _with(number(row["times_baseline"]), row["times_baseline_ci95"])
         table.add_row(
             Text(row["use_case"] + scale),
             Text(row["load"]),
             Text(deploy, style="bold" if row["choice"] else "red"),
-            _with(percent(row["recovery_pct"]), row["recovery_ci95_pct"], decimals=1),
+            f"{recovery}, predicted" if row["recovery_source"] == "predicted" else recovery,
             f"{saving}, predicted" if row["source"] == "predicted" else saving,
         )
     return table
@@ -55,6 +60,8 @@ def _reason(row: dict[str, Any]) -> Text:
     text = _wrapped((f"{row['use_case']}, {row['load']}: ", "bold"), row["why"])
     if row["next_step"]:
         text.append(f" {row['next_step']}", style="cyan")
+    for flip in row["flips"][:_FLIPS]:
+        text.append(f"\n  {flip}", style="dim")
     return text.append("\n")
 
 

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from datetime import datetime
 
 from bitworth.report.figures import counterpart, limit, number, percent, times
-from bitworth.types import BASELINE, Constraint, Option, StudyResult, UseCase
+from bitworth.types import BASELINE, Chance, Constraint, LatencyLimit, Option, StudyResult, UseCase
 
 _UNIT = re.compile(r"(?<=\d) (?=(?:%|×|ms|s|min)(?:\W|$))")
+
+
+MOST_FLIPS = 5
+"""Flip points that are told, nearest first; recommendation.json has all."""
 
 
 def headline(result: StudyResult) -> tuple[str, str]:
@@ -39,20 +44,59 @@ def scenario_title(use_case: UseCase, load: str) -> str:
 
 def shape_words(use_case: UseCase) -> str:
     """The request's tokens and how they compare with the published shape; always says the scale."""
+    if " % " in use_case.name:  # a mix
+        return f"{use_case.prompt_tokens:,} prompt + {use_case.output_tokens:,} output tokens on average"
     scale = "as published" if use_case.scale == 1 else f"{use_case.scale:.4g} × the published shape"
     return f"{use_case.prompt_tokens:,} prompt + {use_case.output_tokens:,} output tokens, {scale}"
 
 
 def constraint_words(constraint: Constraint) -> list[str]:
     """Each limit as a phrase."""
-    found = [f"recovery at least {limit(constraint.min_recovery_pct)} %"]
+    sure = "" if constraint.confidence_pct == 95 else f", at {limit(constraint.confidence_pct)} % confidence"
+    found = [f"recovery at least {limit(constraint.min_recovery_pct)} %{sure}"]
     if constraint.max_latency_s is not None:
         found.append(f"mean latency at most {limit(constraint.max_latency_s)} s")
     if constraint.max_first_token_s is not None:
         found.append(f"first token within {limit(constraint.max_first_token_s)} s")
+    found += [f"{latency_words(asked)} at most {limit(asked.most_s)} s" for asked in constraint.limits]
+    if constraint.queries_per_second is not None:
+        found.append(f"{limit(constraint.queries_per_second)} queries a second to be served")
     if constraint.max_usd_per_1k_queries is not None:
         found.append(f"at most USD {limit(constraint.max_usd_per_1k_queries)} per 1,000 queries")
+    if constraint.max_usd_per_month is not None:
+        found.append(f"at most USD {limit(constraint.max_usd_per_month)} a month")
+    found += [f"at most {most} × {name}" for name, most in constraint.available.items()]
     return found
+
+
+def latency_words(asked: LatencyLimit) -> str:
+    """`mean latency`, `p95 time to the first token`."""
+    quantity = {"latency": "latency", "first_token": "time to the first token", "inter_token": "time between tokens"}
+    return f"{asked.at} {quantity[asked.of]}"
+
+
+def chance_words(chance: Chance | None) -> str:
+    """How likely the choice meets the constraint and is the best that does, what else may be; a sentence or two."""
+    if chance is None:
+        return ""
+    if math.isnan(chance.probability):
+        return f"How likely that is right cannot be said: {'; '.join(chance.left_out)}."
+    others = [(name, share) for name, share in chance.by_option.items() if name != chance.of and share >= 0.001]
+    also = f"; {others[0][0]} is with {probability(others[0][1])}" if others else ""
+    best = f"it is the cheapest that does with {probability(chance.probability)}{also}"
+    if not chance.by_option or chance.of == "nothing":
+        best = f"nothing meets the constraint with a probability of {probability(chance.probability)}{also}"
+    else:
+        best = f"it meets the constraint with a probability of {probability(chance.meets)}, and {best}"
+    left = f" Left out of that: {'; '.join(chance.left_out)}." if chance.left_out else ""
+    return f"By these intervals {best}.{left}"
+
+
+def probability(value: float) -> str:
+    """In percent; never rounded to certainty."""
+    if value > 0.999:
+        return "over 99.9 %"
+    return "below 0.1 %" if value < 0.001 else percent(100 * value)
 
 
 def moment(finished: str | None) -> str:
@@ -85,4 +129,6 @@ def _gain(choices: list[Option], result: StudyResult) -> str:
     if not kept:
         return f"{saving}; accuracy was not measured."
     least, most = percent(min(kept)), percent(max(kept))
-    return f"{saving}, recovering {least if least == most else f'{least} to {most}'} of its accuracy."
+    foretold = any(choice.recovery_source == "predicted" for choice in quantized)
+    recovering = "predicted to recover" if foretold else "recovering"
+    return f"{saving}, {recovering} {least if least == most else f'{least} to {most}'} of its accuracy."
