@@ -124,13 +124,12 @@ class CellWatcher:
 def guarded(command: Callable[[], Any]) -> int:
     """Run a command; whatever goes wrong becomes one sentence and an exit code, never a traceback.
 
-    A command that returns a number chooses its own exit code.
     Set BITWORTH_DEBUG=1 to see where an unexpected error came from.
     """
-    code: Any = 0
     try:
-        code = command()
+        left = command()  # typer hands an exit code back instead of raising it
         sys.stdout.flush()
+        return left if isinstance(left, int) else 0
     except typer.Exit as leave:
         return int(leave.exit_code)
     except typer.TyperException as error:
@@ -148,7 +147,6 @@ def guarded(command: Callable[[], Any]) -> int:
         if os.environ.get("BITWORTH_DEBUG"):
             traceback.print_exc()
         return _say(f"Unexpected {type(error).__name__}: {error} (BITWORTH_DEBUG=1 shows where it came from).", 1)
-    return code if isinstance(code, int) else 0
 
 
 def _say(sentence: str, code: int) -> int:
