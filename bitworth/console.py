@@ -134,7 +134,6 @@ def pairs_table(title: str, document: dict[str, Any]) -> RenderableType:
 def guarded(command: Callable[[], Any]) -> int:
     """Run a command; whatever goes wrong becomes one sentence and an exit code, never a traceback.
 
-    A command that returns a number chooses its own exit code.
     Set BITWORTH_DEBUG=1 to see where an unexpected error came from.
     """
     try:
