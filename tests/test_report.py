@@ -518,6 +518,7 @@ def test_the_document_is_plain_json_that_reads_back(result: StudyResult, written
         "recoveries_by_group",
         "divergences",
         "costs",
+        "savings",
         "checkpoints",
         "missing",
         "evaluated_with",
