@@ -485,6 +485,7 @@ def test_the_document_is_plain_json_that_reads_back(result: StudyResult, written
         "recoveries",
         "divergences",
         "costs",
+        "savings",
         "checkpoints",
         "missing",
         "evaluated_with",
