@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from bitworth.report.document import result_as_json
+from bitworth.report.markdown import render_markdown
 from bitworth.savings import savings
 from bitworth.types import QueryCost
 from bitworth.workloads import NAMES, use_case
@@ -68,6 +70,15 @@ def test_only_what_has_figures_on_both_sides_is_compared() -> None:
     assert found.use_cases == NAMES[1:]
     assert savings(rows[7:]) == ()
     assert savings([replace(row, source="predicted") if row.format == "baseline" else row for row in rows]) == ()
+
+
+def test_the_report_has_them_where_there_are_several_use_cases(tmp_path: Path) -> None:
+    from test_report import fake_result
+
+    shown = replace(fake_result(), costs=tuple(table()))
+    assert "| w8a8-int | synchronous | A6000 | 7 | 1.54 | 1.54 | 1.54 |" in render_markdown(shown)
+    assert result_as_json(shown)["savings"][1]["cost_reduction"] == savings(table())[1].cost_reduction
+    assert "## Savings" not in render_markdown(replace(shown, costs=tuple(table()[::7])))
 
 
 def rounded_from(text: str) -> tuple[float, float]:
