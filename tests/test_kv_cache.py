@@ -74,7 +74,8 @@ def test_scales_are_the_greatest_magnitudes_that_a_cache_would_hold(made: Path, 
         for part, states in (("k", layer.keys), ("v", layer.values)):
             scale = found[f"model.layers.{index}.self_attn.{part}_scale"]
             assert (scale.dtype, scale.shape) == (torch.bfloat16, (1,))
-            torch.testing.assert_close(scale.float(), states.abs().max().reshape(1) / 448, rtol=2**-8, atol=0)
+            # the scale is a bfloat16, and so may be the factors of the products that the states came from
+            torch.testing.assert_close(scale.float(), states.abs().max().reshape(1) / 448, rtol=2**-7, atol=0)
 
 
 def test_scales_do_not_depend_on_how_calibration_is_chunked(
