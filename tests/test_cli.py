@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from bitworth import cli
-from bitworth.cli_benchmark import parse_load
+from bitworth.cli.benchmark import parse_load
 from bitworth.errors import BitworthError
 from bitworth.types import Load
 

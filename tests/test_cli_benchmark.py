@@ -13,7 +13,7 @@ from test_cli import Run, refused
 from test_guidellm import report, row, stand_in, written
 from test_http import served
 
-from bitworth.cli_benchmark import parse_load, parse_workload
+from bitworth.cli.benchmark import parse_load, parse_workload
 from bitworth.engines.fake import FakeServer
 from bitworth.errors import BitworthError
 from bitworth.types import Limits, Load

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 from test_tasks import arc_row, write_jsonl
 
-from bitworth import cli, cli_tasks, running, tasks
-from bitworth.console import guarded
+from bitworth import cli, running, tasks
+from bitworth.cli import tasks as cli_tasks
+from bitworth.cli.console import guarded
 from bitworth.planning import ABSENT
 from bitworth.study import parse_study
 from bitworth.types import Answer

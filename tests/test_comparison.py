@@ -13,7 +13,7 @@ import pytest
 from folders import write_results
 
 from bitworth import cli
-from bitworth.cli_diff import parse_side
+from bitworth.cli.diff import parse_side
 from bitworth.comparison import compare_sides, read_side
 from bitworth.errors import BitworthError
 from bitworth.ledger import Ledger

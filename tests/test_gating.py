@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from bitworth import cli
 from bitworth.assembly import assemble
-from bitworth.cli_gate import parse_available, parse_limits
+from bitworth.cli.gate import parse_available, parse_limits
 from bitworth.errors import BitworthError
 from bitworth.gating import judge_release
 from bitworth.types import Constraint, LatencyLimit, StudyResult

@@ -385,7 +385,7 @@ def test_a_curve_rises_with_the_rate() -> None:
 
 
 def test_the_verb_prints_one_document(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from bitworth.cli_predict import predict as verb
+    from bitworth.cli.predict import predict as verb
 
     (tmp_path / "config.json").write_text(json.dumps(LLAMA_70B))
     verb(tmp_path, "rag", format="w8a8-int", gpu="A100", count=2, load="1.5", target_rate=20.0, curve=True, json=True)
@@ -402,7 +402,7 @@ def test_the_verb_prints_one_document(tmp_path: Path, capsys: pytest.CaptureFixt
 
 @pytest.mark.parametrize("load", ["fast", "0", "-1", "nan", "inf", "constant@", "burst@3"])
 def test_a_bad_load_is_one_sentence(load: str) -> None:
-    from bitworth.cli_predict import parse_load
+    from bitworth.cli.predict import parse_load
 
     with pytest.raises(BitworthError, match="none of synchronous"):
         parse_load(load)
@@ -412,12 +412,12 @@ def test_nothing_here_imports_torch() -> None:
     import subprocess
     import sys
 
-    script = "import sys, bitworth.prediction, bitworth.cli_predict; assert 'torch' not in sys.modules"
+    script = "import sys, bitworth.prediction, bitworth.cli.predict; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", script], check=True)
 
 
 def test_a_study_file_adds_a_device(tmp_path: Path) -> None:
-    from bitworth.cli_predict import _row_of
+    from bitworth.cli.predict import _row_of
     from bitworth.study import HardwareEntry
 
     figures = {"memory_gib": 96, "bandwidth_gb_s": 1600, "tera_ops": {"bf16": 250}, "processors": 188, "clock_ghz": 2.4}

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from bitworth.cli_settle import settlement_document
+from bitworth.cli.settle import settlement_document
 from bitworth.errors import BitworthError, WorkFailed
 from bitworth.execute import Watcher, Work
 from bitworth.ledger import Ledger

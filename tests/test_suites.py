@@ -14,7 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bitworth import cli_tasks, tasks
+from bitworth import tasks
+from bitworth.cli import tasks as cli_tasks
 from bitworth.errors import BitworthError
 from bitworth.study import parse_study
 from bitworth.tasks import leaderboard_v2

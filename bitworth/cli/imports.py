@@ -9,8 +9,8 @@ import typer
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from bitworth.cli_benchmark import spreads_table
-from bitworth.console import Json, Terminal
+from bitworth.cli.benchmark import spreads_table
+from bitworth.cli.console import Json, Terminal
 from bitworth.errors import WorkFailed
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from bitworth import tasks as registry
-from bitworth.console import Json, Quiet, Terminal
+from bitworth.cli.console import Json, Quiet, Terminal
 from bitworth.errors import BitworthError, WorkFailed
 from bitworth.ledger import Ledger, key_of, revive
 from bitworth.sources import Note

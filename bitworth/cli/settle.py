@@ -12,7 +12,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from bitworth.console import Terminal
+from bitworth.cli.console import Terminal
 from bitworth.errors import BitworthError
 from bitworth.ledger import Ledger
 from bitworth.report.settlement import settlement_words

@@ -12,7 +12,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from bitworth.console import Json, Terminal
+from bitworth.cli.console import Json, Terminal
 from bitworth.errors import BitworthError
 from bitworth.report.figures import UNKNOWN, chance, interval, number, percent, seconds
 

@@ -11,7 +11,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from bitworth.console import Json, Quiet, Terminal
+from bitworth.cli.console import Json, Quiet, Terminal
 from bitworth.errors import BitworthError
 from bitworth.types import Calibration, Rule, StreamKind
 

@@ -15,7 +15,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from bitworth.console import Json, Quiet, Terminal, pairs_table
+from bitworth.cli.console import Json, Quiet, Terminal, pairs_table
 from bitworth.errors import BitworthError, Unsupported
 from bitworth.ledger import revive, write_atomic, write_json
 from bitworth.types import Hardware, Limits, Load

@@ -10,7 +10,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from bitworth.console import Json, Quiet, Terminal
+from bitworth.cli.console import Json, Quiet, Terminal
 
 if TYPE_CHECKING:
     from bitworth.paper.review import Review

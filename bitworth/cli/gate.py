@@ -11,7 +11,7 @@ import typer
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from bitworth.console import Json, Terminal
+from bitworth.cli.console import Json, Terminal
 from bitworth.errors import BitworthError
 from bitworth.types import LatencyLimit, Quantity, Statistic
 

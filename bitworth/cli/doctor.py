@@ -11,7 +11,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from bitworth.console import Json, Terminal
+from bitworth.cli.console import Json, Terminal
 
 if TYPE_CHECKING:
     from bitworth.diagnosis import Check

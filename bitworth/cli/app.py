@@ -15,17 +15,17 @@ from rich.table import Table
 from rich.text import Text
 
 import bitworth
-from bitworth.cli_benchmark import benchmark
-from bitworth.cli_code import sampled, written_figures
-from bitworth.cli_diff import diff
-from bitworth.cli_doctor import doctor
-from bitworth.cli_gate import gate, parse_available, parse_limits
-from bitworth.cli_import import import_report
-from bitworth.cli_paper import paper
-from bitworth.cli_predict import predict
-from bitworth.cli_quantize import quantize
-from bitworth.cli_settle import evaluate_until_settled
-from bitworth.cli_tasks import (
+from bitworth.cli.benchmark import benchmark
+from bitworth.cli.console import Json, Quiet, Terminal, guarded, pairs_table
+from bitworth.cli.diff import diff
+from bitworth.cli.doctor import doctor
+from bitworth.cli.gate import gate, parse_available, parse_limits
+from bitworth.cli.imports import import_report
+from bitworth.cli.paper import paper
+from bitworth.cli.predict import predict
+from bitworth.cli.quantize import quantize
+from bitworth.cli.settle import evaluate_until_settled
+from bitworth.cli.tasks import (
     comparable,
     first_answers,
     likeness,
@@ -37,7 +37,7 @@ from bitworth.cli_tasks import (
     task_tables,
     tasks,
 )
-from bitworth.console import Json, Quiet, Terminal, guarded, pairs_table
+from bitworth.cli.written import sampled, written_figures
 from bitworth.errors import BitworthError, WorkFailed
 from bitworth.ledger import Ledger, key_of, revive
 from bitworth.types import Answer, Cell, Divergence, TaskSpec
