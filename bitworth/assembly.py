@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bitworth.benchmarking import cost_of
+from bitworth.elsewhere import Elsewhere
 from bitworth.errors import WorkFailed
 from bitworth.evaluation import compare, compare_groups, unfit_because
 from bitworth.hardware import LOCAL, is_this_machine
@@ -59,7 +60,7 @@ def _assemble(ledger: Ledger, root: Path, changed: Mapping[str, Any] | None) -> 
     least = replace(study.constraint(), **(changed or {}))
     answers = answers_of(results)
     recoveries, unfit = recoveries_of(answers, least.min_recovery_pct)
-    costs = costs_of(results, study.hardware_values())
+    costs = costs_of(results, study.hardware_values(), Elsewhere(config=ledger.read_config(), recipes=study.recipes()))
     decide = partial(recommend, recoveries=recoveries, constraint=least, effort=effort_of(records, study))
     return StudyResult(
         name=study.name,
@@ -150,8 +151,10 @@ def groups_of(answers: Answers, least_pct: float) -> tuple[Recovery, ...]:
     return tuple(found)
 
 
-def costs_of(results: Results, hardware: Sequence[Hardware]) -> tuple[QueryCost, ...]:
-    """Every timing at the price of every hardware row; a row that was not timed says so."""
+def costs_of(
+    results: Results, hardware: Sequence[Hardware], elsewhere: Elsewhere | None = None
+) -> tuple[QueryCost, ...]:
+    """Every timing at the price of every hardware row; a row that was not timed is predicted, or says so."""
     costs = []
     for cell, result in _done(results, "benchmark"):
         use_case, load = revive(UseCase, cell.inputs["use_case"]), revive(Load, cell.inputs["load"])
@@ -160,9 +163,15 @@ def costs_of(results: Results, hardware: Sequence[Hardware]) -> tuple[QueryCost,
             timings = tuple(revive(Timing, row) for row in result["timings"])
             measurement = Measurement(timings=timings, facts=revive(EngineFacts, result["facts"]))
         for row in hardware:
-            elsewhere = measurement is not None and not _timed_on(row, measurement.facts)
-            why = f"not timed on {row.name}; run the study there" if elsewhere else reason
-            costs.append(_cost(cell.format, None if why else measurement, use_case, load, row, why))
+            here = _timed_on(row, measurement.facts) if measurement is not None else is_this_machine(row)
+            if here:
+                costs.append(_cost(cell.format, measurement, use_case, load, row, reason))
+            elif elsewhere is not None:
+                one_shape = not {"mix", "trace"} & cell.inputs.keys()
+                costs.append(elsewhere.cost(cell.format, use_case, load, row, one_shape=one_shape))
+            else:
+                why = f"not timed on {row.name}; run the study there"
+                costs.append(_cost(cell.format, None, use_case, load, row, why))
     return tuple(costs)
 
 

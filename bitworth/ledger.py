@@ -142,9 +142,13 @@ class Ledger:
         """Result files that do not match their checksum; their cells will be run again."""
         return [path for path in sorted(self.root.glob("cells/*/*.json")) if _read(path) is None]
 
-    def write_study(self, study: Mapping[str, Any], cells: Iterable[Cell]) -> None:
-        """Keep the study and its plan beside its results, so that later verbs need the folder alone."""
+    def write_study(
+        self, study: Mapping[str, Any], cells: Iterable[Cell], config: Mapping[str, Any] | None = None
+    ) -> None:
+        """Keep the study, its plan and its model's config beside its results: later verbs need no more."""
         write_json(self.root / "plan.json", [asdict(cell) for cell in cells])
+        if config is not None:
+            write_json(self.root / "model.json", config)
         write_json(self.root / "study.json", study)
 
     def read_plan(self) -> tuple[Cell, ...]:
@@ -163,6 +167,11 @@ class Ledger:
         """
         study: dict[str, Any] = self._read_json("study.json")
         return study
+
+    def read_config(self) -> dict[str, Any] | None:
+        """The config of the study's model; None where an earlier version ran it."""
+        config: dict[str, Any] | None = self._read_json("model.json") if (self.root / "model.json").is_file() else None
+        return config
 
     def _read_json(self, name: str) -> Any:
         try:

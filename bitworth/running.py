@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from bitworth import sources
 from bitworth.assembly import assemble
 from bitworth.execute import Executor, Watcher
 from bitworth.execute.local import LocalExecutor
@@ -98,7 +100,8 @@ def session(study: Study | Path | str, out: Path | str, *, note: Note = silent) 
     checked, ledger = _study(study), Ledger(Path(out))
     with ledger.lock():
         cells = plan_cells(checked, note=note)
-        ledger.write_study(checked.model_dump(mode="json"), cells)
+        config = json.loads((sources.resolve_model(checked.model) / "config.json").read_text(encoding="utf-8"))
+        ledger.write_study(checked.model_dump(mode="json"), cells, config)
         yield Session(ledger=ledger, cells=cells, note=note)
 
 
