@@ -283,3 +283,16 @@ def test_real_rows_load(shared: Path, name: str) -> None:
     loaded = tasks.load(TaskSpec(name=name, limit=3), shared / "data")
     sizes = {"arc_challenge": 1172, "hellaswag": 10042, "winogrande": 1267, "mmlu": 14042}
     assert (len(loaded.questions), loaded.facts["rows"]) == (3, sizes[name])
+
+
+def test_templates_are_compiled_once_and_say_what_lm_eval_renders() -> None:
+    from lm_eval import utils
+
+    from bitworth.tasks.definitions import compile_templates_once
+
+    compile_templates_once()
+    compile_templates_once()
+    before = utils.env.from_string.cache_info().misses
+    rendered = [utils.apply_template("{{a}} of {{b | upper}}", {"a": n, "b": "x"}) for n in range(3)]
+    assert rendered == ["0 of X", "1 of X", "2 of X"]
+    assert utils.env.from_string.cache_info().misses == before + 1

@@ -58,6 +58,7 @@ def prepare(settings: dict[str, Any], docs: Any) -> Any:
 def configured(settings: Mapping[str, Any], splits: dict[str, Any], *, split: str, shots: int, pool: str | None) -> Any:
     """lm-eval's ConfigurableTask over rows that are already in memory; `pool` is the split of examples, if one is."""
     quiet_progress_bars()
+    compile_templates_once()
     from lm_eval.api.task import ConfigurableTask
 
     class InMemoryTask(ConfigurableTask):  # type: ignore[misc]
@@ -144,6 +145,14 @@ def tasks_folder() -> Path:
 
 
 @functools.cache
+def compile_templates_once() -> None:
+    """lm-eval compiles a template anew for each text of each question: nearly all the time that a prompt takes."""
+    from lm_eval import utils
+
+    if not hasattr(utils.env.from_string, "cache_info"):
+        utils.env.from_string = functools.cache(utils.env.from_string)
+
+
 def quiet_progress_bars() -> None:
     """`datasets` draws a bar for every map over a handful of rows."""
     import datasets
