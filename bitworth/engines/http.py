@@ -380,8 +380,8 @@ def connection(error: Exception, timeout: aiohttp.ClientTimeout) -> str:
         reason = os.strerror(number) if number > 0 else "no such host, or it refuses"
         return f"cannot connect to {error.host}:{error.port} ({reason})"
     closed = isinstance(error, aiohttp.ServerDisconnectedError | aiohttp.ClientPayloadError | ConnectionError)
-    # What aiohttp raises of the system's errors is no ConnectionError.
-    if closed or (isinstance(error, OSError) and error.errno in (errno.ECONNRESET, errno.EPIPE)):
+    # What aiohttp raises of the system's errors is no ConnectionError; without a number, a request could not be written.
+    if closed or (isinstance(error, aiohttp.ClientOSError) and error.errno in (None, errno.ECONNRESET, errno.EPIPE)):
         return "the server closed the connection"
     if isinstance(error, json.JSONDecodeError):
         return "the server sends something other than JSON"
