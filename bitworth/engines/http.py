@@ -380,7 +380,7 @@ def connection(error: Exception, timeout: aiohttp.ClientTimeout) -> str:
         reason = os.strerror(number) if number > 0 else "no such host, or it refuses"
         return f"cannot connect to {error.host}:{error.port} ({reason})"
     closed = isinstance(error, aiohttp.ServerDisconnectedError | aiohttp.ClientPayloadError | ConnectionError)
-    # What aiohttp raises of the system's errors is no ConnectionError; without a number, a request could not be written.
+    # What aiohttp raises of the system's errors is no ConnectionError; without a number it could not write a request.
     if closed or (isinstance(error, aiohttp.ClientOSError) and error.errno in (None, errno.ECONNRESET, errno.EPIPE)):
         return "the server closed the connection"
     if isinstance(error, json.JSONDecodeError):
