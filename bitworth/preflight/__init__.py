@@ -12,20 +12,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 from bitworth import schemes
 from bitworth.errors import BitworthError
 from bitworth.hardware import LOCAL, hardware
 from bitworth.hardware import NAMES as DEVICES
+from bitworth.prediction import Architecture
+from bitworth.prediction.formats import BF16
 from bitworth.preflight.kernels import VLLM, Verdict, judge
 from bitworth.preflight.memory import Memory, memory_of
 from bitworth.preflight.shapes import Split, matrices, split_of, unsplittable
-from bitworth.prediction import Architecture
-from bitworth.prediction.formats import BF16
 from bitworth.types import BASELINE, Hardware, Scheme, UseCase
 
-__all__ = ["NAMES", "VLLM", "Finding", "Memory", "Split", "Verdict", "check", "scheme_of"]
+__all__ = ["NAMES", "VLLM", "Finding", "Memory", "Split", "Verdict", "check", "judged", "scheme_of"]
 
 NAMES = (BF16, *schemes.NAMES)
 """Every format that can be asked for."""
@@ -100,7 +99,7 @@ def check(
     if streams < 1:
         raise BitworthError(f"{streams} streams cannot be; give 1 or more.")
     split = split_of(architecture, row.count, tensor)
-    found = _judged(architecture, scheme, row, case, streams, split)
+    found = judged(architecture, scheme, row, case, streams, split)
     if found.fits and found.verdict.runs == "native":
         return found
     return replace(found, instead=dict(_instead(found, architecture, scheme, row, case)))
@@ -119,10 +118,8 @@ def scheme_of(format: str, group_size: int | None = None) -> Scheme | None:
     return schemes.get(format, group_size=group_size)
 
 
-def _judged(
-    a: Architecture, scheme: Scheme | None, row: Hardware, case: UseCase, streams: int, split: Split
-) -> Finding:
-    """A finding without what would do instead."""
+def judged(a: Architecture, scheme: Scheme | None, row: Hardware, case: UseCase, streams: int, split: Split) -> Finding:
+    """A finding without what would do instead; see `check` for the arguments."""
     name = BF16 if scheme is None else scheme.name
     uneven = unsplittable(a, split.tensor)
     if uneven is None:
@@ -147,8 +144,8 @@ def _instead(
     accepted = {"native"} if found.fits else {"native", found.verdict.runs} - {"no"}
 
     def does(other: Scheme | None, at: Hardware, split: Split) -> bool:
-        judged = _judged(a, other, at, case, found.streams, split)
-        return judged.fits and judged.verdict.runs in accepted
+        one = judged(a, other, at, case, found.streams, split)
+        return one.fits and one.verdict.runs in accepted
 
     formats = tuple(name for name in NAMES if name != found.format and does(scheme_of(name), row, found.split))
     if formats:

@@ -12,10 +12,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from bitworth.preflight.shapes import Matrix, Split, kv_heads_a_device, matrices
 from bitworth.prediction import Architecture
 from bitworth.prediction.roofline import MEMORY_SHARE
 from bitworth.prediction.serving import CHUNK_TOKENS, MOST_SEQUENCES
+from bitworth.preflight.shapes import Matrix, Split, kv_heads_a_device, matrices
 from bitworth.types import Hardware, Scheme, UseCase
 
 RUNTIME_GIB = 1.0

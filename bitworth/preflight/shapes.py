@@ -48,7 +48,7 @@ def split_of(architecture: Architecture, count: int, tensor: int | None = None) 
         tensor = next(size for size in sizes if size == 1 or unsplittable(architecture, size) is None)
     if tensor < 1 or count < 1 or count % tensor:
         raise BitworthError(
-            f"{count} devices cannot be {tensor} tensor-parallel ones a stage; the first must be a multiple of the second."
+            f"{count} devices cannot be stages of {tensor} each; give a multiple, or share blocks among fewer."
         )
     if count // tensor > architecture.layers:
         raise BitworthError(f"{count // tensor} stages are more than the model's {architecture.layers} blocks.")
