@@ -473,7 +473,8 @@ def test_certain_failures_are_refused_and_others_doubted(tmp_path: Path) -> None
         doubt_about(checkpoint(tmp_path), replace(AMPERE, count=3), 64, "0.1")
     with pytest.raises(Unsupported, match=r"need a compute capability of 9\.0 only"):
         doubt_about(checkpoint(tmp_path, "w4a8-fp"), AMPERE, 64, HERE)
-    assert "only memory is saved" in doubt_about(checkpoint(tmp_path, "w8a8-fp"), AMPERE, 64, HERE)
+    assert "humming-kernels" in doubt_about(checkpoint(tmp_path, "w4a8-int"), AMPERE, 64, HERE)
+    assert doubt_about(checkpoint(tmp_path, "w8a8-fp"), AMPERE, 64, HERE) == ""
     assert doubt_about(checkpoint(tmp_path), AMPERE, 64, HERE) == ""
 
 
@@ -563,7 +564,7 @@ def test_check_prints_one_document(tmp_path: Path, capsys: pytest.CaptureFixture
 def test_a_study_may_tell_a_devices_capability(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     row = "{name: mine, usd_per_hour: 1, memory_gib: 96, capability: '9.0'}"
     study = tmp_path / "study.yaml"
-    study.write_text(f"model: {checkpoint(tmp_path)}\nformats: [w8a8-fp]\ntasks: []\nhardware: [{row}]\n")
+    study.write_text(f"model: {checkpoint(tmp_path)}\nformats: [baseline, w8a8-fp]\ntasks: []\nhardware: [{row}]\n")
     app(["check", str(tmp_path), "--gpu", "mine", "--study", str(study), "--json"], standalone_mode=False)
     document = json.loads(capsys.readouterr().out)
     assert next(row for row in document["formats"] if row["format"] == "w4a8-fp")["kernels"] == ["CutlassW4A8"]

@@ -47,7 +47,8 @@ def doubt_about(checkpoint: Path, row: Hardware, context_tokens: int, version: s
         raise Unsupported(f"vLLM cannot start: {found.verdict.why}; `bitworth check` says what would run here.")
     if not found.starts:
         return f"It was expected not to fit: {found.sentence}."
-    return f"About its kernels: {found.verdict.why}." if found.verdict.why else ""
+    doubtful = found.verdict.runs == "no" or not found.verdict.sure
+    return f"About its kernels: {found.verdict.why}." if doubtful else ""
 
 
 def _refuse_heads(architecture: Architecture, row: Hardware) -> None:
