@@ -62,9 +62,7 @@ _STEPS = {"cpu": 0, "avx2": 1, "avx512f": 2, "avx512_bf16": 3}
 
 RULES: tuple[Rule, ...] = (
     Rule(kernel="cuBLAS", formats=("bf16",), lowest=80),
-    Rule(
-        kernel="cuBLAS", formats=("bf16",), lowest=70, native=False, sure=False, note="float16 only"
-    ),
+    Rule(kernel="cuBLAS", formats=("bf16",), lowest=70, native=False, sure=False, note="float16 only"),
     Rule(kernel="CutlassFP8ScaledMM", formats=_FP8, lowest=89),
     Rule(kernel="MarlinFP8 or Humming", formats=_FP8, lowest=75, highest=88, native=False, note=_WEIGHTS_ONLY),
     Rule(kernel="CutlassInt8ScaledMM", formats=_INT8, lowest=75, highest=99, inputs=16, outputs=16),
