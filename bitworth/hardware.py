@@ -42,9 +42,13 @@ def _gpu(
     bandwidth: float,
     chip: tuple[int, float],
     link: float,
+    capability: str,
     **tera_ops: float,
 ) -> Hardware:
-    """A row: price and its source, GiB as the driver counts them, GB/s, (multiprocessors, GHz), GB/s a direction."""
+    """A row: price and its source, GiB as the driver counts them, GB/s, (multiprocessors, GHz), GB/s a direction.
+
+    Then the compute capability and tera-operations a second.
+    """
     return Hardware(
         name=name,
         usd_per_hour=price[0],
@@ -54,6 +58,7 @@ def _gpu(
         processors=chip[0],
         clock_ghz=chip[1],
         link_gb_s=link,
+        capability=capability,
         tera_ops=tera_ops,
     )
 
@@ -63,17 +68,17 @@ def _gpu(
 _ROWS = {
     row.name: row
     for row in (
-        _gpu("A6000", (0.80, _PAPER), 48, 768, (84, 2.10), 31.5, bf16=154.8, int8=309.7),
-        _gpu("A100", (1.79, _PAPER), 80, 2039, (108, 1.41), 300, bf16=312, int8=624),
-        _gpu("H100", (3.29, _PAPER), 80, 3350, (132, 1.98), 450, bf16=989, int8=1979, fp8=1979),
-        _gpu("H200", (4.59, _RUNPOD), 140, 4800, (132, 1.98), 450, bf16=989, int8=1979, fp8=1979),
-        _gpu("B200", (6.79, _RUNPOD), 179, 8000, (148, 1.965), 900, bf16=2250, int8=4500, fp8=4500),
-        _gpu("L4", (0.44, _COMMUNITY), 22.5, 300, (58, 2.04), 31.5, bf16=121, int8=242, fp8=242),
-        _gpu("L40S", (0.79, _COMMUNITY), 45, 864, (142, 2.52), 31.5, bf16=362, int8=733, fp8=733),
-        _gpu("A10", (1.29, _LAMBDA), 22.5, 600, (72, 1.695), 31.5, bf16=125, int8=250),
-        _gpu("RTX4090", (0.34, _COMMUNITY), 24, 1008, (128, 2.52), 31.5, bf16=165.2, int8=660.6, fp8=330.3),
-        _gpu("RTX5090", (0.69, _COMMUNITY), 31.8, 1792, (170, 2.41), 63, bf16=209.5, int8=838, fp8=419),
-        _gpu("MI300X", (0.0, _UNPRICED), 192, 5300, (304, 2.10), 448, bf16=1307, int8=2615, fp8=2615),
+        _gpu("A6000", (0.80, _PAPER), 48, 768, (84, 2.10), 31.5, "8.6", bf16=154.8, int8=309.7),
+        _gpu("A100", (1.79, _PAPER), 80, 2039, (108, 1.41), 300, "8.0", bf16=312, int8=624),
+        _gpu("H100", (3.29, _PAPER), 80, 3350, (132, 1.98), 450, "9.0", bf16=989, int8=1979, fp8=1979),
+        _gpu("H200", (4.59, _RUNPOD), 140, 4800, (132, 1.98), 450, "9.0", bf16=989, int8=1979, fp8=1979),
+        _gpu("B200", (6.79, _RUNPOD), 179, 8000, (148, 1.965), 900, "10.0", bf16=2250, int8=4500, fp8=4500),
+        _gpu("L4", (0.44, _COMMUNITY), 22.5, 300, (58, 2.04), 31.5, "8.9", bf16=121, int8=242, fp8=242),
+        _gpu("L40S", (0.79, _COMMUNITY), 45, 864, (142, 2.52), 31.5, "8.9", bf16=362, int8=733, fp8=733),
+        _gpu("A10", (1.29, _LAMBDA), 22.5, 600, (72, 1.695), 31.5, "8.6", bf16=125, int8=250),
+        _gpu("RTX4090", (0.34, _COMMUNITY), 24, 1008, (128, 2.52), 31.5, "8.9", bf16=165.2, int8=660.6, fp8=330.3),
+        _gpu("RTX5090", (0.69, _COMMUNITY), 31.8, 1792, (170, 2.41), 63, "12.0", bf16=209.5, int8=838, fp8=419),
+        _gpu("MI300X", (0.0, _UNPRICED), 192, 5300, (304, 2.10), 448, "gfx942", bf16=1307, int8=2615, fp8=2615),
     )
 }
 #: Several H100 cost a little less than one times their number (table 9); 16 are two machines of eight.
@@ -105,6 +110,7 @@ def _local(count: int) -> Hardware:
         usd_per_hour=0.10 * count,
         memory_gib=round(psutil.virtual_memory().total / 2**30, 1),
         price_source="a placeholder; give usd_per_hour in the study file",
+        capability=next((name for name in ("avx512_bf16", "avx512f", "avx2") if name in cpu_flags()), "cpu"),
     )
 
 
@@ -143,6 +149,27 @@ def gpus() -> tuple[str, ...]:
         return tuple(name for _, _, name in rows)
     wanted = [field.strip() for field in visible.split(",") if field.strip()]
     return tuple(name for one in wanted for index, uuid, name in rows if one == index or uuid.startswith(one))
+
+
+def installed_gpu() -> Hardware | None:
+    """One of the NVIDIA GPUs that programs started here may use, by what the driver says of it; None where they differ.
+
+    It has no price and no rates, and its `count` is how many there are.
+    """
+    names, program = gpus(), shutil.which("nvidia-smi")
+    if not names or len(set(names)) > 1 or program is None:
+        return None
+    try:
+        query = [program, "--query-gpu=name,compute_cap,memory.total", "--format=csv,noheader,nounits"]
+        listing = subprocess.run(query, capture_output=True, text=True, timeout=30, check=True).stdout
+        rows = {tuple(field.strip() for field in line.rsplit(",", 2)) for line in listing.splitlines()}
+        ((name, capability, mib),) = (row for row in rows if row[0] == names[0])
+        memory = float(mib) / 2**10
+    except (OSError, subprocess.SubprocessError, ValueError):
+        return None
+    if not re.fullmatch(r"\d+\.\d", capability):
+        return None
+    return Hardware(name=name, count=len(names), usd_per_hour=0.0, memory_gib=memory, capability=capability)
 
 
 def cpu_flags() -> frozenset[str]:

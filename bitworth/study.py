@@ -250,6 +250,7 @@ class HardwareEntry(_Part):
     processors: int | None = Field(None, gt=0)
     clock_ghz: float | None = Field(None, gt=0)
     link_gb_s: float | None = Field(None, gt=0)
+    capability: str | None = Field(None, pattern=r"^\d+\.\d$|^gfx\d+$")
 
     @model_validator(mode="after")
     def _known(self) -> HardwareEntry:

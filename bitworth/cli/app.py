@@ -15,6 +15,7 @@ from rich.text import Text
 
 import bitworth
 from bitworth.cli.benchmark import benchmark
+from bitworth.cli.check import check
 from bitworth.cli.console import Json, Quiet, Terminal, guarded
 from bitworth.cli.diff import diff
 from bitworth.cli.doctor import doctor
@@ -108,7 +109,7 @@ def status(results: Results, json: Json = False) -> None:
     Terminal(as_json=json).answer(document, lambda: _status_table(document))
 
 
-for verb in (quantize, evaluate, benchmark, predict, tasks, gate, diff, doctor, paper):
+for verb in (quantize, evaluate, benchmark, predict, check, tasks, gate, diff, doctor, paper):
     app.command()(verb)
 app.command("import")(import_report)
 

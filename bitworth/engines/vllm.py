@@ -20,6 +20,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,8 @@ from bitworth.engines import watchdog
 from bitworth.engines.generator import Progress
 from bitworth.engines.http import KEY_VARIABLES, HttpGenerator
 from bitworth.errors import BitworthError, Unsupported, WorkFailed
-from bitworth.hardware import cpu_flags, gpus
+from bitworth.hardware import cpu_flags, gpus, installed_gpu
+from bitworth.preflight.server import doubt_about
 from bitworth.types import EngineFacts, Load, Request, Timing
 
 PYTHON_VARIABLE = "BITWORTH_VLLM_PYTHON"
@@ -149,18 +151,23 @@ def serve(
 
     Raises:
         BitworthError: no vLLM here, or none for that device, or a context longer than the model's.
-        Unsupported: the installed vLLM cannot run the checkpoint on this machine.
+        Unsupported: the installed vLLM cannot run the checkpoint on this machine; on GPUs where that is certain,
+            nothing is started.
         WorkFailed: it does not start; gives the cause and the log.
     """
     python = interpreter()
     versions = _versions(python)
     place = _place(versions, device)
+    doubt = _doubt(checkpoint, place, context_tokens, device, versions)
     flags = _flags(checkpoint, place, context_tokens, device, dtype)
     port = _free_port()
     command = [python, "-m", "vllm.entrypoints.openai.api_server", "--model", str(checkpoint)]
     command += ["--host", "127.0.0.1", "--port", str(port), *flags]
     with _Process(command, _environment(place, device), place) as process:
-        process.wait_healthy(port, ready_s)
+        try:
+            process.wait_healthy(port, ready_s)
+        except WorkFailed as error:
+            raise WorkFailed(f"{error} {doubt}".rstrip()) from error
         url = f"http://127.0.0.1:{port}/v1"
         facts = EngineFacts(
             engine="vllm",
@@ -325,8 +332,20 @@ def _flags(checkpoint: Path, place: str, context_tokens: int, device: str | None
     flags = ["--max-model-len", str(context_tokens), "--no-enable-prefix-caching"]
     if place == "CPU":
         return [*flags, "--dtype", dtype or cpu_dtype(checkpoint), "--enforce-eager"]
-    count = 1 if device is not None and ":" in device else max(1, len(gpus()))
-    return [*flags, "--dtype", dtype or "auto", "--tensor-parallel-size", str(count)]
+    return [*flags, "--dtype", dtype or "auto", "--tensor-parallel-size", str(_devices(device))]
+
+
+def _devices(device: str | None) -> int:
+    """GPUs that share the model: the one that was named, or all visible ones."""
+    return 1 if device is not None and ":" in device else max(1, len(gpus()))
+
+
+def _doubt(checkpoint: Path, place: str, context_tokens: int, device: str | None, versions: Mapping[str, str]) -> str:
+    """What speaks against starting on these GPUs; see `preflight.server.doubt_about`."""
+    row = installed_gpu() if place == "GPU" else None
+    if row is None:
+        return ""
+    return doubt_about(checkpoint, replace(row, count=_devices(device)), context_tokens, versions["vllm"])
 
 
 def _environment(place: str, device: str | None) -> dict[str, str]:

@@ -125,7 +125,8 @@ class Hardware:
     """A device and its price; rates are dense operations a second by number format ('bf16', 'fp8', 'int8').
 
     `processors` counts what share the work on a chip (streaming multiprocessors, compute units), `clock_ghz` is their
-    greatest clock, `link_gb_s` what one device sends to its neighbours in one direction.
+    greatest clock, `link_gb_s` what one device sends to its neighbours in one direction. `capability` is what kernels
+    are built for: CUDA's compute capability (`8.6`), AMD's target (`gfx942`), or a processor's widest instruction set.
     """
 
     name: str
@@ -138,6 +139,7 @@ class Hardware:
     clock_ghz: float | None = None
     link_gb_s: float | None = None
     price_source: str = ""
+    capability: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
