@@ -42,7 +42,7 @@ def judge(
     ] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Ask whatever it costs.")] = False,
     max_usd: Annotated[float | None, typer.Option(help="Ask, and stop before this is exceeded.", min=0)] = None,
-    strong_weight: Annotated[float, typer.Option(help="What a strong verdict counts.", min=0)] = 3.0,
+    strong_weight: Annotated[float, typer.Option(help="What a strong verdict counts.", min=1)] = 3.0,
     streams: Annotated[int, typer.Option(help="Judgements asked for at once.", min=1)] = 8,
     json: Json = False,
     quiet: Quiet = False,
@@ -169,8 +169,8 @@ def _document(
         "win_rate": None,
         "win_rate_unweighted": None,
     }
-    # what was judged of an unfinished run depends on what came first, and says nothing of the rest
-    if verdicts.duels and (spent is not None or not verdicts.absent):
+    finished = not verdicts.absent or (spent is not None and spent.stopped is None)
+    if verdicts.duels and finished:  # before that, ties that cost nothing to know would stand beside few others
         document["win_rate"] = asdict(win_rate(verdicts.duels, strong_weight=strong_weight, seed=seed))
         document["win_rate"]["strong_weight"] = strong_weight
         document["win_rate_unweighted"] = asdict(win_rate(verdicts.duels, strong_weight=1.0, seed=seed))
@@ -184,15 +184,18 @@ def _lines(document: dict[str, Any], before: Estimate) -> RenderableType:
     if (found := document["win_rate"]) is not None:
         low, high = found["ci95_pct"]
         lines.append(
-            f"{document['model']} wins {found['rate_pct']:.1f} % ({low:.1f} to {high:.1f}) against {document['other']}: "
-            f"{found['won']} won, {found['tied']} tied, {found['lost']} lost of {found['questions']} questions."
+            f"{document['model']} wins {found['rate_pct']:.1f} % ({low:.1f} to {high:.1f}) against "
+            f"{document['other']}: {found['won']} won, {found['tied']} tied, {found['lost']} lost of {found['questions']} questions."
         )
         lines.append(
             f"The answer shown first scores {found['first_place_pct']:.1f} %; on {found['contradicted']} questions the "
             "two orders name different winners."
         )
     if spent is not None and spent["stopped"]:
-        lines.append(f"Not all was asked: {spent['stopped']}.")
+        lines.append(
+            f"Not all was asked: {spent['stopped']}. The same command goes on; a smaller --limit of the same seed is "
+            "finished sooner."
+        )
     if spent is not None and spent["failures"]:
         lines.append(f"{len(spent['failures'])} judgements failed, first: {spent['failures'][0]}")
     rows = {name: document[name] for name in ("identical_answers", "unreadable_verdicts", "absent_verdicts")}

@@ -43,15 +43,14 @@ class HttpChat(HttpGenerator):
             BitworthError: not a URL to send requests to, or not one model to choose.
             WorkFailed: no model was named and the server does not answer.
         """
-        self._limit = {"max_tokens": max_tokens}
-        self._sampling: dict[str, float] = {"temperature": 0}
+        self._settings: dict[str, int] = {"max_tokens": max_tokens, "temperature": 0}
         self._pause_s = pause_s
         super().__init__(url, name=model)
 
     @property
     def temperature(self) -> float | None:
         """What is asked for; None with a model that takes no temperature."""
-        return self._sampling.get("temperature")
+        return self._settings.get("temperature")
 
     def session(self) -> aiohttp.ClientSession:
         """Connections to ask through."""
@@ -65,11 +64,12 @@ class HttpChat(HttpGenerator):
         """
         pause, cause = self._pause_s, ""
         for last in (*(False,) * (TRIES - 1), True):
+            sent = dict(self._settings)
             status, answer, wait_s = await self._post(session, turns)
             if status == 200:
                 return _reply(answer)
             cause = str(answer)
-            if not self._concede(cause):
+            if not self._adapt(cause, sent):
                 if last or not (status in (0, 408, 409, 429) or status >= 500):
                     break
                 await asyncio.sleep(max(pause, wait_s))
@@ -78,7 +78,7 @@ class HttpChat(HttpGenerator):
 
     async def _post(self, session: aiohttp.ClientSession, turns: Turns) -> tuple[int, Any, float]:
         """Status (0: no answer), the answer or what went wrong, and how many seconds the server asks to wait."""
-        fields = {"model": self._model, "messages": list(turns), **self._limit, **self._sampling}
+        fields = {"model": self._model, "messages": list(turns), **self._settings}
         try:
             async with session.post(f"{self._url}/chat/completions", json=fields, allow_redirects=False) as response:
                 if response.status == 200:
@@ -92,14 +92,16 @@ class HttpChat(HttpGenerator):
         """A model that is named is taken at its name: not every service lists what it has."""
         return (name, {}) if name is not None else await super()._discover(name, wait_s)
 
-    def _concede(self, cause: str) -> bool:
-        """Newer models call the limit otherwise, or take no temperature; whether that is what the server refused."""
+    def _adapt(self, cause: str, sent: Mapping[str, int]) -> bool:
+        """Whether what a server refuses can be left out: newer models take no `max_tokens`, some no temperature."""
         if not cause.startswith(("HTTP 400", "HTTP 422")):
             return False
-        if "max_completion_tokens" in cause and "max_tokens" in self._limit:
-            self._limit = {"max_completion_tokens": self._limit["max_tokens"]}
+        if sent != self._settings:  # another request met the same before
             return True
-        return "temperature" in cause and self._sampling.pop("temperature", None) is not None
+        if "max_completion_tokens" in cause and "max_tokens" in self._settings:
+            self._settings["max_completion_tokens"] = self._settings.pop("max_tokens")
+            return True
+        return "temperature" in cause and self._settings.pop("temperature", None) is not None
 
 
 def _reply(answer: Any) -> ChatReply:

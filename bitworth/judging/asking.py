@@ -20,9 +20,10 @@ from bitworth.judging.costs import Budget, Counter, Price, tokens_of, worst_case
 from bitworth.judging.files import Texts
 from bitworth.judging.wording import VERSION, Conversation, conversation, once_more, read_verdict
 from bitworth.ledger import Ledger, canonical
-from bitworth.statistics.duels import Duel
+from bitworth.statistics.duels import Duel, Grade
 from bitworth.types import Cell
 
+TIE: Grade = "A=B"
 LOST_AFTER = 5
 """Failures in a row after which the judge is taken for lost, and no more is asked."""
 
@@ -108,9 +109,8 @@ def collect(ledger: Ledger, questions: Texts, planned: Sequence[Judgement]) -> V
     """The verdicts had so far; a question counts with both or not at all, or places would not cancel."""
     found = {(one.item, one.model_first): ledger.get(one.cell) for one in planned}
     asked = {item for item, _ in found}
-    grades = {key: result and result["grade"] for key, result in found.items()}
-    tie = dict.fromkeys(((item, first) for item in questions if item not in asked for first in (True, False)), "A=B")
-    pairs = {item: ((tie | grades)[item, True], (tie | grades)[item, False]) for item in questions}
+    grades: dict[tuple[str, bool], Grade | None] = {key: result and result["grade"] for key, result in found.items()}
+    pairs = {item: (grades[item, True], grades[item, False]) if item in asked else (TIE, TIE) for item in questions}
     return Verdicts(
         duels=tuple(
             Duel(item=item, model_first=one, model_second=two) for item, (one, two) in pairs.items() if one and two

@@ -47,11 +47,10 @@ def read_answers(path: Path) -> dict[str, str]:
 
 
 def choose(questions: Texts, limit: int | None, seed: int) -> dict[str, str]:
-    """At most `limit` of the questions, drawn by the seed, in their order."""
-    if limit is None or limit >= len(questions):
-        return dict(questions)
-    kept = set(random.Random(seed).sample(sorted(questions), limit))
-    return {item: text for item, text in questions.items() if item in kept}
+    """The first `limit` of the questions in an order drawn by the seed, so that fewer are always among more."""
+    drawn = sorted(questions)
+    random.Random(seed).shuffle(drawn)
+    return {item: questions[item] for item in drawn[:limit]}
 
 
 def answers_to(questions: Texts, answers: Texts, where: Path) -> dict[str, str]:
