@@ -185,7 +185,8 @@ def _lines(document: dict[str, Any], before: Estimate) -> RenderableType:
         low, high = found["ci95_pct"]
         lines.append(
             f"{document['model']} wins {found['rate_pct']:.1f} % ({low:.1f} to {high:.1f}) against "
-            f"{document['other']}: {found['won']} won, {found['tied']} tied, {found['lost']} lost of {found['questions']} questions."
+            f"{document['other']}: {found['won']} won, {found['tied']} tied, {found['lost']} lost of "
+            f"{found['questions']} questions."
         )
         lines.append(
             f"The answer shown first scores {found['first_place_pct']:.1f} %; on {found['contradicted']} questions the "

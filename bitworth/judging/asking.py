@@ -10,6 +10,7 @@ import asyncio
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 
 import aiohttp
 
@@ -109,7 +110,9 @@ def collect(ledger: Ledger, questions: Texts, planned: Sequence[Judgement]) -> V
     """The verdicts had so far; a question counts with both or not at all, or places would not cancel."""
     found = {(one.item, one.model_first): ledger.get(one.cell) for one in planned}
     asked = {item for item, _ in found}
-    grades: dict[tuple[str, bool], Grade | None] = {key: result and result["grade"] for key, result in found.items()}
+    grades: dict[tuple[str, bool], Grade | None] = {
+        key: result["grade"] if result is not None else None for key, result in found.items()
+    }
     pairs = {item: (grades[item, True], grades[item, False]) if item in asked else (TIE, TIE) for item in questions}
     return Verdicts(
         duels=tuple(
@@ -151,7 +154,8 @@ class _Round:
         progress: Callable[[int, int], None],
     ) -> None:
         self._ledger, self._chat, self._terms = ledger, chat, terms
-        self._progress, self._total, self._waiting = progress, len(asked), iter(asked)
+        self._progress, self._total = progress, len(asked)
+        self._waiting: Iterator[Judgement] = iter(asked)
         self._budget, self._failed_in_a_row = Budget(terms.limit_usd), 0
         self._spent = Spent(usd=0.0 if terms.price else None)
 
@@ -187,6 +191,9 @@ class _Round:
             worst = worst_case(one.turns, terms.count, price, terms.max_tokens) if price else 0.0
             if self._budget.promise(worst):
                 yield one, worst
+            elif self._budget.promises:  # there may be room when those under way have ended
+                self._waiting = chain([one], self._waiting)
+                return
             else:
                 self._spent.stopped = f"the next judgement could go beyond ${terms.limit_usd:g}"
 

@@ -96,6 +96,7 @@ class Budget:
         if limit_usd is not None and not limit_usd >= 0:
             raise BitworthError(f"--max-usd {limit_usd:g} is no amount of dollars.")
         self.limit_usd = limit_usd
+        self.promises = 0
         self.spent_usd = self._promised_usd = 0.0
 
     def promise(self, worst_usd: float) -> bool:
@@ -104,9 +105,11 @@ class Budget:
         if self.limit_usd is not None and after > self.limit_usd:
             return False
         self._promised_usd += worst_usd
+        self.promises += 1
         return True
 
     def settle(self, worst_usd: float, usd: float) -> None:
         """Replace a promise by what it came to."""
         self._promised_usd -= worst_usd
+        self.promises -= 1
         self.spent_usd += usd
