@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import gzip
 import json
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -232,27 +235,27 @@ def test_models_with_other_names_for_limits_are_obliged(call: Run, folder: Path)
     assert found["win_rate"]["rate_pct"] == 100
 
 
-def test_killed_and_resumed_nothing_is_asked_twice(folder: Path) -> None:
-    class Killed(BaseException):
-        pass
+def test_killed_and_resumed_nothing_kept_is_asked_again(call: Run, folder: Path) -> None:  # noqa: F811
+    server, running = Judge(), []
 
-    def end(done: int, _all: int) -> None:
-        if done == 5:
-            raise Killed
+    def kill_the_sixth(first: str, second: str) -> str:
+        if len(server.requests) == 6:
+            running[0].kill()
+        return by_merit(first, second)
 
-    server = Judge()
+    server.rule = kill_the_sixth
     with served(server) as url:  # type: ignore[arg-type]
-        chat, ledger = http_chat.HttpChat(url), Ledger(folder / "out")
-        planned = judging.plan_judgements(QUESTIONS, GOOD, BAD, judge=chat.model, max_tokens=9)
-        terms = judging.Terms(count=BYTES, price=None, max_tokens=9, streams=1)
-        with pytest.raises(BaseExceptionGroup) as ended:
-            judging.ask_judge(ledger, chat, planned, terms, end)
-        assert ended.group_contains(Killed)
-        left = judging.unasked(ledger, planned)
-        assert len(left) == 7
-        judging.ask_judge(ledger, chat, left, terms)
+        files = [str(folder / f"{name}.jsonl") for name in ("good", "bad")]
+        common = ["--judge", url, "--questions", str(folder / "q.jsonl"), "--out", str(folder / "out"), "--yes"]
+        command = [sys.executable, "-m", "bitworth", "judge", *files, *common, "--streams", "1"]
+        running.append(subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
+        assert running[0].wait(120) == -signal.SIGKILL
+        server.rule = by_merit
+        code, found, _ = judge(call, url, folder, "--yes")
+    assert (code, found["spent"]["judgements"], found["win_rate"]["rate_pct"]) == (0, 7, 100)
     asked = [json.dumps(request["messages"]) for request in server.requests]
-    assert len(asked) == len(set(asked)) == 12
+    assert len(set(asked)) == 12
+    assert len(asked) == 13  # the one under way when it was killed
 
 
 def test_equal_answers_tie_without_being_asked_about(call: Run, folder: Path) -> None:  # noqa: F811
