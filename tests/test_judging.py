@@ -21,7 +21,6 @@ from bitworth.engines import http_chat
 from bitworth.errors import BitworthError, WorkFailed
 from bitworth.judging import costs, wording
 from bitworth.judging.costs import MESSAGE_TOKENS, Budget, Price
-from bitworth.ledger import Ledger
 
 Run = Callable[..., tuple[int, str, str]]
 QUESTIONS = {f"q{number}": f"What is {number} plus {number}?" for number in range(6)}

@@ -127,11 +127,11 @@ def test_coverage_where_the_truth_is_known() -> None:
     assert 180 <= held <= 199
 
 
-def test_the_papers_intervals_are_those_of_independent_copies() -> None:
-    """Table 7: p (1 - p) / se² is the number of rows that a plain bootstrap believes in.
+def test_whole_questions_are_drawn_where_the_paper_resamples_rows() -> None:
+    """Table 7: p (1 - p) / se² is the number of independent rows that an interval takes for granted.
 
-    500 questions in two orders are 1,000 rows, 3,000 if each verdict were strong. All twelve lie between: the published
-    intervals take the copies of a strong verdict, and the two orders of a question, for independent.
+    500 questions in two orders are 1,000 rows, 3,000 if each verdict were strong; all twelve intervals lie between
+    (ties narrow them as well). Ours takes the rows of one question together.
     """
     table = files("bitworth.paper") / "tables" / "table07_arena_hard_runs.csv"
     rows = list(csv.DictReader(line for line in table.read_text().splitlines() if not line.startswith("#")))
