@@ -22,6 +22,7 @@ from bitworth.cli.doctor import doctor
 from bitworth.cli.evaluate import evaluate
 from bitworth.cli.gate import gate, parse_available, parse_limits
 from bitworth.cli.imports import import_report
+from bitworth.cli.judge import judge
 from bitworth.cli.paper import paper
 from bitworth.cli.predict import predict
 from bitworth.cli.quantize import quantize
@@ -109,7 +110,7 @@ def status(results: Results, json: Json = False) -> None:
     Terminal(as_json=json).answer(document, lambda: _status_table(document))
 
 
-for verb in (quantize, evaluate, benchmark, predict, check, tasks, gate, diff, doctor, paper):
+for verb in (quantize, evaluate, judge, benchmark, predict, check, tasks, gate, diff, doctor, paper):
     app.command()(verb)
 app.command("import")(import_report)
 

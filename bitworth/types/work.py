@@ -11,7 +11,7 @@ from bitworth.types.accuracy import Divergence, Recovery
 from bitworth.types.decision import Constraint, Recommendation
 from bitworth.types.serving import EngineFacts, Hardware, QueryCost
 
-CellKind = Literal["quantize", "evaluate", "diverge", "benchmark"]
+CellKind = Literal["quantize", "evaluate", "diverge", "benchmark", "write", "judge"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
