@@ -142,7 +142,7 @@ VERBS = {
     },
     "diff": {"--json"},
     "doctor": {"--online", "--out", "--json"},
-    "report": {"--json"},
+    "report": {"--card", "--base-model", "--json"},
     "paper": {"--out", "--min-recovery", "--json", "--quiet"},
 }
 

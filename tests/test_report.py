@@ -276,7 +276,8 @@ def test_the_page_is_one_file_that_reads_nothing_else(html: str, written: Path) 
     assert all(value.startswith("#") for value in attributes(page, "href"))
     assert not attributes(page, "src")
     assert len(html.encode()) < 1_000_000
-    assert sorted(path.name for path in written.iterdir()) == ["recommendation.json", "report.html", "report.md"]
+    names = ["card.md", "recommendation.json", "report.html", "report.md"]
+    assert sorted(path.name for path in written.iterdir()) == names
 
 
 def test_the_page_speaks_to_screen_readers(html: str) -> None:

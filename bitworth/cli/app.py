@@ -24,6 +24,7 @@ from bitworth.cli.imports import import_report
 from bitworth.cli.paper import paper
 from bitworth.cli.predict import predict
 from bitworth.cli.quantize import quantize
+from bitworth.cli.report import report
 from bitworth.cli.settle import evaluate_until_settled
 from bitworth.cli.tasks import (
     comparable,
@@ -277,14 +278,7 @@ def recommend(
     Terminal(as_json=json).answer(result_as_json(result), lambda: terminal_summary(result))
 
 
-@app.command()
-def report(results: Results, json: Json = False) -> None:
-    """Write report.html, report.md and recommendation.json from a results folder."""
-    from bitworth.assembly import assemble
-    from bitworth.report import write_report
-
-    page = write_report(assemble(results), results).resolve()
-    Terminal(as_json=json).answer({"report": str(page)}, lambda: Text(f"Report: {page}"))
+app.command()(report)
 
 
 def _evaluation(
