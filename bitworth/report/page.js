@@ -61,7 +61,7 @@ function rowOf(option, role, why) {
   const outcome = cell("td", "", "outcome");
   outcome.append(cell("span", role, "tag " + ({ choice: "choice", contender: "contender", out: "out" }[role] || "plain")));
   if (why) outcome.append(cell("small", why, "under"));
-  const source = option.source + (option.recovery_source === "predicted" ? ", recovery predicted" : "");
+  const source = option.queries_per_usd === null ? "–" : option.source + (option.recovery_source === "predicted" ? ", recovery predicted" : "");
   row.append(
     cell("th", option.format, "name"), cell("td", option.hardware), cell("td", option.load),
     cell("td", figure(option.queries_per_usd), "num"), cell("td", figure(option.times_baseline), "num"),

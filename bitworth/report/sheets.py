@@ -47,8 +47,10 @@ def recovery_sheet(task: str, rows: Sequence[Recovery]) -> Sheet:
 def cost_sheet(found: Recommendation) -> Sheet:
     """What is drawn of one scenario: every option with its recovery and its queries per dollar."""
     title = scenario_title(found.use_case, found.load)
-    keys = ("format", "hardware", "queries_per_usd", "ci95_low", "ci95_high", "recovery_pct", "recovery_ci95_low_pct")
-    keys = (*keys, "recovery_ci95_high_pct", "source", "recovery_source")  # type: ignore[assignment]
+    keys = (
+        *("format", "hardware", "queries_per_usd", "ci95_low", "ci95_high"),
+        *("recovery_pct", "recovery_ci95_low_pct", "recovery_ci95_high_pct", "source", "recovery_source"),
+    )
     values, shown = [], []
     for option in found.options:
         cost, place = option.cost, hardware_name(option.cost)
