@@ -175,7 +175,7 @@ VERBS = {
         "--quiet",
     },
     "doctor": {"--online", "--out", "--json"},
-    "report": {"--json"},
+    "report": {"--card", "--base-model", "--json"},
     "paper": {"--out", "--min-recovery", "--json", "--quiet"},
 }
 

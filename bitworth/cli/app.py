@@ -6,7 +6,7 @@ import math
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from rich.console import Group, RenderableType
@@ -26,12 +26,10 @@ from bitworth.cli.judge import judge
 from bitworth.cli.paper import paper
 from bitworth.cli.predict import predict
 from bitworth.cli.quantize import quantize
+from bitworth.cli.report import report
 from bitworth.cli.tasks import tasks
 from bitworth.errors import WorkFailed
 from bitworth.ledger import Ledger
-
-if TYPE_CHECKING:
-    pass
 
 app = typer.Typer(
     name="bitworth",
@@ -110,7 +108,7 @@ def status(results: Results, json: Json = False) -> None:
     Terminal(as_json=json).answer(document, lambda: _status_table(document))
 
 
-for verb in (quantize, evaluate, judge, benchmark, predict, check, tasks, gate, diff, doctor, paper):
+for verb in (quantize, evaluate, judge, benchmark, predict, check, tasks, report, gate, diff, doctor, paper):
     app.command()(verb)
 app.command("import")(import_report)
 
@@ -153,16 +151,6 @@ def recommend(
     }
     result = assemble(results, {name: value for name, value in asked.items() if value is not None})
     Terminal(as_json=json).answer(result_as_json(result), lambda: terminal_summary(result))
-
-
-@app.command()
-def report(results: Results, json: Json = False) -> None:
-    """Write report.html, report.md and recommendation.json from a results folder."""
-    from bitworth.assembly import assemble
-    from bitworth.report import write_report
-
-    page = write_report(assemble(results), results).resolve()
-    Terminal(as_json=json).answer({"report": str(page)}, lambda: Text(f"Report: {page}"))
 
 
 # --- what people read ---------------------------------------------------------------------------------------------

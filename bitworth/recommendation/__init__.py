@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from bitworth.errors import BitworthError
-from bitworth.recommendation.candidates import Candidate, deployments, ordered, rate_of, verdict_on
+from bitworth.recommendation.candidates import Candidate, bounds_of, deployments, ordered, rate_of, verdict_on
 from bitworth.recommendation.deciding import contenders_to, decide, frontier, ranked
 from bitworth.recommendation.draws import chance_of
 from bitworth.recommendation.flips import flips_of
@@ -164,4 +164,6 @@ def _option(found: Candidate, scene: Scene) -> Option:
         recovery_source="measured" if recovery is None else recovery.origin,
         usd_per_1k_queries=1000 / rate if rate else None,
         deployments=deployments(found.cost, constraint) or 1,
+        verdict_bounds_pct=(_NAN, _NAN) if recovery is None else bounds_of(recovery, constraint.confidence_pct),
+        judged=found.judged,
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 
 from bitworth.report.figures import (
@@ -16,22 +15,21 @@ from bitworth.report.figures import (
     seconds,
     times,
 )
+from bitworth.report.tables import facts_words, markdown_table, markdown_text
 from bitworth.report.words import MOST_FLIPS, constraint_words, headline, moment, scenario_title, shape_words
 from bitworth.savings import savings
-from bitworth.types import EngineFacts, QueryCost, Recommendation, Recovery, StudyResult
-
-_SPECIAL = re.compile(r"([\\`*_{}\[\]<>|#~])")
+from bitworth.types import QueryCost, Recommendation, Recovery, StudyResult
 
 
 def render_markdown(result: StudyResult) -> str:
     """The recommendation with its reasons, then the figures in tables; equal results give equal text."""
     answer, gain = headline(result)
     parts = [
-        f"# {_text(answer)}",
-        _text(gain),
-        f"**Model** {_text(result.model)} · **study** {_text(result.name)} · "
-        f"**newest result** {_text(moment(result.finished))} · "
-        f"**constraint** {_text('; '.join(constraint_words(result.constraint)))}",
+        f"# {markdown_text(answer)}",
+        markdown_text(gain),
+        f"**Model** {markdown_text(result.model)} · **study** {markdown_text(result.name)} · "
+        f"**newest result** {markdown_text(moment(result.finished))} · "
+        f"**constraint** {markdown_text('; '.join(constraint_words(result.constraint)))}",
         *_recommendations(result),
         *_recoveries(result),
         *_groups(result),
@@ -47,14 +45,14 @@ def render_markdown(result: StudyResult) -> str:
 
 def _recommendations(result: StudyResult) -> Iterable[str]:
     for row in (*result.recommendations, *result.deployments):
-        yield f"## {_text(scenario_title(row.use_case, row.load))}"
-        yield f"{_text(shape_words(row.use_case))}: {_verdict(row)}"
-        yield _text(row.why)
+        yield f"## {markdown_text(scenario_title(row.use_case, row.load))}"
+        yield f"{markdown_text(shape_words(row.use_case))}: {_verdict(row)}"
+        yield markdown_text(row.why)
         if row.next_step:
-            yield f"*To settle it:* {_text(' '.join(step.says for step in row.steps))}"
+            yield f"*To settle it:* {markdown_text(' '.join(step.says for step in row.steps))}"
         if row.flips:
             yield "*What would change it:*"
-            yield "\n".join(f"- {_text(flip.says)}" for flip in row.flips[:MOST_FLIPS])
+            yield "\n".join(f"- {markdown_text(flip.says)}" for flip in row.flips[:MOST_FLIPS])
 
 
 def _verdict(row: Recommendation) -> str:
@@ -64,7 +62,9 @@ def _verdict(row: Recommendation) -> str:
     if row.choice.cost.load != row.load:
         place = f"{place}, {row.choice.cost.load}"
     predicted = ", recovery predicted" if row.choice.recovery_source == "predicted" else ""
-    return f"**{_text(row.choice.format)}** on {_text(place)} (cost {row.choice.cost.source}{predicted})"
+    return (
+        f"**{markdown_text(row.choice.format)}** on {markdown_text(place)} (cost {row.choice.cost.source}{predicted})"
+    )
 
 
 def _recoveries(result: StudyResult) -> Iterable[str]:
@@ -74,7 +74,7 @@ def _recoveries(result: StudyResult) -> Iterable[str]:
     rows = [
         (*_kept(row), "" if row.questions_needed is None else f"{row.questions_needed:,}") for row in result.recoveries
     ]
-    yield _table(("task", *_KEPT, "needed"), rows, text_columns=(0, 1, 7))
+    yield markdown_table(("task", *_KEPT, "needed"), rows, text_columns=(0, 1, 7))
 
 
 def _groups(result: StudyResult) -> Iterable[str]:
@@ -83,7 +83,7 @@ def _groups(result: StudyResult) -> Iterable[str]:
         return
     yield "## Recovery by subject or language"
     rows = [(*_kept(row), chance(row.p_holm)) for row in result.groups]
-    yield _table(("task/group", *_KEPT, "p adjusted for all rows of the format"), rows, text_columns=(0, 1, 7))
+    yield markdown_table(("task/group", *_KEPT, "p adjusted for all rows of the format"), rows, text_columns=(0, 1, 7))
 
 
 _KEPT = ("format", "baseline", "score", "recovery", "95 % interval", "questions", "verdict")
@@ -118,7 +118,7 @@ def _divergences(result: StudyResult) -> Iterable[str]:
         for format, row in result.divergences.items()
     ]
     titles = ("format", "perplexity", "baseline's", "KL, nats", "top token differs", "tokens")
-    yield _table(titles, rows, text_columns=(0,))
+    yield markdown_table(titles, rows, text_columns=(0,))
 
 
 def _costs(result: StudyResult) -> Iterable[str]:
@@ -136,7 +136,7 @@ def _costs(result: StudyResult) -> Iterable[str]:
         "queries/s",
         "figures",
     )
-    yield _table(titles, [_cost(cost, result) for cost in result.costs], text_columns=(0, 1, 2, 8))
+    yield markdown_table(titles, [_cost(cost, result) for cost in result.costs], text_columns=(0, 1, 2, 8))
 
 
 def _cost(cost: QueryCost, result: StudyResult) -> Sequence[str]:
@@ -152,7 +152,7 @@ def _cost(cost: QueryCost, result: StudyResult) -> Sequence[str]:
         seconds(cost.latency_s),
         seconds(cost.first_token_s),
         number(cost.queries_per_second),
-        cost.source if cost.facts is None else f"{cost.source}: {_facts(cost.facts)}",
+        cost.source if cost.facts is None else f"{cost.source}: {facts_words(cost.facts)}",
     )
 
 
@@ -174,7 +174,7 @@ def _savings(result: StudyResult) -> Iterable[str]:
         )
         for row in rows
     ]
-    yield _table(titles, cells, text_columns=(0, 1, 2))
+    yield markdown_table(titles, cells, text_columns=(0, 1, 2))
 
 
 def _checkpoints(result: StudyResult) -> Iterable[str]:
@@ -191,17 +191,17 @@ def _checkpoints(result: StudyResult) -> Iterable[str]:
         )
         for format, row in result.checkpoints.items()
     ]
-    yield _table(("format", "MiB", "bits per weight", "time", "notes"), rows, text_columns=(0, 4))
+    yield markdown_table(("format", "MiB", "bits per weight", "time", "notes"), rows, text_columns=(0, 4))
 
 
 def _missing(result: StudyResult) -> Iterable[str]:
     if result.missing:
         yield "## Missing"
-        yield "\n".join(f"- {_text(row.title)}: {_text(row.cause)}" for row in result.missing)
+        yield "\n".join(f"- {markdown_text(row.title)}: {markdown_text(row.cause)}" for row in result.missing)
 
 
 def _provenance(result: StudyResult) -> Iterable[str]:
-    rows = [(format, f"answers: {_facts(facts)}") for format, facts in result.evaluated_with.items()]
+    rows = [(format, f"answers: {facts_words(facts)}") for format, facts in result.evaluated_with.items()]
     rows += [
         (hardware.name, f"{hardware.count} × at USD {hardware.usd_per_hour:g} an hour in all ({hardware.price_source})")
         for hardware in result.hardware
@@ -209,24 +209,8 @@ def _provenance(result: StudyResult) -> Iterable[str]:
     rows += [*result.machine.items(), *result.settings.items()]
     if rows:
         yield "## How it was measured"
-        yield "\n".join(f"- {_text(what)}: {_text(value)}" for what, value in rows)
-
-
-def _facts(facts: EngineFacts) -> str:
-    versions = ", ".join(f"{what} {version}" for what, version in facts.versions.items())
-    return ", ".join(part for part in (facts.engine, facts.kernel, facts.device, versions) if part)
+        yield "\n".join(f"- {markdown_text(what)}: {markdown_text(value)}" for what, value in rows)
 
 
 def _with(figure: str, bounds: tuple[float, float] | None) -> str:
     return f"{figure} ({interval(bounds)})" if bounds else figure
-
-
-def _table(titles: Sequence[str], rows: Iterable[Sequence[str]], *, text_columns: Sequence[int]) -> str:
-    rule = ["---" if index in text_columns else "---:" for index in range(len(titles))]
-    lines = [titles, rule, *([_text(cell) for cell in row] for row in rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _text(value: str) -> str:
-    """The value as plain text: on one line, and nothing in it is markup."""
-    return _SPECIAL.sub(r"\\\1", " ".join(value.split()))

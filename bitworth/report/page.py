@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from importlib.resources import files
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from bitworth.report import figures, panels
+from bitworth.report.asking import asked_again
 from bitworth.report.figures import counterpart, dollars, hardware_name, overlap, times
 from bitworth.report.marks import Mark, marks_of
+from bitworth.report.sheets import (
+    Sheet,
+    cost_sheet,
+    foretold_sheet,
+    percentile_sheet,
+    recovery_sheet,
+    savings_sheet,
+)
 from bitworth.report.words import (
     MOST_FLIPS,
     constraint_words,
@@ -47,6 +59,8 @@ def render_page(result: StudyResult) -> str:
     measured = [*(cost.format for cost in result.costs), *(row.format for row in result.recoveries)]
     marks = marks_of([*result.formats, *measured])
     footnotes = _footnotes(result)
+    script = files("bitworth.report").joinpath("page.js").read_text(encoding="utf-8")
+    by_task = _by_task(result.recoveries)
     return environment.get_template("page.html.j2").render(
         result=result,
         baseline=BASELINE,
@@ -56,10 +70,18 @@ def render_page(result: StudyResult) -> str:
         cards=[_card(row) for row in result.recommendations],
         deployments=[_card(row) for row in result.deployments],
         most_flips=MOST_FLIPS,
-        recovery_plots=[(task, Markup(plot)) for task, plot in panels.recovery_plots(result, marks)],
-        recovery_groups=_by_task(result.recoveries),
+        recovery_plots=[
+            (task, Markup(plot), recovery_sheet(task, by_task[task]))
+            for task, plot in panels.recovery_plots(result, marks)
+        ],
+        recovery_groups=by_task,
         subject_groups=_by_task(result.groups),
         scenarios=_scenarios(result, marks),
+        savings=savings_sheet(result),
+        foretold=foretold_sheet(result.costs),
+        options=Markup(asked_again(result)),
+        script=Markup(script),
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         footnotes=footnotes,
         mark_of=lambda facts: _letter(footnotes, facts),
         swatch=lambda format: _swatch(marks.get(format)),
@@ -95,6 +117,8 @@ class Scenario:
     first: QueryCost
     place: str | None
     plot: Markup | None
+    sheet: Sheet | None
+    percentiles: Sheet | None
     hidden: tuple[str, ...]
     rows: tuple[CostRow, ...]
 
@@ -152,6 +176,8 @@ def _scenarios(result: StudyResult, marks: dict[str, Mark]) -> list[Scenario]:
                 first=costs[0],
                 place=_place(costs),
                 plot=Markup(panel.svg) if panel and panel.svg else None,
+                sheet=cost_sheet(row) if row else None,
+                percentiles=percentile_sheet(costs),
                 hidden=panel.hidden if panel else (),
                 rows=tuple(_cost_row(cost, costs, row) for cost in costs),
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
@@ -63,6 +64,8 @@ class Option:
     """One deployable way (format on hardware) in one scenario, and the reasons why it falls out, if it does.
 
     `usd_per_1k_queries` is what it costs under the constraint's traffic, with `deployments` of it side by side.
+    `verdict_bounds_pct` is the interval of recovery at the constraint's confidence, which the verdict rests on;
+    `judged` is False where accuracy does not count because none was measured at all.
     """
 
     format: str
@@ -75,6 +78,8 @@ class Option:
     recovery_source: Source = "measured"
     usd_per_1k_queries: float | None = None
     deployments: int = 1
+    verdict_bounds_pct: tuple[float, float] = (math.nan, math.nan)
+    judged: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
