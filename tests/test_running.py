@@ -202,11 +202,13 @@ def test_a_failed_cell_is_named_and_the_rest_goes_on(study: Study, tmp_path: Pat
 def test_a_format_that_lacks_a_task_gets_no_average(tiny_study: dict[str, Any], tmp_path: Path) -> None:
     from test_tasks import write_jsonl
 
-    data = Path(str(tiny_study["data"]))
+    data = tmp_path / "data"
+    shutil.copytree(tiny_study["data"], data)
     rows = [{"sentence": f"The _ sat {i}.", "option1": "cat", "option2": "mat", "answer": "1"} for i in range(10)]
     write_jsonl(data / "winogrande" / "xl_validation.jsonl", rows)
-    study = parse_study({**tiny_study, "tasks": [*tiny_study["tasks"], "winogrande"], "use_cases": []})
-    result = running.run(study, tmp_path, executor=Here(broken=("winogrande on w8a8-fp",)))
+    tasks = [*tiny_study["tasks"], "winogrande"]
+    study = parse_study({**tiny_study, "data": str(data), "tasks": tasks, "use_cases": []})
+    result = running.run(study, tmp_path / "out", executor=Here(broken=("winogrande on w8a8-fp",)))
     averaged = {row.format for row in result.recoveries if row.task == "average"}
     assert averaged == {"w8a8-int-gptq", "w4a16-int-gptq"}
 
