@@ -6,6 +6,7 @@ import json
 import os
 import random
 import signal
+import shutil
 import subprocess
 import sys
 import time
