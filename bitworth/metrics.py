@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.special import stdtrit
 
 from bitworth.chunks import token_gaps, unpack
 from bitworth.errors import WorkFailed
@@ -117,9 +118,9 @@ def metrics_of(timings: Sequence[Timing], *, gpu: GpuUse | None = None) -> Metri
         failed=len(timings) - len(good),
         seconds=seconds,
         latency=latency,
-        first_token=spread([t.first_token_s - t.start_s for t in good if t.first_token_s is not None]),
+        first_token=spread(first_tokens(good)),
         inter_token=spread(np.concatenate(gaps)),
-        per_output_token=spread([found for t in good if (found := per_output_token(t)) is not None]),
+        per_output_token=spread(per_output_tokens(good)),
         late=spread([max(0.0, t.start_s - t.due_s) for t in timings if t.due_s is not None]),
         tokens_per_chunk=float(chunks.mean()) if chunks.size else None,
         queries_per_second=_rate(len(good), seconds),
@@ -146,6 +147,16 @@ def per_output_token(timing: Timing) -> float | None:
     if timing.first_token_s is None or timing.output_tokens < 2:
         return None
     return (timing.end_s - timing.first_token_s) / (timing.output_tokens - 1)
+
+
+def first_tokens(timings: Sequence[Timing]) -> list[float]:
+    """Seconds to the first token, of the requests that tell."""
+    return [timing.first_token_s - timing.start_s for timing in timings if timing.first_token_s is not None]
+
+
+def per_output_tokens(timings: Sequence[Timing]) -> list[float]:
+    """Seconds a token after the first, of the requests that have several."""
+    return [found for timing in timings if (found := per_output_token(timing)) is not None]
 
 
 def keeps_to(timing: Timing, limits: Limits) -> bool:
@@ -196,17 +207,15 @@ def _error(timings: Sequence[Timing]) -> float | None:
     return None if means is None else float(means.std(ddof=1)) / math.sqrt(BATCHES)
 
 
-#: Student's t at 97.5 % by degrees of freedom f from 1 on; beyond, 1.96 + 2.37 / f + 2.8 / f² is right to 0.1 %.
-_T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
-
-
 def interval(values: Sequence[float]) -> tuple[float, float] | None:
     """Student's 95 % interval of the mean over repeats; None for fewer than two."""
     freedom = len(values) - 1
     if freedom < 1:
         return None
-    t = _T[freedom - 1] if freedom <= len(_T) else 1.96 + 2.37 / freedom + 2.8 / freedom**2
-    mean, half = float(np.mean(values)), t * float(np.std(values, ddof=1)) / math.sqrt(len(values))
+    mean, half = (
+        float(np.mean(values)),
+        float(stdtrit(freedom, 0.975)) * float(np.std(values, ddof=1)) / math.sqrt(len(values)),
+    )
     return mean - half, mean + half
 
 

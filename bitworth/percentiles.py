@@ -1,4 +1,4 @@
-"""Latencies of requests as figures with intervals: means and percentiles of latency, first token and gaps.
+"""Latencies of requests as figures: means and percentiles, with their intervals.
 
 A percentile's interval is that of order statistics: it assumes no distribution, only requests that are alike and
 independent. Where the requests are too few for a bound, there is none: the 99th percentile of 16 requests is unbounded
@@ -12,29 +12,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import bdtr
 
+from bitworth.metrics import PERCENTILES, first_tokens, per_output_tokens
 from bitworth.statistics import mean_interval
 from bitworth.types import Figure, Timing
 
-PERCENTILES = (50, 90, 95, 99)
 _TAIL = 0.025
 
 
 def latency_figures(timings: Sequence[Timing], *, seed: int = 0) -> Mapping[str, Figure]:
     """Seconds by name (`latency_mean`, `first_token_p95`, ...) of requests that succeeded, with 95 % intervals.
 
-    Between two tokens of a request lies its time after the first token over the tokens after it. Quantities that no
-    request tells have no figures.
+    Quantities that no request tells have no figures.
     """
-    first = [(t, t.first_token_s) for t in timings if t.first_token_s is not None]
     columns = {
-        "latency": [t.latency_s for t in timings],
-        "first_token": [at - t.start_s for t, at in first],
-        "inter_token": [(t.end_s - at) / (t.output_tokens - 1) for t, at in first if t.output_tokens > 1],
+        "latency": [timing.latency_s for timing in timings],
+        "first_token": first_tokens(timings),
+        "per_output_token": per_output_tokens(timings),
     }
     found: dict[str, Figure] = {}
     for name, values in columns.items():
@@ -53,7 +51,7 @@ def percentile(ordered: NDArray[np.float64], percent: float) -> Figure:
     The k-th smallest of n lies above the percentile with the probability that fewer than k fall below it, a binomial's.
     """
     n = len(ordered)
-    below = _binomial(n, percent / 100)  # below[k]: at most k of n fall below the percentile
+    below = bdtr(np.arange(n + 1), n, percent / 100)  # below[k]: at most k of n fall below the percentile
     first = int(np.searchsorted(below, _TAIL, side="right"))
     last = int(np.searchsorted(below, 1 - _TAIL, side="left")) + 1
     low = float(ordered[first - 1]) if first >= 1 else 0.0
@@ -65,15 +63,3 @@ def percentile(ordered: NDArray[np.float64], percent: float) -> Figure:
 def requests_for(percent: float) -> int:
     """Fewest requests whose slowest bounds the percentile from above, in a two-sided 95 % interval."""
     return math.ceil(math.log(_TAIL) / math.log(percent / 100))
-
-
-def _binomial(n: int, p: float) -> NDArray[np.float64]:
-    """P(X <= k) for k = 0 ... n; beyond ten thousand, the normal's with a continuity correction."""
-    k = np.arange(n + 1)
-    if n > 10_000:
-        normal = NormalDist(n * p, math.sqrt(n * p * (1 - p)))
-        return np.array([normal.cdf(x + 0.5) for x in k])
-    steps = np.log(np.arange(n, 0, -1)) - np.log(k[1:]) + math.log(p) - math.log1p(-p)
-    logs = np.concatenate([[0.0], np.cumsum(steps)]) + n * math.log1p(-p)
-    found: NDArray[np.float64] = np.cumsum(np.exp(logs))
-    return found

@@ -169,7 +169,7 @@ def test_figures_that_are_missing_leave_it_undecided(result: StudyResult) -> Non
 
 
 def test_limits_and_devices_are_read() -> None:
-    assert parse_limits(["p50:inter_token=0.02"]) == (LatencyLimit(of="inter_token", at="p50", most_s=0.02),)
+    assert parse_limits(["p50:per_output_token=0.02"]) == (LatencyLimit(of="per_output_token", at="p50", most_s=0.02),)
     assert parse_available(["H100=4", "A100=0"]) == {"H100": 4, "A100": 0}
     for text in ("p95:first_token", "first_token=1", "p95:first_token=-1", "p95:first_token=fast", "p95:tokens=1"):
         with pytest.raises(BitworthError, match="--limit"):

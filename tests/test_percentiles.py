@@ -44,7 +44,7 @@ def test_figures_of_timings() -> None:
     found = latency_figures(timings)
     assert found["latency_mean"].value == pytest.approx(0.4)
     assert found["first_token_p50"].value == pytest.approx(0.2)
-    assert found["inter_token_p50"].value == pytest.approx(0.05)
+    assert found["per_output_token_p50"].value == pytest.approx(0.05)
     assert found["latency_p99"].high == math.inf
     assert all(row.origin == "measured" and row.low <= row.value <= row.high for row in found.values())
     bare = [Timing(start_s=0.0, first_token_s=None, end_s=1.0, prompt_tokens=1, output_tokens=1)]

@@ -16,7 +16,7 @@ from bitworth.savings import savings
 from bitworth.types import QueryCost, Recommendation, Recovery, StudyResult
 
 Value = str | float | int | None
-_QUANTITIES = {"latency": "latency", "first_token": "first token", "inter_token": "between tokens"}
+_QUANTITIES = {"latency": "latency", "first_token": "first token", "per_output_token": "per output token"}
 _STATISTICS = ("p50", "p90", "p95", "p99")
 
 

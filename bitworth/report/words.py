@@ -71,7 +71,11 @@ def constraint_words(constraint: Constraint) -> list[str]:
 
 def latency_words(asked: LatencyLimit) -> str:
     """`mean latency`, `p95 time to the first token`."""
-    quantity = {"latency": "latency", "first_token": "time to the first token", "inter_token": "time between tokens"}
+    quantity = {
+        "latency": "latency",
+        "first_token": "time to the first token",
+        "per_output_token": "time per output token",
+    }
     return f"{asked.at} {quantity[asked.of]}"
 
 

@@ -10,6 +10,8 @@ and GSM8K: conversations, the examples of MMLU and GSM8K as turns of their own.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from bitworth.tasks.base import TaskDef
 
 _SUBJECTS = """
@@ -27,21 +29,38 @@ _SUBJECTS = """
 """
 MMLU_SUBJECTS = tuple(_SUBJECTS.split())
 
+_ARC = TaskDef(
+    name="arc_challenge",
+    in_demo=True,
+    yaml="arc/arc_challenge.yaml",
+    metric="acc_norm",
+    dataset="allenai/ai2_arc",
+    folders=("allenai/ai2_arc", "ai2_arc"),
+    config="ARC-Challenge",
+    flat="arc",
+    questions=1172,
+    tokens=70,
+    prefixes=("challenge_",),
+    item_key="id",
+)
+_MMLU = TaskDef(
+    name="mmlu",
+    in_demo=True,
+    yaml="mmlu/default/mmlu_{subset}.yaml",
+    metric="acc",
+    dataset="cais/mmlu",
+    folders=("cais/mmlu", "hails/mmlu_no_train"),
+    flat="mmlu",
+    questions=14042,
+    tokens=150,
+    shots=5,
+    subsets=MMLU_SUBJECTS,
+    subset_key="subject",
+    splits=("test",),
+    pool="dev",
+)
 TASKS = (
-    TaskDef(
-        name="arc_challenge",
-        in_demo=True,
-        yaml="arc/arc_challenge.yaml",
-        metric="acc_norm",
-        dataset="allenai/ai2_arc",
-        folders=("allenai/ai2_arc", "ai2_arc"),
-        config="ARC-Challenge",
-        flat="arc",
-        questions=1172,
-        tokens=70,
-        prefixes=("challenge_",),
-        item_key="id",
-    ),
+    _ARC,
     TaskDef(
         name="arc_easy",
         in_demo=True,
@@ -82,22 +101,7 @@ TASKS = (
         prefixes=("xl_", ""),
         splits=("validation",),
     ),
-    TaskDef(
-        name="mmlu",
-        in_demo=True,
-        yaml="mmlu/default/mmlu_{subset}.yaml",
-        metric="acc",
-        dataset="cais/mmlu",
-        folders=("cais/mmlu", "hails/mmlu_no_train"),
-        flat="mmlu",
-        questions=14042,
-        tokens=150,
-        shots=5,
-        subsets=MMLU_SUBJECTS,
-        subset_key="subject",
-        splits=("test",),
-        pool="dev",
-    ),
+    _MMLU,
     TaskDef(
         name="truthfulqa_mc2",
         yaml="truthfulqa/truthfulqa_mc2.yaml",
@@ -112,59 +116,37 @@ TASKS = (
         splits=("validation",),
         pool="",
     ),
-    TaskDef(
+    replace(
+        _MMLU,
         name="mmlu_llama",
-        in_demo=True,
         yaml="llama3/instruct/mmlu/mmlu_{subset}.yaml",
         kind="generated",
         metric="exact_match",
-        dataset="cais/mmlu",
-        folders=("cais/mmlu", "hails/mmlu_no_train"),
-        flat="mmlu",
-        questions=14042,
         tokens=700,
         answer_tokens=3,
-        shots=5,
         chat=True,
         multiturn=True,
-        subsets=MMLU_SUBJECTS,
-        subset_key="subject",
-        splits=("test",),
-        pool="dev",
     ),
-    TaskDef(
+    replace(
+        _MMLU,
         name="mmlu_cot_llama",
-        in_demo=True,
         yaml="llama3/instruct/mmlu_cot/mmlu_{subset}.yaml",
         kind="generated",
         metric="exact_match",
-        dataset="cais/mmlu",
-        folders=("cais/mmlu", "hails/mmlu_no_train"),
-        flat="mmlu",
-        questions=14042,
+        shots=0,
         tokens=500,
         answer_tokens=250,
         chat=True,
-        subsets=MMLU_SUBJECTS,
-        subset_key="subject",
-        splits=("test",),
-        pool="dev",
     ),
-    TaskDef(
+    replace(
+        _ARC,
         name="arc_challenge_llama",
-        in_demo=True,
         yaml="llama3/instruct/arc_challenge/arc_challenge_llama.yaml",
         kind="generated",
         metric="exact_match",
-        dataset="allenai/ai2_arc",
-        folders=("allenai/ai2_arc", "ai2_arc"),
-        config="ARC-Challenge",
-        flat="arc",
         questions=1165,  # those with four choices
         tokens=240,
         answer_tokens=5,
-        prefixes=("challenge_",),
-        item_key="id",
         chat=True,
         prepared=True,
         splits=("test",),

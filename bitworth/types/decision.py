@@ -10,7 +10,7 @@ from typing import Literal
 from bitworth.types.accuracy import Verdict
 from bitworth.types.serving import QueryCost, Source, UseCase
 
-Quantity = Literal["latency", "first_token", "inter_token"]
+Quantity = Literal["latency", "first_token", "per_output_token"]
 Statistic = Literal["mean", "p50", "p90", "p95", "p99"]
 
 

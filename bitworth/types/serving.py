@@ -165,7 +165,7 @@ class QueryCost:
     """One format under one use case and load on one hardware row; `unsupported` says why there is no figure.
 
     Latencies are means (seconds) unless named otherwise; the interval is 95 %. `figures` holds seconds with their
-    intervals by name, such as `latency_mean`, `first_token_p95`, `inter_token_p99` (`quantity_statistic`).
+    intervals by name, such as `latency_mean`, `first_token_p95`, `per_output_token_p99` (`quantity_statistic`).
     """
 
     format: str
