@@ -29,7 +29,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from bitworth.engines.guidellm import GuideLlm
 from bitworth.errors import WorkFailed
-from bitworth.metrics import Metrics, Spread, metrics_of, succeeded
+from bitworth.load.metrics import Metrics, Spread, metrics_of, succeeded
 from bitworth.types import EngineFacts, Load, Timing, UseCase
 
 HERE = Path(__file__).resolve().parent

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from bitworth.benchmarking import cost_of
-from bitworth.elsewhere import Elsewhere
 from bitworth.errors import WorkFailed
 from bitworth.evaluation import compare, compare_groups, unfit_because
 from bitworth.hardware import LOCAL, is_this_machine
 from bitworth.ledger import Ledger, revive
+from bitworth.predicted_rows import PredictedRows
 from bitworth.recommendation import Effort, mix_costs, recommend
 from bitworth.study import Study, parse_study
 from bitworth.types import (
@@ -60,7 +60,9 @@ def _assemble(ledger: Ledger, root: Path, changed: Mapping[str, Any] | None) -> 
     least = replace(study.constraint(), **(changed or {}))
     answers = answers_of(results)
     recoveries, unfit = recoveries_of(answers, least.min_recovery_pct)
-    costs = costs_of(results, study.hardware_values(), Elsewhere(config=ledger.read_config(), recipes=study.recipes()))
+    costs = costs_of(
+        results, study.hardware_values(), PredictedRows(config=ledger.read_config(), recipes=study.recipes())
+    )
     decide = partial(recommend, recoveries=recoveries, constraint=least, effort=effort_of(records, study))
     return StudyResult(
         name=study.name,
@@ -152,7 +154,7 @@ def groups_of(answers: Answers, least_pct: float) -> tuple[Recovery, ...]:
 
 
 def costs_of(
-    results: Results, hardware: Sequence[Hardware], elsewhere: Elsewhere | None = None
+    results: Results, hardware: Sequence[Hardware], predicted: PredictedRows | None = None
 ) -> tuple[QueryCost, ...]:
     """Every timing at the price of every hardware row; a row that was not timed is predicted, or says so."""
     costs = []
@@ -166,9 +168,9 @@ def costs_of(
             here = _timed_on(row, measurement.facts) if measurement is not None else is_this_machine(row)
             if here:
                 costs.append(_cost(cell.format, measurement, use_case, load, row, reason))
-            elif elsewhere is not None:
+            elif predicted is not None:
                 one_shape = not {"mix", "trace"} & cell.inputs.keys()
-                costs.append(elsewhere.cost(cell.format, use_case, load, row, one_shape=one_shape))
+                costs.append(predicted.cost(cell.format, use_case, load, row, one_shape=one_shape))
             else:
                 why = f"not timed on {row.name}; run the study there"
                 costs.append(_cost(cell.format, None, use_case, load, row, why))

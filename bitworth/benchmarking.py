@@ -19,12 +19,12 @@ from bitworth.engines.generator import Generator, Progress
 from bitworth.engines.schedule import streams_of
 from bitworth.errors import BitworthError, Unsupported
 from bitworth.hardware import is_this_machine
-from bitworth.loads import run_load
-from bitworth.metrics import succeeded
-from bitworth.percentiles import latency_figures
-from bitworth.prompts import ANY_VOCABULARY, ordinary_tokens, prompts_of, unseen_seed
+from bitworth.load.metrics import succeeded
+from bitworth.load.percentiles import latency_figures
+from bitworth.load.prompts import ANY_VOCABULARY, ordinary_tokens, prompts_of, unseen_seed
+from bitworth.load.run import run_load
+from bitworth.load.traces import Workload
 from bitworth.statistics import mean_interval
-from bitworth.traces import Workload
 from bitworth.types import Hardware, Load, Measurement, QueryCost, Timing, UseCase
 
 #: Fewer groups of requests than this are too few to resample.

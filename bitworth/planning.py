@@ -15,9 +15,9 @@ from bitworth import fingerprint, sources, tasks
 from bitworth.errors import BitworthError
 from bitworth.hardware import machine
 from bitworth.ledger import key_of, revive
+from bitworth.load.traces import Workload, read_trace
 from bitworth.sources import Note, silent
 from bitworth.study import Study
-from bitworth.traces import Workload, read_trace
 from bitworth.types import (
     BASELINE,
     OWN_TEXT,

@@ -26,7 +26,7 @@ from bitworth import hardware as catalogue
 from bitworth import recipes, workloads
 from bitworth import tasks as task_registry
 from bitworth.errors import BitworthError
-from bitworth.traces import Workload, read_trace
+from bitworth.load.traces import Workload, read_trace
 from bitworth.types import (
     BASELINE,
     Calibration,

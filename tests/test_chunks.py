@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bitworth.chunks import pack, token_gaps, unpack
+from bitworth.load.chunks import pack, token_gaps, unpack
 
 CHUNKS = st.lists(st.tuples(st.integers(0, 10_000_000), st.integers(1, 9)), max_size=50)
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from bitworth.engines.fake import FakeGenerator
 from bitworth.engines.schedule import arrivals
 from bitworth.errors import BitworthError
-from bitworth.goodput import CLOSE, MOST_RATES, check, judge, requests_for, sweep
+from bitworth.load.goodput import CLOSE, MOST_RATES, check, judge, requests_for, sweep
 from bitworth.types import Limits, Load, Request, Timing
 
 LATENCY = Limits(max_latency_s=1.0, percentile=95)

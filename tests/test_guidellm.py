@@ -17,7 +17,7 @@ from test_http import served
 from bitworth.engines.fake import FakeServer
 from bitworth.engines.guidellm import GuideLlm, read_report
 from bitworth.errors import BitworthError, Unsupported, WorkFailed
-from bitworth.metrics import metrics_of
+from bitworth.load.metrics import metrics_of
 from bitworth.types import EngineFacts, Load, UseCase
 
 FACTS = EngineFacts(engine="http://x/v1", kernel="k", device="d")

@@ -12,12 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bitworth.engines.fake import FakeGenerator
-from bitworth.load_document import load_as_json, metrics_as_json, spread_as_json
-from bitworth.loads import run_load
-from bitworth.metrics import metrics_of
+from bitworth.load.document import load_as_json, metrics_as_json, spread_as_json
+from bitworth.load.metrics import metrics_of
+from bitworth.load.run import run_load
+from bitworth.load.telemetry import GpuUse
+from bitworth.load.traces import Workload
 from bitworth.report.document import plain
-from bitworth.telemetry import GpuUse
-from bitworth.traces import Workload
 from bitworth.types import Limits, Load, Timing, UseCase
 
 ONE = Workload(name="32/4", parts=((UseCase(name="32/4", prompt_tokens=32, output_tokens=4), 1.0),))

@@ -22,9 +22,9 @@ from bitworth.engines.http import HttpGenerator
 from bitworth.errors import WorkFailed
 from bitworth.execute.local import LocalExecutor
 from bitworth.ledger import Ledger
+from bitworth.load.traces import Workload
 from bitworth.planning import Subject, benchmark_cell
 from bitworth.running import run_cells, standing
-from bitworth.traces import Workload
 from bitworth.types import Load, UseCase
 
 SHAPE = UseCase(name="8/16", prompt_tokens=8, output_tokens=16)

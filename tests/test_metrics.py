@@ -12,9 +12,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bitworth.chunks import pack
 from bitworth.errors import WorkFailed
-from bitworth.metrics import BATCHES, TREND, interval, keeps_to, metrics_of, per_output_token, spread, steady, succeeded
+from bitworth.load.chunks import pack
+from bitworth.load.metrics import (
+    BATCHES,
+    TREND,
+    interval,
+    keeps_to,
+    metrics_of,
+    per_output_token,
+    spread,
+    steady,
+    succeeded,
+)
 from bitworth.types import Limits, Timing
 
 

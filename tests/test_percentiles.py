@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from bitworth.percentiles import latency_figures, percentile, requests_for
+from bitworth.load.percentiles import latency_figures, percentile, requests_for
 from bitworth.types import Timing
 
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bitworth.errors import BitworthError
-from bitworth.prompts import ANY_VOCABULARY, ExactText, Prompts, unseen_seed
+from bitworth.load.prompts import ANY_VOCABULARY, ExactText, Prompts, unseen_seed
 
 LENGTHS = (2, 3, 17, 64, 511)
 

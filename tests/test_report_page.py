@@ -20,11 +20,11 @@ from urllib.parse import unquote
 import pytest
 from test_report import CHAT, FORMATS, RAG, Page, attributes, cost_of, fake_result, recovery_of
 
+from bitworth.load.savings import savings
 from bitworth.recommendation import recommend
 from bitworth.report import result_as_json, write_report
 from bitworth.report.asking import asked_again
 from bitworth.report.figures import hardware_name, seconds
-from bitworth.savings import savings
 from bitworth.statistics import verdict_of
 from bitworth.types import Constraint, Figure, QueryCost, Recommendation, Recovery, StudyResult
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from bitworth.load.savings import savings
 from bitworth.report.document import result_as_json
 from bitworth.report.markdown import render_markdown
-from bitworth.savings import savings
 from bitworth.types import QueryCost
 from bitworth.workloads import NAMES, use_case
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bitworth.chunks import unpack
 from bitworth.engines.stream import Reply, complaint, one_line
+from bitworth.load.chunks import unpack
 
 
 def event(total: int | None = None, *, text: str = "a", prompt: int = 9) -> bytes:

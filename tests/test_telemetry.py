@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from bitworth.telemetry import SAMPLE_S, GpuMeter
+from bitworth.load.telemetry import SAMPLE_S, GpuMeter
 
 
 class Nvml:

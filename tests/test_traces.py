@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bitworth.errors import BitworthError
-from bitworth.traces import Workload, mixed, read_trace
+from bitworth.load.traces import Workload, mixed, read_trace
 from bitworth.types import Shape, UseCase
 from bitworth.workloads import use_case
 

@@ -22,8 +22,8 @@ from bitworth.types import Hardware, Limits, Load
 
 if TYPE_CHECKING:
     from bitworth.engines.generator import Driver, Generator
-    from bitworth.loads import LoadRun
-    from bitworth.traces import Workload
+    from bitworth.load.run import LoadRun
+    from bitworth.load.traces import Workload
 
 _LOCAL = ("127.0.0.1", "localhost", "::1")
 #: Requests that count where several run at once, unless the user says how many; alone, fewer tell as much.
@@ -110,7 +110,7 @@ def parse_load(text: str, streams: int | None = None, limits: Limits | None = No
     Raises:
         BitworthError: none of these, a rate that is missing or not positive, or a sweep without limits.
     """
-    from bitworth.goodput import check
+    from bitworth.load.goodput import check
 
     kind, _, rate = text.replace("@", ":").partition(":")
     try:
@@ -143,7 +143,7 @@ def parse_workload(use_cases: list[str], scale: float, trace: Path | None) -> Wo
     Raises:
         BitworthError: neither or both, a use case that is unknown, or a weight that is none.
     """
-    from bitworth.traces import Workload, read_trace
+    from bitworth.load.traces import Workload, read_trace
     from bitworth.workloads import use_case as shape_of
 
     if bool(use_cases) == (trace is not None):
@@ -204,7 +204,7 @@ class _Target:
 
     def vocabulary(self) -> Any:
         """Ids for prompts."""
-        from bitworth.prompts import ANY_VOCABULARY, ordinary_tokens
+        from bitworth.load.prompts import ANY_VOCABULARY, ordinary_tokens
 
         return ANY_VOCABULARY if self.folder is None else ordinary_tokens(self.folder)
 
@@ -221,8 +221,8 @@ def _measured(
 ) -> dict[str, Any]:
     """The document; what an engine cannot run here gives one that says so."""
     from bitworth.benchmarking import check_hardware, cost_of
-    from bitworth.load_document import load_as_json
-    from bitworth.loads import run_load
+    from bitworth.load.document import load_as_json
+    from bitworth.load.run import run_load
     from bitworth.report import cost_as_json
 
     check_hardware(row, target.engine)
@@ -260,7 +260,7 @@ def _guided(generator: Generator, target: _Target, command: str) -> Driver:
 
 
 def _lines(run: LoadRun) -> str:
-    """Every request as a line of JSON; `bitworth.chunks` unpacks when its tokens came."""
+    """Every request as a line of JSON; `bitworth.load.chunks` unpacks when its tokens came."""
     from json import dumps
 
     rows = ({"repeat": number, **asdict(timing)} for number, part in enumerate(run.timings) for timing in part)

@@ -32,8 +32,8 @@ def import_report(
 
 def _row(run: GuideRun, usd_per_hour: float | None) -> dict[str, Any]:
     """A run's metrics, or why they are of no use: too many of its requests failed."""
-    from bitworth.load_document import metrics_as_json
-    from bitworth.metrics import metrics_of, succeeded
+    from bitworth.load.document import metrics_as_json
+    from bitworth.load.metrics import metrics_of, succeeded
 
     row = {"load": run.load, "guidellm": run.version}
     try:

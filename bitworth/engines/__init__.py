@@ -42,7 +42,7 @@ def open_generator(
     """
     if engine.startswith(("http://", "https://")):
         from bitworth.engines.http import HttpGenerator
-        from bitworth.prompts import ExactText
+        from bitworth.load.prompts import ExactText
 
         decode = None if checkpoint is None else ExactText(checkpoint)
         name = name or (checkpoint.name if checkpoint is not None else None)

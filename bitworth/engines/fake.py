@@ -18,10 +18,10 @@ from typing import Any, Literal
 
 from aiohttp import web
 
-from bitworth.chunks import pack
 from bitworth.engines.generator import Progress
 from bitworth.engines.prompts import cut_at
 from bitworth.engines.schedule import arrivals, streams_of
+from bitworth.load.chunks import pack
 from bitworth.types import Completion, EngineFacts, Load, Prompt, Request, Sampling, Timing
 
 Fault = Literal[

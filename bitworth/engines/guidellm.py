@@ -24,7 +24,7 @@ from typing import Any
 from bitworth.engines.http import KEY_VARIABLES
 from bitworth.engines.schedule import streams_of
 from bitworth.errors import BitworthError, Unsupported, WorkFailed
-from bitworth.metrics import MOST_FAILED
+from bitworth.load.metrics import MOST_FAILED
 from bitworth.types import EngineFacts, Load, Timing, UseCase
 
 COMMAND = "guidellm"

@@ -11,7 +11,7 @@ import json
 from array import array
 from typing import Any
 
-from bitworth.chunks import pack
+from bitworth.load.chunks import pack
 
 _LONGEST_LINE = 1 << 20
 #: Inside a JSON string its quotes would be escaped, so this is found in a usage only.

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from bitworth.percentiles import requests_for
+from bitworth.load.percentiles import requests_for
 from bitworth.recommendation.candidates import Candidate, bounds_of, rate_of
 from bitworth.report.figures import limit, number, overlap
 from bitworth.types import AVERAGE, Chance, Constraint, Figure, Recovery, Step

@@ -9,8 +9,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from bitworth.load.savings import savings
 from bitworth.report.figures import counterpart, times, usd_per_1k
-from bitworth.savings import savings
 from bitworth.types import (
     Divergence,
     EngineFacts,

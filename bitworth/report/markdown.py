@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from bitworth.load.savings import savings
 from bitworth.report.figures import (
     UNKNOWN,
     chance,
@@ -17,7 +18,6 @@ from bitworth.report.figures import (
 )
 from bitworth.report.tables import facts_words, markdown_table, markdown_text
 from bitworth.report.words import MOST_FLIPS, constraint_words, headline, moment, scenario_title, shape_words
-from bitworth.savings import savings
 from bitworth.types import QueryCost, Recommendation, Recovery, StudyResult
 
 

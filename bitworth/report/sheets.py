@@ -10,9 +10,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from urllib.parse import quote
 
+from bitworth.load.savings import savings
 from bitworth.report.figures import hardware_name, interval, number, percent, seconds, usd_per_1k
 from bitworth.report.words import scenario_title
-from bitworth.savings import savings
 from bitworth.types import QueryCost, Recommendation, Recovery, StudyResult
 
 Value = str | float | int | None

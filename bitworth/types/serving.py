@@ -102,7 +102,7 @@ class Timing:
     """One request on the client's monotonic clock, in seconds since the run began.
 
     `due_s` is when it should have started, where a rate or a trace says so. `chunks` holds when its tokens came, packed
-    by `bitworth.chunks`; it is empty where only the first and the last are known.
+    by `bitworth.load.chunks`; it is empty where only the first and the last are known.
     """
 
     start_s: float

@@ -13,14 +13,14 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from bitworth import goodput
 from bitworth.engines.generator import Driver, Generator, Progress, Replayer
 from bitworth.engines.schedule import arrivals, streams_of
 from bitworth.errors import BitworthError, Unsupported
-from bitworth.metrics import Metrics, metrics_of, succeeded
-from bitworth.prompts import ANY_VOCABULARY, Prompts, unseen_seed
-from bitworth.telemetry import GpuMeter
-from bitworth.traces import Workload
+from bitworth.load import goodput
+from bitworth.load.metrics import Metrics, metrics_of, succeeded
+from bitworth.load.prompts import ANY_VOCABULARY, Prompts, unseen_seed
+from bitworth.load.telemetry import GpuMeter
+from bitworth.load.traces import Workload
 from bitworth.types import EngineFacts, Limits, Load, Measurement, Request, Shape, Timing
 
 #: Requests at the start of a run that are left out, as a share of those that count.

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bitworth.chunks import token_gaps
 from bitworth.errors import BitworthError
-from bitworth.metrics import LATE_S, Metrics, keeps_to, metrics_of, per_output_token, steady, thirds
+from bitworth.load.chunks import token_gaps
+from bitworth.load.metrics import LATE_S, Metrics, keeps_to, metrics_of, per_output_token, steady, thirds
 from bitworth.types import Limits, Timing
 
 #: The last passing and the first failing rate are this close together in the end.

@@ -17,7 +17,7 @@ _LOADS = ("synchronous", "throughput", "constant", "poisson")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Elsewhere:
+class PredictedRows:
     """What predictions of a study's formats rest on: the model's config.json, None where it was not kept."""
 
     config: Mapping[str, Any] | None

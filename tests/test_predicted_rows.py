@@ -8,8 +8,8 @@ import pytest
 
 from bitworth import recipes
 from bitworth.assembly import assemble
-from bitworth.elsewhere import Elsewhere
 from bitworth.hardware import hardware
+from bitworth.predicted_rows import PredictedRows
 from bitworth.prediction import predict
 from bitworth.prediction.evidence import MODELS
 from bitworth.running import run
@@ -28,11 +28,11 @@ LLAMA = {
     "tie_word_embeddings": False,
 }
 RECIPES = {"baseline": None, "int4": recipes.recipe("w4a16-int-gptq"), "kv": recipes.recipe("w8a8-fp+kv-fp8")}
-HERE = Elsewhere(config=LLAMA, recipes=RECIPES)
+HERE = PredictedRows(config=LLAMA, recipes=RECIPES)
 RAG, ALONE = use_case("rag"), Load(kind="synchronous")
 
 
-def cost(of: Elsewhere = HERE, format: str = "int4", load: Load = ALONE, **more: Any) -> QueryCost:
+def cost(of: PredictedRows = HERE, format: str = "int4", load: Load = ALONE, **more: Any) -> QueryCost:
     return of.cost(format, RAG, load, hardware("A6000"), **more)
 
 
@@ -53,8 +53,8 @@ def test_a_row_is_the_prediction_and_says_so(format: str, scheme: str, load: Loa
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
-        ({"of": Elsewhere(config=None, recipes=RECIPES)}, "config is not among the results"),
-        ({"of": Elsewhere(config={}, recipes=RECIPES)}, "num_hidden_layers"),
+        ({"of": PredictedRows(config=None, recipes=RECIPES)}, "config is not among the results"),
+        ({"of": PredictedRows(config={}, recipes=RECIPES)}, "num_hidden_layers"),
         ({"format": "kv"}, "key-value cache is measured only"),
         ({"one_shape": False}, "measured only"),
         ({"load": Load(kind="sweep")}, "measured only"),

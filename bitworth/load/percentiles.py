@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import bdtr
 
-from bitworth.metrics import PERCENTILES, first_tokens, per_output_tokens
+from bitworth.load.metrics import PERCENTILES, first_tokens, per_output_tokens
 from bitworth.statistics import mean_interval
 from bitworth.types import Figure, Timing
 

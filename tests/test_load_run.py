@@ -12,8 +12,8 @@ import pytest
 from bitworth.engines.fake import FakeGenerator
 from bitworth.engines.generator import Progress
 from bitworth.errors import BitworthError, Unsupported, WorkFailed
-from bitworth.loads import run_load
-from bitworth.traces import Workload
+from bitworth.load.run import run_load
+from bitworth.load.traces import Workload
 from bitworth.types import EngineFacts, Limits, Load, Request, Shape, Timing, UseCase
 from bitworth.workloads import use_case
 

@@ -18,9 +18,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import stdtrit
 
-from bitworth.chunks import token_gaps, unpack
 from bitworth.errors import WorkFailed
-from bitworth.telemetry import GpuUse
+from bitworth.load.chunks import token_gaps, unpack
+from bitworth.load.telemetry import GpuUse
 from bitworth.types import Limits, Timing
 
 Floats = NDArray[np.float64]

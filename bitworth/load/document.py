@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from bitworth.goodput import Sweep, Trial
-from bitworth.loads import LoadRun
-from bitworth.metrics import PERCENTILES, Metrics, Spread, interval
+from bitworth.load.goodput import Sweep, Trial
+from bitworth.load.metrics import PERCENTILES, Metrics, Spread, interval
+from bitworth.load.run import LoadRun
 
 Json = dict[str, Any]
 
