@@ -138,7 +138,9 @@ class Ledger:
 
     def fail(self, cell: Cell, cause: str) -> None:
         """Keep why a cell could not be finished."""
-        write_atomic(self._failure_path(cell), json.dumps({"title": cell.title, "cause": visible(without_secrets(cause))}) + "\n")
+        write_atomic(
+            self._failure_path(cell), json.dumps({"title": cell.title, "cause": visible(without_secrets(cause))}) + "\n"
+        )
 
     def failure(self, cell: Cell) -> str | None:
         """Why the cell failed last time, if it did."""

@@ -10,9 +10,9 @@ from typing import Any
 
 from bitworth import sources
 from bitworth.assembly import assemble
+from bitworth.errors import BitworthError
 from bitworth.execute import Executor, Watcher
 from bitworth.execute.local import LocalExecutor
-from bitworth.errors import BitworthError
 from bitworth.guard.documents import config_of
 from bitworth.guard.folders import is_within
 from bitworth.ledger import Ledger, key_of

@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from bitworth.engines.schedule import streams_of
-from bitworth.guard.documents import MOST_NESTED, json_of
 from bitworth.errors import BitworthError, Unsupported, WorkFailed
+from bitworth.guard.documents import MOST_NESTED, json_of
 from bitworth.load.metrics import MOST_FAILED
 from bitworth.types import EngineFacts, Load, Timing, UseCase
 

@@ -167,4 +167,3 @@ def _load(source: Path) -> Mapping[str, Any]:
         ) from error
     except ValueError as error:
         raise BitworthError(f"{path} is not JSON ({error}); it should be the model's config.json.") from error
-
