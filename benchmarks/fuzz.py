@@ -1,7 +1,7 @@
 """Do documents of others ever crash or hang a reader? Valid ones, made wrong at random, for as long as asked.
 
 Every reader of `parsers` gets about the same time, in this process. A crash is any exception but the reader's own
-sentence; a hang is more than a second. What crashed is kept with --keep, and the seed makes the same documents again.
+sentence; a hang is more than a second of CPU time (a paused machine is none). What crashed is kept with --keep, and the seed makes the same documents again.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="20,000 documents")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--inputs", type=int, help="documents (1,000,000)")
-    parser.add_argument("--seconds", type=float, default=float("inf"), help="at most")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="of CPU time, at most")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", help="readers whose name holds this")
     parser.add_argument("--keep", type=Path, help="a folder for one document of each kind of crash")
@@ -74,29 +74,29 @@ def main() -> None:
 
 def fuzz(readers: list[Parser], count: int, seconds: float, rng: random.Random, keep: Path | None) -> Found:
     """Give `count` documents to the readers, each time to the one that has had least time so far."""
-    found, end = Found(), time.monotonic() + seconds
-    previous = signal.signal(signal.SIGALRM, _stop)
+    found, end = Found(), time.process_time() + seconds
+    previous = signal.signal(signal.SIGPROF, _stop)
     for reader in readers:
         if problem := _outcome(reader, reader.seeds[0], found):  # warm: the first reading may import
             print(f"{reader.name}: the valid document is refused: {problem}", file=sys.stderr)
     found = Found()
     try:
         for _ in range(count):
-            if time.monotonic() > end:
+            if time.process_time() > end:
                 break
             reader = min(readers, key=lambda one: found.seconds[one.name])
             data = written(wild_value(rng)) if rng.random() < _WILD else reader.mutate(rng, reader.seeds)
             _try(reader, data, found, keep)
     finally:
-        signal.signal(signal.SIGALRM, previous)
+        signal.signal(signal.SIGPROF, previous)
     return found
 
 
 def _try(reader: Parser, data: bytes, found: Found, keep: Path | None) -> None:
-    began = time.perf_counter()
+    began = time.process_time()
     where = _outcome(reader, data, found)
     found.inputs[reader.name] += 1
-    found.seconds[reader.name] += time.perf_counter() - began  # type: ignore[assignment]
+    found.seconds[reader.name] += time.process_time() - began  # type: ignore[assignment]
     if where is not None and keep is not None:
         keep.mkdir(parents=True, exist_ok=True)
         path = keep / f"{reader.name.replace(' ', '-')}-{hashlib.sha256(where.encode()).hexdigest()[:8]}"
@@ -107,7 +107,7 @@ def _try(reader: Parser, data: bytes, found: Found, keep: Path | None) -> None:
 
 def _outcome(reader: Parser, data: bytes, found: Found) -> str | None:
     """Where a reading went wrong; None for a value or a refusal."""
-    signal.setitimer(signal.ITIMER_REAL, HANG_S)
+    signal.setitimer(signal.ITIMER_PROF, HANG_S)
     try:
         found.refused[reader.name] += read(reader, data) is not None
         return None
@@ -118,7 +118,7 @@ def _outcome(reader: Parser, data: bytes, found: Found) -> str | None:
         where = f"{reader.name}: {type(error).__name__} at {_place(error)}: {str(error)[:160]}"
         found.crashes[where.partition(": ")[0] + ": " + where.split(": ")[1]] += 1
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.setitimer(signal.ITIMER_PROF, 0)
     return where
 
 

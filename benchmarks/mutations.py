@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from typing import Any
 
 Mutate = Callable[[random.Random, Sequence[bytes]], bytes]
@@ -86,7 +87,7 @@ def wild_value(rng: random.Random, depth: int = 4) -> Any:
     """A value of no document in particular."""
     kind = rng.randrange(6 if depth else 4)
     if kind < 4:
-        return rng.choice(VALUES)
+        return _value(rng)
     inner = [wild_value(rng, depth - 1) for _ in range(rng.randrange(4))]
     return inner if kind == 4 else {str(rng.choice(VALUES))[:20]: part for part in inner}
 
@@ -131,7 +132,12 @@ def _change(rng: random.Random, holder: list[Any]) -> None:
     elif kind == 4 and isinstance(box[key], str):
         box[key] = other_bytes(rng, [box[key].encode(errors="replace")]).decode(errors="replace")
     else:
-        box[key] = rng.choice(VALUES)
+        box[key] = _value(rng)
+
+
+def _value(rng: random.Random) -> Any:
+    """One of `VALUES`, to be changed further without harm to it."""
+    return deepcopy(rng.choice(VALUES))
 
 
 def _places(value: Any) -> list[tuple[Any, Any]]:
@@ -141,7 +147,7 @@ def _places(value: Any) -> list[tuple[Any, Any]]:
         box = waiting.pop()
         for key in box if isinstance(box, dict) else range(len(box)):
             found.append((box, key))
-            if isinstance(box[key], dict | list) and box[key] is not _DEEP:
+            if isinstance(box[key], dict | list):
                 waiting.append(box[key])
     return found
 
