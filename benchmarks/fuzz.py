@@ -1,7 +1,8 @@
 """Do documents of others ever crash or hang a reader? Valid ones, made wrong at random, for as long as asked.
 
 Every reader of `parsers` gets about the same time, in this process. A crash is any exception but the reader's own
-sentence; a hang is more than a second of CPU time (a paused machine is none). What crashed is kept with --keep, and the seed makes the same documents again.
+sentence; a hang is more than a second of CPU time (a
+paused machine is none). What crashed is kept with --keep, and the seed makes the same documents again.
 """
 
 from __future__ import annotations
@@ -78,8 +79,8 @@ def fuzz(readers: list[Parser], count: int, seconds: float, rng: random.Random, 
     """Give `count` documents to the readers, each time to the one that has had least time so far."""
     found, end = Found(), time.process_time() + seconds
     previous = signal.signal(signal.SIGPROF, _stop)
-    for reader, seed in ((reader, seed) for reader in readers for seed in reader.seeds):
-        reader.read(seed)  # the first reading may import, and a valid document must be read
+    for one, seed in ((one, seed) for one in readers for seed in one.seeds):
+        one.read(seed)  # the first reading may import, and a valid document must be read
     found = Found()
     try:
         for _ in range(count):

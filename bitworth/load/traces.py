@@ -20,7 +20,6 @@ from bitworth.errors import BitworthError
 from bitworth.guard.documents import json_of
 from bitworth.types import Shape, UseCase
 
-
 _MOST = 1e12
 """Of milliseconds and of tokens; a longer trace is a mistake."""
 
