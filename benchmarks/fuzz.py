@@ -79,8 +79,9 @@ def fuzz(readers: list[Parser], count: int, seconds: float, rng: random.Random, 
     """Give `count` documents to the readers, each time to the one that has had least time so far."""
     found, end = Found(), time.process_time() + seconds
     previous = signal.signal(signal.SIGPROF, _stop)
-    for one, seed in ((one, seed) for one in readers for seed in one.seeds):
-        one.read(seed)  # the first reading may import, and a valid document must be read
+    for reader in readers:
+        for seed in reader.seeds:
+            reader.read(seed)  # the first reading may import, and a valid document must be read
     found = Found()
     try:
         for _ in range(count):
