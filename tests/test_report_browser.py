@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browsing import open_browser, open_page, overflow, violations
+from browsing import contrast, faint, open_browser, open_page, overflow, violations
 from folders import write_results
 from test_report_page import random_study, told, with_figures
 
@@ -56,10 +56,12 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def test_the_checks_find_what_they_look_for(browser: Any, tmp_path: Path) -> None:
     """A page with each fault: else the tests below could pass for not looking."""
     faults = """<html lang="en"><title>x</title><body style="background: #fff"><img src="https://example.org/x.png">
-        <p style="color: #ccc; width: 2000px">pale and wide</p><script>console.error("wrong"); nothing();</script>"""
+        <p style="color: #ccc; width: 2000px">pale and wide</p><svg><text fill="#888">dim</text><text>clear</text></svg>
+        <script>console.error("wrong"); nothing();</script>"""
     path = tmp_path / "faulty.html"
     path.write_text(faults)
     with open_page(browser, path) as watched:
+        assert faint(watched.page, "text", "body") == ["dim: rgb(136, 136, 136) on rgb(255, 255, 255)"]
         found = " ".join(violations(watched.page))
         assert "color-contrast" in found
         assert "image-alt" in found
@@ -67,6 +69,8 @@ def test_the_checks_find_what_they_look_for(browser: Any, tmp_path: Path) -> Non
         assert watched.requests == ["https://example.org/x.png"]
         assert any("wrong" in line for line in watched.complaints)
         assert any("nothing is not defined" in line for line in watched.complaints)
+
+    assert contrast("rgb(0, 0, 0)", "rgb(255, 255, 255)") == pytest.approx(21)
 
 
 # --- whoever reads it ---------------------------------------------------------------------------------------------
@@ -82,6 +86,7 @@ def test_everybody_can_read_it(browser: Any, reports: dict[str, Path], name: str
         assert overflow(page) <= 0
         page.evaluate("() => document.querySelectorAll('details').forEach((part) => { part.open = true; })")
         assert violations(page) == []
+        assert faint(page, ".plot > svg text", ".plot") == []
         assert overflow(page) <= 0
         watched.assert_clean()
 
