@@ -52,6 +52,7 @@ def open_page(browser: Any, path: Path, *, width: int = 1280, **options: Any) ->
     """A file in a window of that width, with the network off; options are those of Playwright's `new_context`."""
     context = browser.new_context(viewport={"width": width, "height": 900}, **options)
     context.set_offline(True)
+    context.set_default_timeout(120_000)  # a busy machine is no fault of the page
     watched = Watched(page=context.new_page())
 
     def asked(route: Any) -> None:
