@@ -96,8 +96,11 @@ def violations(page: Any) -> list[str]:
 def faint(page: Any, texts: str, grounds: str) -> list[str]:
     """Texts of a drawing whose contrast to the plain ground around them is below WCAG's 4.5."""
     rows = page.evaluate(
-        """([texts, grounds]) => [...document.querySelectorAll(texts)].map((text) =>
-            [text.textContent, getComputedStyle(text).fill, getComputedStyle(text.closest(grounds)).backgroundColor])""",
+        """([texts, grounds]) => [...document.querySelectorAll(texts)].map((text) => [
+            text.textContent,
+            getComputedStyle(text).fill,
+            getComputedStyle(text.closest(grounds)).backgroundColor,
+        ])""",
         [texts, grounds],
     )
     assert rows

@@ -1,4 +1,4 @@
-"""What docs/guide/extend.md prints, applied to a copy of the package and used: each addition is complete as it stands."""
+"""What docs/guide/extend.md prints, applied to a copy of the package and used: each addition is complete as it is."""
 
 from __future__ import annotations
 

@@ -126,8 +126,10 @@ def test_on_paper_nothing_is_lost(browser: Any, reports: dict[str, Path], name: 
 def shown(page: Any) -> list[list[str] | None]:
     """Choice, runner-up and contender as the table in the page says them: format, device, load."""
     rows = page.evaluate(
-        """() => [...document.querySelectorAll("#ask-rows tr")].map((row) =>
-            [row.querySelector(".outcome .tag").innerText, [...row.children].slice(0, 3).map((cell) => cell.innerText)])"""
+        """() => [...document.querySelectorAll("#ask-rows tr")].map((row) => [
+            row.querySelector(".outcome .tag").innerText,
+            [...row.children].slice(0, 3).map((cell) => cell.innerText),
+        ])"""
     )
     found = dict(rows)
     return [found.get(role) for role in ("choice", "runner-up", "contender")]

@@ -1,4 +1,4 @@
-"""Screenshots of a report, at the width of a desk and of a phone, beside this file: python take.py runs/demo/report.html
+"""Screenshots of a report at the width of a desk and of a phone, kept here: python take.py runs/demo/report.html
 
 Needs the extra `browser` and a Chromium, found by its usual names or in BITWORTH_CHROMIUM.
 """
