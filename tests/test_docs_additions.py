@@ -32,6 +32,7 @@ Verb = Callable[..., Any]
 def applied(block: Block, root: Path) -> None:
     """Write a block to its file: a new one, or at the place that its comment names, which must be one place."""
     assert block.title is not None
+    assert all(len(line) <= 120 for line in block.text.splitlines()), "ruff would refuse it"
     path = root / block.title
     places = [(how, text) for how in ("after", "before", "replace") for text in block.noted(how)]
     if not places:
