@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from browsing import contrast, faint, open_browser, open_page, overflow, violations
 from folders import write_results
+from test_report_compared import compared_result
 from test_report_page import random_study, told, with_figures
 
 from bitworth.assembly import assemble
@@ -48,7 +49,7 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     write_results(root / "ledger", scores, seconds)
     return {
         "ledger": write_report(assemble(root / "ledger"), root / "ledger"),
-        "everything": write_report(with_figures(), root / "everything"),
+        "everything": write_report(compared_result(), root / "everything"),
         "paper": write_reports(review(), root / "paper", min_recovery_pct=95)[0],
     }
 
