@@ -16,8 +16,8 @@ fast: lint types
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n auto --dist loadscope
 
 lint: $(VENV)/.ready
-	$(BIN)/ruff check bitworth tests benchmarks docs/pictures
-	$(BIN)/ruff format --check bitworth tests benchmarks docs/pictures
+	$(BIN)/ruff check bitworth tests benchmarks docs/pictures docs/scripts
+	$(BIN)/ruff format --check bitworth tests benchmarks docs/pictures docs/scripts
 	$(BIN)/lint-imports
 
 types: $(VENV)/.ready

@@ -1,4 +1,4 @@
-"""MkDocs hook: a page that mkdocs.yml does not list joins the section of its folder, so that a new page needs no line."""
+"""MkDocs hook: a page that mkdocs.yml does not list joins the section of its folder, so a new page needs no line."""
 
 from __future__ import annotations
 
