@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-SECTIONS = {"guide": "Guides", "decisions": "Decisions", ".": "Subjects"}
+SECTIONS = {"guide": "Guides", "decisions": "Decisions"}
 
 
 def on_config(config: Any) -> Any:
@@ -16,7 +16,7 @@ def on_config(config: Any) -> Any:
     for path in sorted(root.rglob("*.md")):
         name = path.relative_to(root).as_posix()
         if name not in listed:
-            section = SECTIONS[path.relative_to(root).parent.as_posix()]
+            section = SECTIONS.get(path.relative_to(root).parent.as_posix(), "Subjects")
             next(entry[section] for entry in config.nav if section in entry).append(name)
     return config
 
