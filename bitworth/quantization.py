@@ -28,7 +28,7 @@ from bitworth.errors import BitworthError, Interrupted
 from bitworth.footprint import states_budget, waiting_bytes
 from bitworth.ledger import revive
 from bitworth.model import Arguments, Decoder
-from bitworth.ranks import ALONE, Ranks
+from bitworth.ranks import ALONE, Ranks, device_named
 from bitworth.schemes.config import quantization_config
 from bitworth.sequential import skipped
 from bitworth.states import InFiles, InMemory, Shape
@@ -211,22 +211,6 @@ def open_decoder(model: Path, device: str | torch.device | None = None) -> Decod
     return decoder
 
 
-def device_named(name: str | torch.device | None) -> torch.device:
-    """The device of that name; the GPU where there is one, unless named.
-
-    Raises:
-        BitworthError: it is no device's name, or torch sees no such GPU.
-    """
-    try:
-        place = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
-    except RuntimeError as error:
-        raise BitworthError(f"'{name}' is no device; name cpu, cuda or cuda:1.") from error
-    if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
-        built = "" if torch.version.cuda else ", and this torch was built without CUDA"
-        raise BitworthError(f"Device {name} is not here: torch sees {torch.cuda.device_count()} GPUs{built}; use cpu.")
-    return place
-
-
 def _fast_factors(compute: torch.dtype) -> torch.dtype:
     """bfloat16 where the processor multiplies it faster: as the model is served, and added up in float32."""
     return torch.bfloat16 if any(torch.cpu.get_capabilities().get(name) for name in _FAST_BFLOAT16) else compute
@@ -362,6 +346,7 @@ def _reusing_memory() -> Iterator[Callable[[], None]]:
 def _finish(decoder: Decoder, build: Build, calibration: Calibration | None, text: TextAudit | None) -> QuantizeResult:
     began = time.monotonic()
     recipe, writer = build.recipe, build.writer
+    assert isinstance(writer, Writer)
     audit = audit_of(text, build.audit) if text and recipe.needs_calibration else None
     for name in decoder.others():
         writer.add({decoder.names.written(decoder.names.of(name)): decoder.reader.get(name)})

@@ -62,7 +62,7 @@ class Ranks:
         """The first rank's tensor of this shape."""
         if self.count == 1:
             return tensor
-        held = tensor.contiguous()
+        held = tensor.clone(memory_format=torch.contiguous_format)
         with _peers():
             distributed.broadcast(held, src=0)
         return held
@@ -122,6 +122,22 @@ def launched() -> bool:
     return "TORCHELASTIC_RUN_ID" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
+def device_named(name: str | torch.device | None) -> torch.device:
+    """The device of that name; the GPU where there is one, unless named.
+
+    Raises:
+        BitworthError: it is no device's name, or torch sees no such GPU.
+    """
+    try:
+        place = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except RuntimeError as error:
+        raise BitworthError(f"'{name}' is no device; name cpu, cuda or cuda:1.") from error
+    if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
+        built = "" if torch.version.cuda else ", and this torch was built without CUDA"
+        raise BitworthError(f"Device {name} is not here: torch sees {torch.cuda.device_count()} GPUs{built}; use cpu.")
+    return place
+
+
 def own_device(device: str | None) -> torch.device:
     """The device of a process that torchrun started: the GPU of its number, unless CPUs are asked for or all there is.
 
@@ -165,9 +181,14 @@ def joined(
         torch.cuda.set_device(device)
     if sys.platform == "linux" and meeting.startswith("file:"):  # all on this machine, whatever its name resolves to
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    given = {} if number is None or count is None else {"rank": number, "world_size": count}
     with _peers():
-        distributed.init_process_group(backend, init_method=meeting, timeout=_PATIENCE, **given)
+        distributed.init_process_group(
+            backend,
+            init_method=meeting,
+            timeout=_PATIENCE,
+            rank=-1 if number is None else number,
+            world_size=-1 if count is None else count,
+        )
     yield Ranks(distributed.get_rank(), distributed.get_world_size())
     distributed.destroy_process_group()  # after a fault it could wait for who is gone; leaving the process will do
 
