@@ -17,18 +17,16 @@ from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 import torch
 
 from bitworth.errors import BitworthError, Interrupted
 from bitworth.execute.processes import cause_of_death, settle_in, stop
 from bitworth.quantization import Progress, folders_of, quantize
-from bitworth.ranks import ALONE, PeerLost, Ranks, joined, numbered_device
+from bitworth.ranks import ALONE, PeerLost, Ranks, joined, launched, numbered_device, own_device
 from bitworth.streams import walks_alone
-from bitworth.types import Calibration, QuantizeResult, Recipe
-
-Spread = Literal["auto", "data", "recipes"]
+from bitworth.types import Calibration, QuantizeResult, Recipe, Spread
 
 #: How long the others may take to leave once one has failed: they notice, and clean up.
 _GRACE_S = 10.0
@@ -113,6 +111,23 @@ def quantize_on(
     return [made[recipe.name] for recipe in recipes]
 
 
+def quantize_here(
+    devices: int, model: Path, recipes: Sequence[Recipe], out: Path | Mapping[str, Path], **options: Any
+) -> list[QuantizeResult]:
+    """`quantize_on`, or this process's part of it where torchrun started it as one of several.
+
+    Raises:
+        BitworthError: as `quantize_on`; torchrun and `devices` both say how many there are.
+    """
+    if not launched():
+        return quantize_on(devices, model, recipes, out, **options)
+    if devices > 1 or options.pop("spread", "auto") == "recipes":
+        raise BitworthError("torchrun starts the processes, which share the data; leave --devices and --spread out.")
+    place = own_device(options.pop("device", None))
+    with joined(place) as ranks:
+        return quantize(model, recipes, out, ranks=ranks, device=place, **options)
+
+
 def walks_of(recipes: Sequence[Recipe], *, shared: bool) -> list[list[Recipe]]:
     """The recipes that walk together, as `streams.streams_of` has them."""
     alone = [recipe for recipe in recipes if walks_alone(recipe, shared=shared)]
@@ -174,7 +189,7 @@ def _started(jobs: Sequence[Job]) -> Iterator[list[_Running]]:
     try:
         for job in jobs:
             ours, theirs = context.Pipe()
-            process = context.Process(target=_serve, args=(theirs, os.getpid(), job), name=f"bitworth-{job.device}")
+            process = context.Process(target=_serve, args=(theirs, os.getpid(), job), name=f"bitworth-{len(running)}")
             process.start()
             theirs.close()
             running.append(_Running(job, process, ours))

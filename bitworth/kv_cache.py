@@ -89,9 +89,7 @@ def _caches(module: nn.Module) -> bool:
 
 
 @contextmanager
-def watching(
-    block: nn.Module, grid: Grid, dtype: torch.dtype, ranks: Ranks = ALONE
-) -> Iterator[dict[str, Tensor]]:
+def watching(block: nn.Module, grid: Grid, dtype: torch.dtype, ranks: Ranks = ALONE) -> Iterator[dict[str, Tensor]]:
     """Sees all keys and values of a block's attentions; on leaving, what it gave holds their scales by tensor name.
 
     Scales are the largest magnitude over half the code range, as they read back from `dtype`, shape (1,).

@@ -53,7 +53,7 @@ class Ranks:
         self._reduce(tensors, distributed.ReduceOp.SUM)
 
     def take_largest(self, tensor: Tensor) -> None:
-        """Put the largest over the ranks into each element; NaN counts as infinity, which it would otherwise lose to."""
+        """Put the largest over the ranks into each element; NaN, which might get lost, counts as infinity."""
         if self.count > 1:
             tensor.nan_to_num_(nan=torch.inf, posinf=torch.inf)
             self._reduce((tensor,), distributed.ReduceOp.MAX)

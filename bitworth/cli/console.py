@@ -34,6 +34,11 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on s
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No notes and no progress on standard error.")]
 
 
+def is_follower() -> bool:
+    """Whether torchrun started this process beside the one that reports."""
+    return "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("RANK", "0") != "0"
+
+
 class Terminal:
     """Standard error for people, standard output for the answer."""
 

@@ -50,6 +50,7 @@ from bitworth.types.formats import (
     ScaleKind,
     Scheme,
     SmoothQuant,
+    Spread,
     StreamKind,
 )
 from bitworth.types.serving import (
@@ -134,6 +135,7 @@ __all__ = [
     "SmoothQuant",
     "Source",
     "SourceShare",
+    "Spread",
     "StageAudit",
     "Statistic",
     "Step",
