@@ -297,7 +297,8 @@ def _prepare(
     size = 4 * width * tokens.numel() * len(walking)
     # one rank's measure for all: the way through a block must be the same
     budget = ranks.from_first(lambda: states_budget(states_mib) / ranks.count)
-    together = ranks.from_first(lambda: waiting_bytes(decoder, tokens.numel()) <= budget)
+    waiting = waiting_bytes(decoder, tokens.numel())
+    together = ranks.from_first(lambda: waiting <= (budget if decoder.device.type != "cuda" else _room(decoder.device)))
     in_files = ranks.from_first(lambda: size > budget)
     for stream in walking:
         stream.together = together
@@ -318,9 +319,12 @@ def _prepare(
 
 def _store(device: torch.device, size: int) -> torch.device:
     """Where hidden states of so many bytes are held: with what computes, if they leave it half its memory."""
-    if device.type == "cuda" and size > torch.cuda.mem_get_info(device)[0] / 2:
-        return torch.device("cpu")
-    return device
+    return torch.device("cpu") if device.type == "cuda" and size > _room(device) else device
+
+
+def _room(device: torch.device) -> float:
+    """Half of a GPU's free memory in bytes, for what is kept there beside weights and moments."""
+    return torch.cuda.mem_get_info(device)[0] / 2
 
 
 @contextmanager

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
+from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
 _setup_privateuseone_for_python_backend("elsewhere")
 DEVICE = torch.device("elsewhere", 0)
@@ -68,10 +68,8 @@ def call(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     if func is torch.ops.aten.copy_.default:
         stays = not isinstance(args[0], Held)
     args, kwargs = tree_unflatten([_bare(value) for value in flat], shape)
-    if func is torch.ops.aten.mm.dtype:  # 16-bit factors added up in float32, which CPUs do not have
-        found = args[0].to(args[2]) @ args[1].to(args[2])
-    else:
-        found = func(*args, **kwargs)
+    wide = func is torch.ops.aten.mm.dtype  # 16-bit factors added up in float32, which CPUs do not have
+    found = args[0].to(args[2]) @ args[1].to(args[2]) if wide else func(*args, **kwargs)
 
     def hold(value: Any) -> Any:
         """What an in-place call returns is what it was given."""

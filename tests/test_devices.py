@@ -67,11 +67,11 @@ def nibbles(packed: Tensor) -> Tensor:
     return torch.stack((parts & 15, parts >> 4), dim=-1).flatten(1)
 
 
-def assert_alike(one: Path, other: Path, recipe: Recipe) -> None:
+def assert_alike(one: Path, other: Path, recipe: Recipe, *, tipped: float = TIPPED) -> None:
     first, second = codes_of(one, recipe), codes_of(other, recipe)
     assert first.keys() == second.keys()
     for name, codes in first.items():
-        assert (codes != second[name]).float().mean() < TIPPED, name
+        assert (codes != second[name]).float().mean() < tipped, name
     kept, there = load_file(one / "model.safetensors"), load_file(other / "model.safetensors")
     assert kept.keys() == there.keys()
     for name, tensor in kept.items():
@@ -170,12 +170,12 @@ def test_experts_see_the_tokens_of_all_devices(stream: Any, calibration: Calibra
     )  # fmt: skip
     AutoModelForCausalLM.from_config(config).to(torch.bfloat16).save_pretrained(tmp_path / "model")
     byte_tokenizer().save_pretrained(tmp_path / "model")
-    spec = Calibration(source=calibration.source, samples=5, length=32, stream=stream)
+    spec = Calibration(source=calibration.source, samples=25, length=64, stream=stream)
     chosen = of("w4a16-int-gptq", "w8a8-int-gptq")
     one = quantize(tmp_path / "model", chosen, tmp_path / "one", calibration=spec)
     two = quantize_on(2, tmp_path / "model", chosen, tmp_path / "two", calibration=spec, device="cpu", spread="data")
     for recipe, first, second in zip(chosen, one, two, strict=True):
-        assert_alike(first.path, second.path, recipe)
+        assert_alike(first.path, second.path, recipe, tipped=0.02)  # of few tokens an expert's products round otherwise
         assert first.audit is not None
         assert second.audit is not None
         assert first.audit.experts == second.audit.experts

@@ -18,7 +18,7 @@ from bitworth.numerics import as_stored, from_codes, to_codes
 from bitworth.scales import ScaleType, Stored
 from bitworth.types import Grid
 
-_PASSES = 4  # over the columns between two looks at the scales
+PASSES = 4  # over the columns between two looks at the scales
 _BLOCK, _GPU_BLOCK = 32, 128  # columns whose updates stay in the processor's cache, or in a GPU's registers
 
 
@@ -51,9 +51,9 @@ def refine(
             refitted_OG = torch.where((after < before).unsqueeze(1), refitted_OG, scale_OG)
         scale_OG = refitted_OG
         if compiled.compiles(grid, codes_OI.device):
-            codes_OI = compiled.sweep(weight_OI, codes_OI, scale_OG, grid, hessian_II, _PASSES)
+            codes_OI = compiled.sweep(weight_OI, codes_OI, scale_OG, grid, hessian_II, PASSES)
             continue
-        for _ in range(_PASSES):
+        for _ in range(PASSES):
             codes_OI = sweep_codes(weight_OI, codes_OI, scale_OG, grid, hessian_II)
     return codes_OI, scale_OG
 
