@@ -31,7 +31,7 @@ QUICK = ("w4a16-int-rtn", "w4a16-int-gptq")
 #: llm-compressor's W4A16 GPTQ with the observer of its weights' scales: its default, and the search by squared error.
 RIVALS = {"llm-compressor gptq": "memoryless_minmax", "llm-compressor gptq, mse": "memoryless_mse"}
 INT8, FP8 = "llm-compressor w8a8-int gptq", "llm-compressor w8a8-fp"
-#: AutoRound's W4A16, symmetric, by its iterations a block; without any it rounds to nearest, in ranges that it searches.
+#: AutoRound's W4A16, symmetric, by its iterations a block; without any it rounds to nearest, in ranges it searches.
 ROUNDS = {"autoround, rounding": 0, "autoround, 50 iterations": 50}
 LEAD, LEAD_INT8 = "w4a16-int-gptq", "w8a8-int-gptq"
 TOGETHER = ("w8a8-fp", "w8a8-int-gptq", "w4a16-int-gptq", "w4a16-int-awq")

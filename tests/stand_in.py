@@ -1,4 +1,4 @@
-"""A stand-in for a GPU: tensors that say they lie on another device, refuse to meet others, and are computed on the CPU.
+"""A stand-in for a GPU: tensors that say they lie on another device, refuse to meet others, and use the CPU.
 
 What it shows is that no code path mixes devices or asks a GPU's tensor for what only a CPU's has (numpy, numba). What
 it cannot show is what CUDA's own kernels give or take. Run in a process of its own, since torch is told of the device
