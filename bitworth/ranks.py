@@ -197,6 +197,8 @@ def joined(
 def _peers() -> Iterator[None]:
     try:
         yield
+    except torch.OutOfMemoryError:
+        raise
     except RuntimeError as error:
         raise PeerLost(
             "Another of the processes that quantize together is gone; finished blocks are kept, run the same command "

@@ -165,7 +165,7 @@ def guarded(command: Callable[[], Any]) -> int:
 
 
 def _say(sentence: str, code: int) -> int:
-    if "--json" in sys.argv:
+    if "--json" in sys.argv and not is_follower():
         print(json.dumps({"error": sentence}, ensure_ascii=False))
     print(f"bitworth: {sentence}", file=sys.stderr)
     return code
