@@ -64,6 +64,8 @@ def quantize_on(
 ) -> list[QuantizeResult]:
     """`quantize` on so many devices of this machine; a killed run goes on, on as many devices, as it does on one.
 
+    Processes are spawned, so a script calls this under `if __name__ == "__main__"`.
+
     Args:
         devices: how many.
         model, recipes, out, calibration, allow_group_fallback, states_mib: as `quantize` takes them.
@@ -83,7 +85,7 @@ def quantize_on(
             states_mib=states_mib, device=kind, progress=progress,
         )  # fmt: skip
     places = [str(numbered_device(kind, number, devices)) for number in range(devices)]
-    job = Job(
+    whole = Job(
         model=model,
         recipes=tuple(recipes),
         out=out if isinstance(out, Mapping) else folders_of(out, recipes),
@@ -93,22 +95,23 @@ def quantize_on(
         device=kind,
         threads=max(1, torch.get_num_threads() // devices),
     )
-    shared = calibration is not None and calibration.stream == "shared"
-    bundles = walks_of(recipes, shared=shared)
-    by_recipe = spread == "recipes" or (spread == "auto" and len(bundles) >= devices)
     with tempfile.TemporaryDirectory(prefix="bitworth-devices-") as folder:
-        if by_recipe:
-            dealt = [part for part in deal(bundles, devices) if part]
-            jobs = [replace(job, recipes=part, device=place) for part, place in zip(dealt, places, strict=False)]
-        else:
-            meeting = f"file://{folder}/meeting"
-            jobs = [
-                replace(job, device=place, number=number, count=devices, meeting=meeting)
-                for number, place in enumerate(places)
-            ]
-        answers = _run(jobs, progress)
+        answers = _run(_jobs(whole, places, spread, f"file://{folder}/meeting"), progress)
     made = {result.format: result for results in answers for result in results}
     return [made[recipe.name] for recipe in recipes]
+
+
+def _jobs(whole: Job, places: Sequence[str], spread: Spread, meeting: str) -> list[Job]:
+    """The work as a job for each device, or for as many as there are piles of recipes."""
+    shared = whole.calibration is not None and whole.calibration.stream == "shared"
+    bundles = walks_of(whole.recipes, shared=shared)
+    if spread == "recipes" or (spread == "auto" and len(bundles) >= len(places)):
+        dealt = [part for part in deal(bundles, len(places)) if part]
+        return [replace(whole, recipes=part, device=place) for part, place in zip(dealt, places, strict=False)]
+    return [
+        replace(whole, device=place, number=number, count=len(places), meeting=meeting)
+        for number, place in enumerate(places)
+    ]
 
 
 def quantize_here(

@@ -159,7 +159,7 @@ def numbered_device(device: str, number: int, count: int) -> torch.device:
     if one:
         raise BitworthError(f"{count} processes cannot share {device}; name the kind of device, {kind}.")
     if kind != "cuda":
-        return torch.device(kind)
+        return device_named(kind)
     if torch.cuda.device_count() < count:
         here = torch.cuda.device_count()
         raise BitworthError(f"{count} GPUs were asked for and {here} can be seen here; ask for as many as there are.")
