@@ -105,7 +105,9 @@ class Stream:
         states = None
         if self.states is not None:
             states = self.states.turn(self.folder, due=self.ranks.from_first(self.states.due))
-        self.ranks.agree(True)  # the journal must not name files that are not whole yet
+        # The journal must not name files that are not whole yet; nor does anyone overwrite what it names before it is
+        # written, since the next block begins with what the first rank hands round.
+        self.ranks.agree(True)
         spent = (time.monotonic() - began) / len(self.builds)
         for build in self.builds:
             build.seconds += spent

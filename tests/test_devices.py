@@ -67,11 +67,11 @@ def nibbles(packed: Tensor) -> Tensor:
     return torch.stack((parts & 15, parts >> 4), dim=-1).flatten(1)
 
 
-def assert_alike(one: Path, other: Path, recipe: Recipe, *, tipped: float = TIPPED) -> None:
+def assert_alike(one: Path, other: Path, recipe: Recipe) -> None:
     first, second = codes_of(one, recipe), codes_of(other, recipe)
     assert first.keys() == second.keys()
     for name, codes in first.items():
-        assert (codes != second[name]).float().mean() < tipped, name
+        assert (codes != second[name]).float().mean() < TIPPED, name
     kept, there = load_file(one / "model.safetensors"), load_file(other / "model.safetensors")
     assert kept.keys() == there.keys()
     for name, tensor in kept.items():
@@ -160,7 +160,10 @@ def test_two_devices_make_what_one_makes(llama: Path, calibration: Calibration, 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stream", ["own", "shared"])
-def test_experts_see_the_tokens_of_all_devices(stream: Any, calibration: Calibration, tmp_path: Path) -> None:
+def test_experts_see_the_tokens_of_all_devices(
+    stream: Any, calibration: Calibration, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One device takes half of the sequences at a time, as each of two does: bfloat16 products round with the batch."""
     from transformers import AutoModelForCausalLM, MixtralConfig
 
     torch.manual_seed(0)
@@ -170,12 +173,13 @@ def test_experts_see_the_tokens_of_all_devices(stream: Any, calibration: Calibra
     )  # fmt: skip
     AutoModelForCausalLM.from_config(config).to(torch.bfloat16).save_pretrained(tmp_path / "model")
     byte_tokenizer().save_pretrained(tmp_path / "model")
-    spec = Calibration(source=calibration.source, samples=25, length=64, stream=stream)
+    spec = Calibration(source=calibration.source, samples=24, length=64, stream=stream)
+    monkeypatch.setattr("bitworth.quantization.LARGE_CHUNK_TOKENS", 12 * 64)
     chosen = of("w4a16-int-gptq", "w8a8-int-gptq")
     one = quantize(tmp_path / "model", chosen, tmp_path / "one", calibration=spec)
     two = quantize_on(2, tmp_path / "model", chosen, tmp_path / "two", calibration=spec, device="cpu", spread="data")
     for recipe, first, second in zip(chosen, one, two, strict=True):
-        assert_alike(first.path, second.path, recipe, tipped=0.02)  # of few tokens an expert's products round otherwise
+        assert_alike(first.path, second.path, recipe)
         assert first.audit is not None
         assert second.audit is not None
         assert first.audit.experts == second.audit.experts
