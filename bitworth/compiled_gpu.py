@@ -80,13 +80,13 @@ def _launch(kernel: Any, tensors: tuple[Tensor, ...], grid: Grid) -> None:
 
 if triton is not None:
 
-    @triton.jit  # type: ignore[untyped-decorator]
+    @triton.jit
     def _nearest(values, low, high):  # type: ignore[no-untyped-def]
         """The nearest code, ties to even: adding 1.5 * 2**23 leaves float32 no bit for fractions."""
         near = tl.minimum(tl.maximum(values, low), high)
         return (near + 12582912.0) - 12582912.0
 
-    @triton.jit  # type: ignore[untyped-decorator]
+    @triton.jit
     def _column(values_BR, here_B):  # type: ignore[no-untyped-def]
         """One column out of registers."""
         return tl.sum(tl.where(here_B[:, None], values_BR, 0.0), axis=0)
