@@ -144,7 +144,7 @@ def _costs(result: StudyResult, asked: Filters) -> Found[Cost]:
             place = hardware_name(cost)
             values = {"use_case": use_case.name, "load": load, "hardware": place, "source": cost.source}
             if asked.takes(format=cost.format, **values):
-                yield scenario_title(use_case, load), (cost.format, place), _with_ratio(cost, costs)
+                yield scenario_title(use_case, load), (cost.format, place, cost.source), _with_ratio(cost, costs)
 
 
 def _with_ratio(cost: QueryCost, costs: Sequence[QueryCost]) -> Cost:
