@@ -28,6 +28,7 @@ from bitworth.cli.predict import predict
 from bitworth.cli.quantize import quantize
 from bitworth.cli.report import report
 from bitworth.cli.tasks import tasks
+from bitworth.cli.view import view
 from bitworth.errors import WorkFailed
 from bitworth.ledger import Ledger
 
@@ -121,7 +122,7 @@ def status(results: Results, json: Json = False) -> None:
     Terminal(as_json=json).answer(document, lambda: _status_table(document, progress))
 
 
-for verb in (quantize, evaluate, judge, benchmark, predict, check, tasks, report, gate, diff, doctor, paper):
+for verb in (quantize, evaluate, judge, benchmark, predict, check, tasks, report, gate, diff, doctor, paper, view):
     app.command()(verb)
 app.command("import")(import_report)
 

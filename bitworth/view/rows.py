@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from itertools import groupby
 from typing import Any, Generic, TypeVar
 
 from bitworth.report.figures import counterpart, hardware_name, times
@@ -57,6 +58,11 @@ class Rows(Generic[Value]):
 
     shown: tuple[Row[Value], ...]
     total: int
+
+    @property
+    def groups(self) -> list[tuple[str, list[Row[Value]]]]:
+        """The rows shown by their group, in order."""
+        return [(group, list(rows)) for group, rows in groupby(self.shown, key=lambda row: row.group)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
