@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -44,6 +45,7 @@ def view(
         if not is_loopback(host):
             terminal.note("Everyone who can reach this machine can read the page; there is no password.")
         terminal.answer({"url": url, "studies": [str(folder) for folder in folders]}, lambda: Text(url))
+        sys.stdout.flush()
         terminal.note("Ctrl-C ends it.")
 
     async def run() -> None:

@@ -82,12 +82,10 @@ def _says(standing: Standing) -> str:
 
 def render_home(studies: Sequence[Shown], asked: Filters) -> str:
     """The whole page: the studies, the filters, the figures."""
-    names = _names(studies)
     return _template("home.html.j2").render(
         **_figures(studies, asked),
         studies=[state_of(study) for study in studies],
-        names=names,
-        selects=_selects(studies, names, asked),
+        selects=_selects(studies, asked),
     )
 
 
@@ -171,11 +169,11 @@ def _names(studies: Sequence[Shown]) -> dict[int, str]:
     }
 
 
-def _selects(studies: Sequence[Shown], names: Mapping[int, str], asked: Filters) -> list[tuple[Any, ...]]:
+def _selects(studies: Sequence[Shown], asked: Filters) -> list[tuple[Any, ...]]:
     """Each filter's name, label, options as (value, words), and what it is set to."""
     options = {name: [(value, value) for value in values] for name, values in _options(studies).items()}
     if len(studies) > 1:
-        options["study"] = [(str(place), name) for place, name in names.items()]
+        options["study"] = [(str(place), name) for place, name in _names(studies).items()]
     chosen = asdict(asked)
     return [(name, label, options[name], chosen[name]) for name, label in _LABELS.items() if name in options]
 

@@ -10,9 +10,11 @@ from __future__ import annotations
 import asyncio
 import errno
 import ipaddress
+import os
 import re
 import signal
 import socket
+import traceback
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
@@ -148,8 +150,15 @@ def _is_address(name: str) -> bool:
 async def _problems(request: web.Request, handler: Handler) -> web.StreamResponse:
     try:
         return await handler(request)
+    except web.HTTPException:
+        raise
     except BitworthError as error:
         return _html(render_problem(str(error)), status=503)
+    except Exception as error:
+        if os.environ.get("BITWORTH_DEBUG"):
+            traceback.print_exc()
+        sentence = f"Unexpected {type(error).__name__} (BITWORTH_DEBUG=1 shows on the terminal where it came from)."
+        return _html(render_problem(sentence), status=500)
 
 
 async def _harden(_: web.Request, response: web.StreamResponse) -> None:
