@@ -9,7 +9,7 @@ from typing import Any, Generic, TypeVar
 
 from bitworth.report.figures import counterpart, hardware_name, times
 from bitworth.report.words import scenario_title
-from bitworth.types import BASELINE, Divergence, QueryCost, Recommendation, Recovery, StudyResult
+from bitworth.types import AVERAGE, BASELINE, Divergence, QueryCost, Recommendation, Recovery, StudyResult
 
 MOST_ROWS = 400
 """Rows of one table; filters reach the rest."""
@@ -117,12 +117,13 @@ Found = Iterable[tuple[str, tuple[str, ...], Value]]
 
 
 def _rows(results: Results, of: Callable[[StudyResult], Found[Value]]) -> Rows[Value]:
-    """One row for what several studies have in common, grouped, in the order in which things first appear."""
+    """One row for what several studies have in common, grouped, as things first appear; the average over tasks leads."""
     groups: dict[str, dict[tuple[str, ...], dict[int, Value]]] = {}
     for place, result in results.items():
         for group, names, value in of(result):
             groups.setdefault(group, {}).setdefault(names, {})[place] = value
     rows = [Row(group=group, names=names, values=v) for group, found in groups.items() for names, v in found.items()]
+    rows.sort(key=lambda row: row.group != AVERAGE)
     return Rows(shown=tuple(rows[:MOST_ROWS]), total=len(rows))
 
 
