@@ -187,7 +187,7 @@ async def _home(request: web.Request) -> web.Response:
 
 
 async def _figures(request: web.Request) -> web.Response:
-    return _html(render_figures(await _shown(request), Filters.of(request.query)))
+    return _html(render_figures(await _shown(request, PATIENCE_S), Filters.of(request.query)))
 
 
 async def _state(request: web.Request) -> web.Response:
