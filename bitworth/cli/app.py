@@ -20,6 +20,7 @@ from bitworth.cli.console import Json, Quiet, Terminal, guarded
 from bitworth.cli.diff import diff
 from bitworth.cli.doctor import doctor
 from bitworth.cli.evaluate import evaluate
+from bitworth.cli.export import export
 from bitworth.cli.gate import gate, parse_available, parse_limits
 from bitworth.cli.imports import import_report
 from bitworth.cli.judge import judge
@@ -122,7 +123,7 @@ def status(results: Results, json: Json = False) -> None:
     Terminal(as_json=json).answer(document, lambda: _status_table(document, progress))
 
 
-for verb in (quantize, evaluate, judge, benchmark, predict, check, tasks, report, gate, diff, doctor, paper, view):
+for verb in (quantize, evaluate, judge, benchmark, predict, check, tasks, report, gate, diff, doctor, paper, view, export):
     app.command()(verb)
 app.command("import")(import_report)
 
