@@ -43,9 +43,7 @@ Answers = dict[str, dict[str, list[Answer]]]
 """Format to task to answers."""
 
 
-def assemble(
-    root: Path, changed: Mapping[str, Any] | None = None, *, ledger: Ledger | None = None
-) -> StudyResult:
+def assemble(root: Path, changed: Mapping[str, Any] | None = None, *, ledger: Ledger | None = None) -> StudyResult:
     """What the results under `root` say; `changed` replaces fields of the study's constraint.
 
     `ledger` reads them, where that is to be another than the plain one.

@@ -137,7 +137,14 @@ def test_the_page_says_what_the_document_says(one: Path) -> None:
     document = result_as_json(assemble(one))
     for row in document["recoveries"]:
         assert percent(row["recovery_pct"], apart_from=95) in said
-    for name in ("w8a8-fp", "w4a16-int-rtn", "arc_challenge", "mmlu", "rag, synchronous", "8 of 8 cells done; complete"):
+    for name in (
+        "w8a8-fp",
+        "w4a16-int-rtn",
+        "arc_challenge",
+        "mmlu",
+        "rag, synchronous",
+        "8 of 8 cells done; complete",
+    ):
         assert name in said
     assert "80 questions" in said
 
@@ -240,7 +247,9 @@ def evil_study(root: Path) -> Path:
     return root
 
 
-@pytest.mark.parametrize("path", ["/", "/figures", "/study/0/answers?which=all", f"/?format={EVIL}", "/study/0/answers?task=" + EVIL])
+@pytest.mark.parametrize(
+    "path", ["/", "/figures", "/study/0/answers?which=all", f"/?format={EVIL}", "/study/0/answers?task=" + EVIL]
+)
 def test_what_models_and_files_say_is_escaped(tmp_path: Path, path: str) -> None:
     page = Page(text_of([evil_study(tmp_path / EVIL.replace("/", "_"))], path))
     assert [found for found in page.all("script") if found.get("src") != "/view.js"] == []
@@ -385,7 +394,16 @@ class Stepwise:
 
 def test_the_page_follows_a_study_of_the_fake_engine(tiny_study: dict[str, Any], tmp_path: Path) -> None:
     """Only timings by the fake engine: three cells, each seen half done."""
-    study = parse_study({**tiny_study, "formats": ["baseline"], "tasks": [], "divergence": None, "use_cases": ["16/4", "8/2", "4/2"], "loads": ["synchronous"]})
+    study = parse_study(
+        {
+            **tiny_study,
+            "formats": ["baseline"],
+            "tasks": [],
+            "divergence": None,
+            "use_cases": ["16/4", "8/2", "4/2"],
+            "loads": ["synchronous"],
+        }
+    )
     steps = Stepwise()
     runs = threading.Thread(target=lambda: running.run(study, tmp_path, executor=steps), daemon=True)
     runs.start()

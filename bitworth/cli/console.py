@@ -116,7 +116,9 @@ class CellWatcher:
     ) -> None:
         self._terminal, self._bars, self._total, self._done = terminal, bars, total, done
         self._tracker = tracker
-        self._all = bars.add_task("cells", total=total, completed=done, **self._says(self._study_left)) if bars else None
+        self._all = (
+            bars.add_task("cells", total=total, completed=done, **self._says(self._study_left)) if bars else None
+        )
         self._one: TaskID | None = None
 
     def started(self, cell: Cell) -> None:

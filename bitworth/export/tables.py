@@ -234,7 +234,9 @@ _DIVERGENCES: Mapping[str, Kind] = {
 
 def _divergences(result: StudyResult) -> Iterator[Row]:
     for format, row in result.divergences.items():
-        spans = [{"first_token": s.first, "last_token": s.last, "kl_nats": known(s.kl_nats)} for s in row.kl_by_position]
+        spans = [
+            {"first_token": s.first, "last_token": s.last, "kl_nats": known(s.kl_nats)} for s in row.kl_by_position
+        ]
         yield {
             "study": result.name,
             "format": format,

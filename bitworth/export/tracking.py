@@ -16,7 +16,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import bitworth
 from bitworth.assembly import assemble
@@ -165,7 +165,11 @@ def _recovery(row: Recovery) -> Figures:
 def _divergence(result: StudyResult, format: str) -> Figures:
     found = result.divergences.get(format)
     if found is not None:
-        yield from (("perplexity", found.perplexity), ("kl_nats", found.kl_nats), ("top1_flip_pct", found.top1_flip_pct))
+        yield from (
+            ("perplexity", found.perplexity),
+            ("kl_nats", found.kl_nats),
+            ("top1_flip_pct", found.top1_flip_pct),
+        )
 
 
 def _made(result: StudyResult, format: str) -> Figures:
@@ -246,9 +250,7 @@ def _experiment(client: MlflowClient, name: str) -> str:
     return place
 
 
-def _log(
-    client: MlflowClient, place: str, run: FormatRun, result: StudyResult, root: Path, folder: Path
-) -> Logged:
+def _log(client: MlflowClient, place: str, run: FormatRun, result: StudyResult, root: Path, folder: Path) -> Logged:
     """One format's run: found by its digest, or made; a run that cannot be finished is deleted."""
     digest = _digest(run, result)
     for found in client.search_runs([place], filter_string=f"tags.`{_DIGEST}` = '{digest}'", max_results=1):

@@ -66,30 +66,34 @@ def render_page(result: StudyResult) -> str:
     footnotes = _footnotes(result)
     script = files("bitworth.report").joinpath("page.js").read_text(encoding="utf-8")
     by_task = _by_task(result.recoveries)
-    return environment("bitworth.report").get_template("page.html.j2").render(
-        result=result,
-        baseline=BASELINE,
-        marks=marks,
-        headline=headline(result),
-        constraint=constraint_words(result.constraint),
-        cards=[_card(row) for row in result.recommendations],
-        deployments=[_card(row) for row in result.deployments],
-        most_flips=MOST_FLIPS,
-        recovery_plots=[
-            (task, Markup(plot), recovery_sheet(task, by_task[task]))
-            for task, plot in panels.recovery_plots(result, marks)
-        ],
-        recovery_groups=by_task,
-        subject_groups=_by_task(result.groups),
-        scenarios=_scenarios(result, marks),
-        savings=savings_sheet(result),
-        foretold=foretold_sheet(result.costs),
-        options=Markup(asked_again(result)),
-        script=Markup(script),
-        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-        footnotes=footnotes,
-        mark_of=lambda facts: _letter(footnotes, facts),
-        swatch=lambda format: _swatch(marks.get(format)),
+    return (
+        environment("bitworth.report")
+        .get_template("page.html.j2")
+        .render(
+            result=result,
+            baseline=BASELINE,
+            marks=marks,
+            headline=headline(result),
+            constraint=constraint_words(result.constraint),
+            cards=[_card(row) for row in result.recommendations],
+            deployments=[_card(row) for row in result.deployments],
+            most_flips=MOST_FLIPS,
+            recovery_plots=[
+                (task, Markup(plot), recovery_sheet(task, by_task[task]))
+                for task, plot in panels.recovery_plots(result, marks)
+            ],
+            recovery_groups=by_task,
+            subject_groups=_by_task(result.groups),
+            scenarios=_scenarios(result, marks),
+            savings=savings_sheet(result),
+            foretold=foretold_sheet(result.costs),
+            options=Markup(asked_again(result)),
+            script=Markup(script),
+            script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+            footnotes=footnotes,
+            mark_of=lambda facts: _letter(footnotes, facts),
+            swatch=lambda format: _swatch(marks.get(format)),
+        )
     )
 
 

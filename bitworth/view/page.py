@@ -94,7 +94,9 @@ def render_figures(studies: Sequence[Shown], asked: Filters) -> str:
     return _template("figures.html.j2").render(**_figures(studies, asked))
 
 
-def render_answers(study: Shown, tasks: Mapping[str, Sequence[str]], asked: Mapping[str, str], found: AnswerPage) -> str:
+def render_answers(
+    study: Shown, tasks: Mapping[str, Sequence[str]], asked: Mapping[str, str], found: AnswerPage
+) -> str:
     """A page of answers; `asked` has the task, the format and which questions."""
     formats = list(dict.fromkeys(format for names in tasks.values() for format in names))
     return _template("answers.html.j2").render(

@@ -224,9 +224,7 @@ async def _answers(request: web.Request) -> web.Response:
 
 
 def _html(text: str, *, status: int = 200, policy: str = POLICY) -> web.Response:
-    return web.Response(
-        text=text, status=status, content_type="text/html", headers={"Content-Security-Policy": policy}
-    )
+    return web.Response(text=text, status=status, content_type="text/html", headers={"Content-Security-Policy": policy})
 
 
 def _report_policy(page: str) -> str:
