@@ -123,23 +123,10 @@ def status(results: Results, json: Json = False) -> None:
     Terminal(as_json=json).answer(document, lambda: _status_table(document, progress))
 
 
-for verb in (
-    quantize,
-    evaluate,
-    judge,
-    benchmark,
-    predict,
-    check,
-    tasks,
-    report,
-    gate,
-    diff,
-    doctor,
-    paper,
-    view,
-    export,
-):
+for verb in (quantize, evaluate, judge, benchmark, predict, check, tasks, report, gate, diff, doctor, paper):
     app.command()(verb)
+app.command()(view)
+app.command()(export)
 app.command("import")(import_report)
 
 

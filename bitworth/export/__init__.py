@@ -1,1 +1,1 @@
-"""A study's results for other programs: tables.py (what the tables hold), parquet.py (as files), tracking.py (MLflow)."""
+"""A study for other programs: its tables (tables), as Parquet files (parquet), as runs in MLflow (tracking)."""

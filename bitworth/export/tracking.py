@@ -147,7 +147,7 @@ Figures = Iterator[tuple[str, float | None]]
 def _accuracy(result: StudyResult, format: str) -> Figures:
     rows = [*result.recoveries, *result.groups]
     if format == BASELINE:
-        yield from dict((f"score/{_part(row.task)}", row.baseline) for row in rows).items()
+        yield from {f"score/{_part(row.task)}": row.baseline for row in rows}.items()
     for row in rows:
         if row.format == format:
             yield from _recovery(row)

@@ -117,7 +117,7 @@ Found = Iterable[tuple[str, tuple[str, ...], Value]]
 
 
 def _rows(results: Results, of: Callable[[StudyResult], Found[Value]]) -> Rows[Value]:
-    """One row for what several studies have in common, grouped, as things first appear; the average over tasks leads."""
+    """One row for what studies have in common, grouped, as things first appear; the average over tasks leads."""
     groups: dict[str, dict[tuple[str, ...], dict[int, Value]]] = {}
     for place, result in results.items():
         for group, names, value in of(result):

@@ -1,4 +1,4 @@
-"""Who may ask the page, and for what. It answers GET from this machine's own addresses; nothing it sends points elsewhere.
+"""Who may ask the page, and for what: GET, at this machine's own addresses; nothing it sends points elsewhere.
 
 A page of another site may not read it: there are no cross-origin headers, no frame may hold it, and a request must name
 a host that is an address of the loopback interface (a name of another site that is made to resolve to one, as in DNS
