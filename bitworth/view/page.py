@@ -82,7 +82,8 @@ def _says(standing: Standing) -> str:
 
 def render_home(studies: Sequence[Shown], asked: Filters) -> str:
     """The whole page: the studies, the filters, the figures."""
-    return _template("home.html.j2").render(
+    return _render(
+        "home.html.j2",
         **_figures(studies, asked),
         studies=[state_of(study) for study in studies],
         selects=_selects(studies, asked),
@@ -91,7 +92,7 @@ def render_home(studies: Sequence[Shown], asked: Filters) -> str:
 
 def render_figures(studies: Sequence[Shown], asked: Filters) -> str:
     """The figures alone, which the page puts in place of those it has."""
-    return _template("figures.html.j2").render(**_figures(studies, asked))
+    return _render("figures.html.j2", **_figures(studies, asked))
 
 
 def render_answers(
@@ -99,7 +100,8 @@ def render_answers(
 ) -> str:
     """A page of answers; `asked` has the task, the format and which questions."""
     formats = list(dict.fromkeys(format for names in tasks.values() for format in names))
-    return _template("answers.html.j2").render(
+    return _render(
+        "answers.html.j2",
         study=state_of(study),
         selects=[
             ("task", "Task", [(name, name) for name in tasks], asked["task"]),
@@ -115,7 +117,7 @@ def render_answers(
 
 def render_problem(sentence: str) -> str:
     """A page that says what is wrong."""
-    return _template("problem.html.j2").render(sentence=sentence)
+    return _render("problem.html.j2", sentence=sentence)
 
 
 @cache
@@ -132,8 +134,8 @@ def _environment() -> Environment:
     return environment("bitworth.view")
 
 
-def _template(name: str) -> Any:
-    return _environment().get_template(name)
+def _render(name: str, **values: Any) -> str:
+    return _environment().get_template(name).render(**values)
 
 
 def _figures(studies: Sequence[Shown], asked: Filters) -> dict[str, Any]:

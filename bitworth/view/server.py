@@ -15,14 +15,15 @@ import re
 import signal
 import socket
 import traceback
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from aiohttp import web
+from aiohttp.typedefs import Handler, Middleware
 
 from bitworth.errors import BitworthError
 from bitworth.ledger import Ledger
-from bitworth.view.answers import answer_page, answered
+from bitworth.view.answers import Which, answer_page, answered
 from bitworth.view.page import (
     Shown,
     asset,
@@ -50,7 +51,6 @@ _HEADERS = {
     "X-Frame-Options": "DENY",
 }
 _STUDIES: web.AppKey[list[Watched]] = web.AppKey("studies", list)
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 def application(roots: Sequence[Path], hosts: Sequence[str] = ()) -> web.Application:
@@ -119,7 +119,7 @@ async def _listen(runner: web.AppRunner, host: str, port: int) -> None:
 # --- who may ask --------------------------------------------------------------------------------------------------
 
 
-def _guard(hosts: frozenset[str]) -> Callable[[web.Request, Handler], Awaitable[web.StreamResponse]]:
+def _guard(hosts: frozenset[str]) -> Middleware:
     @web.middleware
     async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
         if not _is_ours(request.host, hosts):
@@ -216,7 +216,7 @@ async def _answers(request: web.Request) -> web.Response:
     tasks = await asyncio.to_thread(lambda: answered(ledger.read_plan()))
     task = query.get("task") or next(iter(tasks), "")
     format = query.get("format") or next(iter(tasks.get(task, ())), "")
-    which = "all" if query.get("which") == "all" else "changed"
+    which: Which = "all" if query.get("which") == "all" else "changed"
     page = int(query["page"]) if re.fullmatch(r"[0-9]{1,6}", query.get("page", "")) else 1
     found = await asyncio.to_thread(answer_page, ledger, task, format, which=which, page=page)
     asked = {"task": task, "format": format, "which": which}
