@@ -1,4 +1,4 @@
-"""Exports against what the results say: Parquet read back, MLflow asked through its own client where it is installed."""
+"""Exports against what the results say: Parquet read back, MLflow asked through its own client where it is there."""
 
 from __future__ import annotations
 

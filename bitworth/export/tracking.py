@@ -7,6 +7,7 @@ again finds it and adds nothing.
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import math
 import os
 import re
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 URI_VARIABLE = "MLFLOW_TRACKING_URI"
 _DIGEST = "bitworth.digest"
 _MOST_CHARACTERS = 6000
+_DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 _BATCH = 100
 """Parameters MLflow takes at once; of metrics it takes more."""
 
@@ -237,6 +239,8 @@ def _client(tracking_uri: str | None) -> tuple[MlflowClient, tuple[type[Exceptio
         from mlflow.exceptions import MlflowException
     except ImportError as error:
         raise BitworthError("MLflow is not installed; `pip install 'bitworth[mlflow]'` brings its client.") from error
+    if uri.split(":", 1)[0].split("+")[0] in _DATABASES and importlib.util.find_spec("sqlalchemy") is None:
+        raise BitworthError(f"MLflow's client alone does not open {uri}; `pip install mlflow` brings the whole of it.")
     refusals = (MlflowException, OSError, ImportError)
     try:
         return MlflowClient(tracking_uri=uri), refusals
