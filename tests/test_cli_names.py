@@ -58,7 +58,7 @@ def test_names_complete_without_torch(words: tuple[str, ...], names: list[str]) 
     assert completed(*words) == names
 
 
-def test_a_whole_recipe_is_offered_what_may_follow(tmp_path: Path) -> None:
+def test_a_whole_recipe_is_offered_what_may_follow() -> None:
     assert completed("quantize", "m", "--recipe", "w8a8-fp") == [
         "w8a8-fp",
         "w8a8-fp-static",
@@ -96,7 +96,7 @@ class Clock:
         return self.now
 
 
-def watched(*, is_terminal: bool, monkeypatch: pytest.MonkeyPatch, **settings: Any) -> str:
+def watched(*, is_terminal: bool, **settings: Any) -> str:
     """What four cells of ten seconds each leave on standard error, the third half done when it is looked at."""
     out, clock = io.StringIO(), Clock()
     terminal = Terminal(**settings)
@@ -118,8 +118,8 @@ def watched(*, is_terminal: bool, monkeypatch: pytest.MonkeyPatch, **settings: A
     return out.getvalue()
 
 
-def test_lines_where_there_is_no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    said = watched(is_terminal=False, monkeypatch=monkeypatch)
+def test_lines_where_there_is_no_terminal() -> None:
+    said = watched(is_terminal=False)
     assert said.splitlines() == [
         "[2/4] task 1: 10 s (about 20 s left)",
         "[3/4] task 2: 10 s (about 10 s left)",
@@ -130,17 +130,17 @@ def test_lines_where_there_is_no_terminal(monkeypatch: pytest.MonkeyPatch) -> No
 def test_bars_on_a_terminal_have_rates_and_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NO_COLOR", raising=False)
     monkeypatch.setenv("TERM", "xterm-256color")
-    said = watched(is_terminal=True, monkeypatch=monkeypatch)
+    said = watched(is_terminal=True)
     assert "2 a second, 5 s left" in said
     assert "about 25 s left" in said  # five for the running one, ten for each of the other two
     assert "\x1b[" in said
 
 
 def test_colours_and_bars_are_left_out_where_they_should(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert watched(is_terminal=False, monkeypatch=monkeypatch, quiet=True) == ""
+    assert watched(is_terminal=False, quiet=True) == ""
     monkeypatch.setenv("TERM", "dumb")
-    assert "\x1b" not in watched(is_terminal=True, monkeypatch=monkeypatch)
+    assert "\x1b" not in watched(is_terminal=True)
     monkeypatch.setenv("TERM", "xterm-256color")
     monkeypatch.setenv("NO_COLOR", "1")
-    said = watched(is_terminal=True, monkeypatch=monkeypatch)
+    said = watched(is_terminal=True)
     assert not any(f"\x1b[{code}m" in said for code in (31, 32, 33, 34, 35, 36))
