@@ -45,14 +45,16 @@ Answers = dict[str, dict[str, list[Answer]]]
 """Format to task to answers."""
 
 
-def assemble(root: Path, changed: Mapping[str, Any] | None = None) -> StudyResult:
+def assemble(root: Path, changed: Mapping[str, Any] | None = None, *, ledger: Ledger | None = None) -> StudyResult:
     """What the results under `root` say; `changed` replaces fields of the study's constraint.
+
+    `ledger` reads them, where that is to be another than the plain one.
 
     Raises:
         BitworthError: the folder holds no study.
     """
     with _unswept():
-        return _assemble(Ledger(root), root, changed)
+        return _assemble(ledger or Ledger(root), root, changed)
 
 
 def _assemble(ledger: Ledger, root: Path, changed: Mapping[str, Any] | None) -> StudyResult:

@@ -8,6 +8,7 @@
       failures/KEY.json     why a cell could not be finished; removed when it is
       checkpoints/NAME/     what the quantize cells made
       lock                  held by the one driver that may write
+      progress.json         while it runs: how far it is (`bitworth.progress`)
 
 A file whose checksum does not match is treated as absent (the cell is run again) and reported by `damaged`.
 """

@@ -15,6 +15,7 @@ from bitworth.execute import Executor, Watcher
 from bitworth.execute.local import LocalExecutor
 from bitworth.ledger import Ledger, key_of
 from bitworth.planning import check_engine, plan_cells
+from bitworth.progress import Tracker, reporting, seconds_taken
 from bitworth.report import write_report
 from bitworth.sources import Note, is_elsewhere, silent
 from bitworth.study import Study, load_study
@@ -72,20 +73,17 @@ def run(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Session:
-    """A planned study that holds its results folder."""
+    """A planned study that holds its results folder; `tracker` knows how far it is."""
 
     ledger: Ledger
     cells: tuple[Cell, ...]
     note: Note
-
-    @property
-    def done(self) -> int:
-        """How many of its cells have a result."""
-        return sum(self.ledger.get(cell) is not None for cell in self.cells)
+    tracker: Tracker
 
     def run(self, *, executor: Executor | None = None, watcher: Watcher | None = None) -> None:
-        """Run the cells that have no result."""
-        run_cells(self.ledger, self.cells, executor=executor, watcher=watcher, note=self.note)
+        """Run the cells that have no result; `progress.json` says how far it is."""
+        with reporting(self.ledger.root, self.tracker, watcher or Unwatched()) as reporter:
+            run_cells(self.ledger, self.cells, executor=executor, watcher=reporter, note=self.note)
 
     def finish(self) -> StudyResult:
         """Write the report and say what the results add up to."""
@@ -102,7 +100,8 @@ def session(study: Study | Path | str, out: Path | str, *, note: Note = silent) 
         cells = plan_cells(checked, note=note)
         config = json.loads((sources.resolve_model(checked.model) / "config.json").read_text(encoding="utf-8"))
         ledger.write_study(checked.model_dump(mode="json"), cells, config)
-        yield Session(ledger=ledger, cells=cells, note=note)
+        tracker = Tracker(cells, seconds_taken(ledger, cells))
+        yield Session(ledger=ledger, cells=cells, note=note, tracker=tracker)
 
 
 def plan(study: Study | Path | str, out: Path | str, *, note: Note = silent) -> list[Planned]:

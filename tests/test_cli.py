@@ -177,6 +177,8 @@ VERBS = {
     "doctor": {"--online", "--out", "--json"},
     "report": {"--card", "--base-model", "--json"},
     "paper": {"--out", "--min-recovery", "--json", "--quiet"},
+    "view": {"--port", "--host", "--expose", "--json", "--quiet"},
+    "export": {"--to", "--out", "--tracking-uri", "--experiment", "--json"},
 }
 
 Run = Callable[..., tuple[int, str, str]]

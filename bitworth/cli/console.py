@@ -8,7 +8,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console, RenderableType
@@ -17,16 +17,21 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    Task,
     TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
 from rich.table import Table
+from rich.text import Text
 
 from bitworth.errors import BitworthError
 from bitworth.report.document import as_text, plain
 from bitworth.types import Cell
+
+if TYPE_CHECKING:
+    from bitworth.progress import Tracker
 
 INTERRUPTED = 130
 
@@ -57,7 +62,7 @@ class Terminal:
     @contextmanager
     def progress(self) -> Iterator[Progress | None]:
         """A live bar on a terminal; None where there is none, or when quiet."""
-        if self.quiet or not self._err.is_terminal:
+        if self.quiet or not self._err.is_terminal or self._err.is_dumb_terminal:
             yield None
             return
         columns = (
@@ -65,16 +70,19 @@ class Terminal:
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
-            TimeRemainingColumn(compact=True),
+            _Left(compact=True),
         )
         with Progress(*columns, console=self._err, transient=True) as bars:
             yield bars
 
     @contextmanager
-    def watching(self, total: int | None, done: int) -> Iterator[CellWatcher]:
-        """A Watcher that shows `total` cells (None: nobody knows), `done` of which are finished already."""
+    def watching(self, total: int | None, done: int, tracker: Tracker | None = None) -> Iterator[CellWatcher]:
+        """A Watcher that shows `total` cells (None: nobody knows), `done` of which are finished already.
+
+        With the tracker of a study, which is told before the Watcher is, it shows rates and the time left, too.
+        """
         with self.progress() as bars:
-            yield CellWatcher(self, bars, total, done)
+            yield CellWatcher(self, bars, total, done, tracker)
 
     @contextmanager
     def steps(self, what: str) -> Iterator[Callable[[str, int, int], None]]:
@@ -89,18 +97,34 @@ class Terminal:
             )
 
 
+class _Left(TimeRemainingColumn):
+    """What a bar's task says of the time left itself (`says`), else what its count so far makes likely."""
+
+    max_refresh = 0.5
+
+    def render(self, task: Task) -> Text:
+        """The words."""
+        says: Callable[[], str] | None = task.fields.get("says")
+        return super().render(task) if says is None else Text(says(), style="progress.remaining")
+
+
 class CellWatcher:
     """Shows cells as they run: two bars on a terminal, a line a finished cell elsewhere."""
 
-    def __init__(self, terminal: Terminal, bars: Progress | None, total: int | None, done: int) -> None:
+    def __init__(
+        self, terminal: Terminal, bars: Progress | None, total: int | None, done: int, tracker: Tracker | None = None
+    ) -> None:
         self._terminal, self._bars, self._total, self._done = terminal, bars, total, done
-        self._all = bars.add_task("cells", total=total, completed=done) if bars else None
+        self._tracker = tracker
+        self._all = (
+            bars.add_task("cells", total=total, completed=done, **self._says(self._study_left)) if bars else None
+        )
         self._one: TaskID | None = None
 
     def started(self, cell: Cell) -> None:
         """A bar for the cell."""
         if self._bars is not None:
-            self._one = self._bars.add_task(cell.title, total=None)
+            self._one = self._bars.add_task(escape(cell.title), total=None, **self._says(self._cell_left))
 
     def told(self, cell: Cell, what: str, done: int, total: int) -> None:
         """The cell's bar moves."""
@@ -119,7 +143,25 @@ class CellWatcher:
         if result is not None and result.get("unsupported"):
             how = f"not run: {result['unsupported']}"
         place = f"{self._done}" if self._total is None else f"{self._done}/{self._total}"
-        self._terminal.note(f"[{place}] {cell.title}: {how}")
+        left = self._study_left() if self._bars is None and self._done != self._total else ""
+        self._terminal.note(f"[{place}] {cell.title}: {how}{left and f' ({left})'}")
+
+    def _says(self, words: Callable[[], str]) -> dict[str, Any]:
+        return {} if self._tracker is None else {"says": words}
+
+    def _study_left(self) -> str:
+        from bitworth.progress import left_words
+
+        return left_words(self._tracker.now()) if self._tracker is not None else ""
+
+    def _cell_left(self) -> str:
+        """`3.2 a second, 40 s left`."""
+        from bitworth.progress import duration, rate_words
+
+        running = self._tracker.now().running if self._tracker is not None else ()
+        if not running or running[0].left_s is None:
+            return ""
+        return f"{rate_words(running[0])}, {duration(running[0].left_s)} left"
 
 
 def pairs_table(title: str, document: dict[str, Any]) -> RenderableType:

@@ -41,27 +41,33 @@ SURE = 0.95
 """From this probability on, a choice is shown as sure."""
 
 
-def render_page(result: StudyResult) -> str:
-    """The whole page as text; equal results give equal text."""
-    environment = Environment(
-        loader=PackageLoader("bitworth.report", "."),
+def environment(package: str) -> Environment:
+    """Templates of a package, which escape what they print and know the report's ways to write figures."""
+    found = Environment(
+        loader=PackageLoader(package, "."),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
         finalize=unbroken,
     )
-    environment.filters |= {
+    found.filters |= {
         name: getattr(figures, name)
         for name in ("number", "chance", "percent", "limit", "dollars", "interval", "seconds", "hardware_name")
     }
-    environment.filters |= {"title": scenario_title, "shape": shape_words, "moment": moment}
+    found.filters |= {"title": scenario_title, "shape": shape_words, "moment": moment}
+    return found
+
+
+def render_page(result: StudyResult) -> str:
+    """The whole page as text; equal results give equal text."""
     measured = [*(cost.format for cost in result.costs), *(row.format for row in result.recoveries)]
     marks = marks_of([*result.formats, *measured])
     footnotes = _footnotes(result)
     script = files("bitworth.report").joinpath("page.js").read_text(encoding="utf-8")
     by_task = _by_task(result.recoveries)
-    return environment.get_template("page.html.j2").render(
+    template = environment("bitworth.report").get_template("page.html.j2")
+    return template.render(
         result=result,
         baseline=BASELINE,
         marks=marks,
