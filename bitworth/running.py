@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -11,8 +10,11 @@ from typing import Any
 
 from bitworth import sources
 from bitworth.assembly import assemble
+from bitworth.errors import BitworthError
 from bitworth.execute import Executor, Watcher
 from bitworth.execute.local import LocalExecutor
+from bitworth.guard.documents import config_of
+from bitworth.guard.folders import is_within
 from bitworth.ledger import Ledger, key_of
 from bitworth.planning import check_engine, plan_cells
 from bitworth.progress import Tracker, reporting, seconds_taken
@@ -98,7 +100,7 @@ def session(study: Study | Path | str, out: Path | str, *, note: Note = silent) 
     checked, ledger = _study(study), Ledger(Path(out))
     with ledger.lock():
         cells = plan_cells(checked, note=note)
-        config = json.loads((sources.resolve_model(checked.model) / "config.json").read_text(encoding="utf-8"))
+        config = _config_of(sources.resolve_model(checked.model))
         ledger.write_study(checked.model_dump(mode="json"), cells, config)
         tracker = Tracker(cells, seconds_taken(ledger, cells))
         yield Session(ledger=ledger, cells=cells, note=note, tracker=tracker)
@@ -158,6 +160,13 @@ def run_batches(
     (executor or LocalExecutor()).run(pending, work, str(ledger.root), recorder)
 
 
+def _config_of(folder: Path) -> dict[str, Any]:
+    try:
+        return config_of((folder / "config.json").read_bytes())
+    except (OSError, ValueError) as error:
+        raise BitworthError(f"{folder}/config.json cannot be read as JSON; fetch the model again.") from error
+
+
 def _study(study: Study | Path | str) -> Study:
     checked = study if isinstance(study, Study) else load_study(Path(study))
     check_engine(checked)
@@ -185,6 +194,8 @@ def _whole(ledger: Ledger, cell: Cell) -> bool:
     if cell.kind != "quantize" or result is None:
         return True
     folder = ledger.root / result["path"]
+    if not is_within(result["path"]):  # a results folder may come from elsewhere
+        return False
     sizes = {path.name: path.stat().st_size for path in folder.glob("*.safetensors")}
     return (folder / "config.json").is_file() and bool(sizes == result["files"])
 

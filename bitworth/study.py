@@ -26,6 +26,7 @@ from bitworth import hardware as catalogue
 from bitworth import recipes, workloads
 from bitworth import tasks as task_registry
 from bitworth.errors import BitworthError
+from bitworth.guard.documents import yaml_of
 from bitworth.load.traces import Workload, read_trace
 from bitworth.types import (
     BASELINE,
@@ -380,7 +381,7 @@ def load_study(path: Path) -> Study:
             names the place and what would have been right.
     """
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        raw = yaml_of(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
         raise BitworthError(f"The study {path} cannot be read: {reason}.") from error
@@ -390,6 +391,8 @@ def load_study(path: Path) -> Study:
         raise BitworthError(
             f"The study {path} is not valid YAML{where}: {getattr(error, 'problem', error)}."
         ) from error
+    except ValueError as error:
+        raise BitworthError(f"The study {path} cannot be read: {error}.") from error
     return parse_study(raw, where=str(path))
 
 

@@ -27,6 +27,8 @@ from rich.table import Table
 from rich.text import Text
 
 from bitworth.errors import BitworthError
+from bitworth.guard.keys import without_secrets
+from bitworth.guard.text import visible
 from bitworth.report.document import as_text, plain
 from bitworth.types import Cell
 
@@ -50,14 +52,17 @@ class Terminal:
     def note(self, sentence: str) -> None:
         """Say what happens, unless quiet."""
         if not self.quiet:
-            self._err.print(f"[dim]{escape(sentence)}[/dim]", soft_wrap=True)
+            self._err.print(f"[dim]{escape(_clean(sentence))}[/dim]", soft_wrap=True)
 
     def answer(self, document: dict[str, Any], human: Callable[[], RenderableType]) -> None:
         """Print the verb's result: the document with --json, else what people read."""
         if self.as_json:
-            print(as_text(plain(document)), end="")
+            print(_printable(as_text(plain(document))), end="")
         else:
-            Console(highlight=False).print(human(), soft_wrap=True)
+            console = Console(highlight=False)
+            with console.capture() as shown:
+                console.print(human(), soft_wrap=True)
+            print(_printable(shown.get()), end="")
 
     @contextmanager
     def progress(self) -> Iterator[Progress | None]:
@@ -197,11 +202,22 @@ def guarded(command: Callable[[], Any]) -> int:
         return _say("This machine's memory does not suffice for this model.", 1)
     except Exception as error:
         if os.environ.get("BITWORTH_DEBUG"):
-            traceback.print_exc()
+            print(_printable(traceback.format_exc()), file=sys.stderr)
         return _say(f"Unexpected {type(error).__name__}: {error} (BITWORTH_DEBUG=1 shows where it came from).", 1)
 
 
+def _printable(text: str) -> str:
+    """Without keys, and with half a surrogate pair, which no terminal takes, as JSON writes it."""
+    return without_secrets(text).encode(errors="backslashreplace").decode()
+
+
+def _clean(sentence: str) -> str:
+    """A sentence that may quote a server, a file or a model: no keys, nothing that a terminal would obey."""
+    return visible(without_secrets(sentence))
+
+
 def _say(sentence: str, code: int) -> int:
+    sentence = _clean(sentence)
     if "--json" in sys.argv:
         print(json.dumps({"error": sentence}, ensure_ascii=False))
     print(f"bitworth: {sentence}", file=sys.stderr)

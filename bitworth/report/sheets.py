@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass, fields
 from urllib.parse import quote
 
+from bitworth.guard.text import visible
 from bitworth.load.savings import savings
 from bitworth.report.figures import hardware_name, interval, number, percent, seconds, usd_per_1k
 from bitworth.report.words import scenario_title
@@ -215,8 +216,15 @@ def _address(keys: Sequence[str], rows: Iterable[Sequence[Value]]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\r\n")
     writer.writerow(keys)
-    writer.writerows(["" if _unknown(value) else value for value in row] for row in rows)
+    writer.writerows([_cell(value) for value in row] for row in rows)
     return f"data:text/csv;charset=utf-8,{quote(text.getvalue(), safe=',')}"
+
+
+def _cell(value: Value) -> Value:
+    """Nothing for what is unknown; a text that a spreadsheet would compute begins with an apostrophe."""
+    if isinstance(value, str):
+        return f"'{visible(value)}" if value.startswith(("=", "+", "-", "@", "\t", "\r")) else visible(value)
+    return "" if _unknown(value) else value
 
 
 def _unknown(value: Value) -> bool:

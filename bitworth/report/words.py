@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from datetime import datetime
 
+from bitworth.guard.text import visible
 from bitworth.report.figures import counterpart, limit, number, percent, times
 from bitworth.types import BASELINE, Chance, Constraint, LatencyLimit, Option, StudyResult, UseCase
 
@@ -113,8 +114,8 @@ def moment(finished: str | None) -> str:
 
 
 def unbroken(value: object) -> object:
-    """Text whose figures keep their units on the same line."""
-    return _UNIT.sub("\u00a0", value) if type(value) is str else value
+    """Text whose figures keep their units on the same line, and in which nothing is hidden."""
+    return _UNIT.sub("\u00a0", visible(value)) if type(value) is str else value
 
 
 def _gain(choices: list[Option], result: StudyResult) -> str:

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from bitworth.errors import BitworthError
+from bitworth.guard.documents import json_of
 from bitworth.tasks import mirror
 from bitworth.tasks.base import RowSource
 
@@ -176,12 +177,12 @@ def _cached_rows(path: Path, _changed_ns: int, dataset: str) -> tuple[dict[str, 
 def _parse(path: Path) -> Iterator[dict[str, Any]]:
     with _opened(path) as lines:
         if ".jsonl" not in path.name:
-            document = json.load(lines)
+            document = json_of(lines.read())
             yield from document if isinstance(document, list) else [document]
             return
         for line in lines:
             if line.strip():
-                yield json.loads(line)
+                yield json_of(line)
 
 
 def _opened(path: Path) -> TextIO:
