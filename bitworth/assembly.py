@@ -17,6 +17,7 @@ from bitworth.evaluation import compare, compare_groups, unfit_because
 from bitworth.hardware import LOCAL, is_this_machine
 from bitworth.ledger import Ledger, revive
 from bitworth.predicted_rows import PredictedRows
+from bitworth.readback import check_cell, check_record
 from bitworth.recommendation import Effort, mix_costs, recommend
 from bitworth.study import Study, parse_study
 from bitworth.types import (
@@ -59,7 +60,7 @@ def assemble(root: Path, changed: Mapping[str, Any] | None = None, *, ledger: Le
 
 def _assemble(ledger: Ledger, root: Path, changed: Mapping[str, Any] | None) -> StudyResult:
     study = parse_study(ledger.read_study(), where=f"{root}/study.json")
-    records = [(cell, _light(ledger.record(cell))) for cell in ledger.read_plan()]
+    records = [(cell, _light(cell, ledger.record(cell))) for cell in ledger.read_plan()]
     results = [(cell, None if record is None else record["result"]) for cell, record in records]
     least = replace(study.constraint(), **(changed or {}))
     answers = answers_of(results)
@@ -232,8 +233,11 @@ def answers_of(results: Results) -> Answers:
     return answers
 
 
-def _light(record: dict[str, Any] | None) -> dict[str, Any] | None:
-    """The record with its answers as values, which take a third of the memory that their JSON takes."""
+def _light(cell: Cell, record: dict[str, Any] | None) -> dict[str, Any] | None:
+    """The record, checked, with its answers as values, which take a third of the memory that their JSON takes."""
+    check_cell(cell)
+    if record is not None:
+        check_record(cell, record)
     if record is not None and "answers" in record["result"]:
         record["result"]["answers"] = revive(list[Answer], record["result"]["answers"])
     return record

@@ -117,7 +117,8 @@ class Reply:
     def _end(self) -> None:
         self.finished = True
         if self.counted and self.prompt_tokens is None:  # the last token's event was the only one with a usage
-            self.prompt_tokens = _count(json_of(self._latest)["usage"], "prompt_tokens")
+            usage = json_of(self._latest).get("usage")
+            self.prompt_tokens = _count(usage, "prompt_tokens") if isinstance(usage, dict) else None
 
     def _is_token(self, event: bytes) -> bool:
         """Whether an event is one or more tokens for certain, and nothing else."""

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from bitworth.errors import BitworthError
+
+_LONGEST_NAME = 255
+"""Bytes; Linux's own limit."""
 
 
 def is_within(name: str) -> bool:
@@ -14,8 +18,16 @@ def is_within(name: str) -> bool:
     (True, False, False, False)
     """
     parts = PurePosixPath(name)
-    there = bool(parts.parts) and not parts.is_absolute() and "\0" not in name
+    there = bool(parts.parts) and not parts.is_absolute() and all(map(_can_be, parts.parts))
     return there and ".." not in parts.parts and not PureWindowsPath(name).drive and "\\" not in name
+
+
+def _can_be(part: str) -> bool:
+    """Whether a file system takes a name."""
+    try:
+        return "\0" not in part and len(os.fsencode(part)) <= _LONGEST_NAME
+    except UnicodeEncodeError:
+        return False
 
 
 def own_file(folder: Path, name: str) -> Path:
