@@ -43,6 +43,9 @@ QUICK = tuple(TaskSpec(name=name, limit=100) for name in ("arc_challenge", "hell
 LONG_CONTEXT = tuple(TaskSpec(name=f"ruler_{thousands}k") for thousands in (4, 8, 16, 32, 64, 128))
 """Paper, table 3: the mean over lengths."""
 
+MULTILINGUAL = (TaskSpec(name="mgsm_native_cot"), TaskSpec(name="belebele"))
+"""Eleven languages, which reports tell apart."""
+
 CODE = (TaskSpec(name="humaneval"), TaskSpec(name="mbpp"))
 
 SUITES: Mapping[str, tuple[TaskSpec, ...]] = {
@@ -52,6 +55,7 @@ SUITES: Mapping[str, tuple[TaskSpec, ...]] = {
     "reasoning": REASONING,
     "code": CODE,
     "long-context": LONG_CONTEXT,
+    "multilingual": MULTILINGUAL,
     "paper": (*LEADERBOARD_V1, *LEADERBOARD_V2, *CODE, *LONG_CONTEXT),
 }
 
