@@ -14,8 +14,18 @@ from bitworth.tasks.base import TaskDef
 from bitworth.tasks.passages import column, place
 
 MGSM_LANGUAGES = ("bn", "de", "en", "es", "fr", "ja", "ru", "sw", "te", "th", "zh")
-BELEBELE_LANGUAGES = tuple(
-    "ben_Beng deu_Latn eng_Latn spa_Latn fra_Latn jpn_Jpan rus_Cyrl swh_Latn tel_Telu tha_Thai zho_Hans".split()
+BELEBELE_LANGUAGES = (
+    "ben_Beng",
+    "deu_Latn",
+    "eng_Latn",
+    "spa_Latn",
+    "fra_Latn",
+    "jpn_Jpan",
+    "rus_Cyrl",
+    "swh_Latn",
+    "tel_Telu",
+    "tha_Thai",
+    "zho_Hans",
 )
 """MGSM's languages, as Belebele calls them; it has 111 more."""
 

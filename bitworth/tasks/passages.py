@@ -1,7 +1,8 @@
 """Which questions of a task share a text, so that their errors are not independent (`Answer.cluster`).
 
 A rule reads a row and its place in its split, and gives what the row shares with others; None for a question that
-stands alone. Subjects and subtasks are not shared texts: a benchmark has all of them, not a sample (docs/statistics.md).
+stands alone. Subjects and subtasks are not shared texts: a benchmark has all of them, not a sample
+(docs/statistics.md).
 
 >>> column("narrative")({"narrative": "A story."}, 0)
 'A story.'
