@@ -128,7 +128,8 @@ def test_answers_are_asked_for_and_written_as_lm_eval_does(name: str, model: Tor
         context, asked = entries[0]["arguments"][0]
         assert render(model.tokenizer, question.prompt) == context
         until = asked.get("until") or ()
-        assert loaded.sampling.stop == ((until,) if isinstance(until, str) else tuple(until))
+        ends = (until,) if isinstance(until, str) else tuple(until)
+        assert loaded.sampling.stop == ends or (name.startswith("mgsm") and set(ends) < set(loaded.sampling.stop))
         assert completions[0].text.strip() == entries[0]["resps"][0][0].strip()
         assert answer.score == float(_counted(name, entries)[tasks.get(name).metric])
 
@@ -211,6 +212,8 @@ def _target(doc: Mapping[str, Any]) -> str:
         return "ABCD"[doc["answer"]]
     if "answerKey" in doc:
         return str(doc["answerKey"])
+    if doc.get("answer_number") is not None:
+        return str(doc["answer_number"])
     if "target" in doc:
         return str(doc["target"])
     return str(doc.get("answer", "")).rpartition("#### ")[2]
