@@ -9,10 +9,13 @@ lack (HellaSwag's, MMLU-Pro's) make both sides ask without.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
+import logging
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -75,8 +78,16 @@ def main() -> None:
 
 
 def note(text: str) -> None:
-    """Progress goes to standard error."""
-    print(text, file=sys.stderr, flush=True)
+    """Progress goes to standard error, past `quiet`."""
+    print(text, file=sys.__stderr__, flush=True)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Without lm-eval's bars and warnings: a few for each of MMLU's 57 subjects."""
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    with contextlib.redirect_stderr(io.StringIO()):
+        yield
 
 
 def measure(model: Path, data: Path, names: Sequence[str], count: int, tokens: int) -> list[Row]:
@@ -94,7 +105,8 @@ def measure(model: Path, data: Path, names: Sequence[str], count: int, tokens: i
             note(f"{name}: left out. {error}")
             continue
         side = choices if isinstance(loaded, tasks.Loaded) else texts
-        rows.append(side(loaded, shots, engine, peer, data, tokens))
+        with quiet():
+            rows.append(side(loaded, shots, engine, peer, data, tokens))
         note(f"{rows[-1]} {time.monotonic() - began:.0f} s")
     return rows
 
