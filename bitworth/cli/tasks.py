@@ -219,12 +219,12 @@ def suite_averages(asked: Sequence[str], answers: Mapping[str, Sequence[Answer]]
 
 
 def comparable(answers: Mapping[str, Sequence[Answer]]) -> tuple[dict[str, list[Answer]], list[dict[str, str]]]:
-    """The answers to tasks of which the baseline answers something right, and the other tasks, without recovery."""
-    scored = {answer.task for answer in answers["baseline"] if answer.score}
-    usable = {who: [answer for answer in rows if answer.task in scored] for who, rows in answers.items()}
-    cause = "The baseline answers none of its questions right."
-    unfit = [name for name in by_task(answers["baseline"]) if name not in scored]
-    return usable, [{"task": name, "cause": cause} for name in unfit]
+    """The answers to tasks on which something can be compared, and the other tasks with the reason."""
+    from bitworth.evaluation import unfit_because
+
+    causes = {task: unfit_because(rows) for task, rows in by_task(answers["baseline"]).items()}
+    usable = {who: [one for one in rows if causes.get(one.task, "") is None] for who, rows in answers.items()}
+    return usable, [{"task": task, "cause": cause} for task, cause in causes.items() if cause is not None]
 
 
 def suite_recoveries(
