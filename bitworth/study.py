@@ -29,6 +29,7 @@ from bitworth.errors import BitworthError
 from bitworth.guard.documents import yaml_of
 from bitworth.load.traces import Workload, read_trace
 from bitworth.types import (
+    AVERAGE,
     BASELINE,
     Calibration,
     CalibrationSource,
@@ -147,7 +148,7 @@ class CalibrationEntry(_Part):
 
 
 class TaskEntry(_Part):
-    """A task or a suite, how many of its questions (of each task), their seed, and how answers are drawn."""
+    """A task or a suite, how many of its questions (of each task), their seed, how answers are drawn, how often."""
 
     name: str
     limit: int | None = Field(None, gt=0)
@@ -156,6 +157,7 @@ class TaskEntry(_Part):
     samples: int | None = Field(None, gt=0)
     temperature: float | None = Field(None, ge=0)
     chat: bool | None = None
+    repeats: int | None = Field(None, gt=1)
 
     @model_validator(mode="after")
     def _known(self) -> TaskEntry:
@@ -286,9 +288,10 @@ class LatencyEntry(_Part):
 
 
 class ConstraintEntry(_Part):
-    """What a deployment must meet."""
+    """What a deployment must meet; `recovery_of` names the task or suite that counts, the average of all otherwise."""
 
     min_recovery_pct: float = Field(99.0, gt=0)
+    recovery_of: str = AVERAGE
     confidence_pct: float = Field(95.0, gt=0, lt=100)
     max_latency_s: float | None = Field(None, gt=0)
     max_first_token_s: float | None = Field(None, gt=0)
@@ -332,6 +335,7 @@ class Study(_Part):
                 raise ValueError(f"{what} `{twice[0]}` is listed twice; give each its own name")
         if BASELINE not in [f.name for f in self.formats]:
             raise ValueError(f"formats must include `{BASELINE}`: every recovery and saving is against it")
+        self.check_counted(self.constraints.recovery_of)
         odd = next((name for name in self.traffic if name not in [u.name for u in self.use_cases]), None)
         if odd is not None:
             raise ValueError(f"traffic names use case `{odd}`, which is not among the study's use_cases")
@@ -350,6 +354,20 @@ class Study(_Part):
     def task_specs(self) -> list[TaskSpec]:
         """The tasks as values, suites expanded."""
         return task_registry.expand([TaskSpec(**entry.model_dump()) for entry in self.tasks])
+
+    def suites(self) -> tuple[str, ...]:
+        """The suites that are asked for by name."""
+        return tuple(entry.name for entry in self.tasks if entry.name in task_registry.SUITES)
+
+    def check_counted(self, name: str) -> None:
+        """Refuse a constraint on the recovery of a task or suite that is not asked for.
+
+        Raises:
+            ValueError: it is not.
+        """
+        counted = [AVERAGE, *(spec.name for spec in self.task_specs()), *self.suites()]
+        if name not in counted:
+            raise ValueError(unknown("task or suite for `recovery_of`", name, counted))
 
     def workload_values(self) -> list[Workload]:
         """The use cases, scaled, mixes and traces.

@@ -134,6 +134,9 @@ app.command("import")(import_report)
 def recommend(
     results: Results,
     min_recovery: Annotated[float | None, typer.Option(help="Least recovery in percent.", min=0)] = None,
+    recovery_of: Annotated[
+        str | None, typer.Option(help="The task or suite whose recovery counts (the average of all tasks).")
+    ] = None,
     max_latency: Annotated[float | None, typer.Option(help="Most seconds a request.", min=0)] = None,
     max_first_token: Annotated[float | None, typer.Option(help="Most seconds to the first token.", min=0)] = None,
     max_usd_per_1k: Annotated[float | None, typer.Option(help="Most dollars a thousand queries.", min=0)] = None,
@@ -157,6 +160,7 @@ def recommend(
 
     asked: dict[str, Any] = {
         "min_recovery_pct": min_recovery,
+        "recovery_of": recovery_of,
         "max_latency_s": max_latency,
         "max_first_token_s": max_first_token,
         "max_usd_per_1k_queries": max_usd_per_1k,
