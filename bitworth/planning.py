@@ -71,17 +71,23 @@ def plan_cells(study: Study, *, by_name: bool = False, note: Note = silent) -> t
         if subject.format in by_format:
             cells.append(by_format[subject.format])
         unsafe = study.unsafe_code_execution
-        cells += [cell for entry in asked for cell in repeated_cells(subject, *entry, unsafe=unsafe)]
+        answering = [cell for entry in asked for cell in repeated_cells(subject, *entry, unsafe=unsafe)]
         if study.divergence is not None:
             text = sources.resolve_file(study.divergence.text, "divergence text", note=note)
             entry = study.divergence
-            cells.append(diverge_cell(subject, baseline, text, entry.window, entry.windows))
+            answering.append(diverge_cell(subject, baseline, text, entry.window, entry.windows))
+        cells += [_on(study.device, cell) for cell in answering]
     for asked_for, workload in zip(study.use_cases, study.workload_values(), strict=True):
         trace = Path(asked_for.trace) if asked_for.trace is not None else None
         for load in study.load_values() if trace is None else [Load(kind="trace")]:
             for subject in subjects:
                 cells.append(benchmark_cell(subject, workload, load, study.engine, study.requests, trace))
     return tuple(cells)
+
+
+def _on(device: str | None, cell: Cell) -> Cell:
+    """The cell on a device that the study names; where it names none, the key is what it always was."""
+    return cell if device is None else replace(cell, inputs={**cell.inputs, "device": device})
 
 
 def _named(model: str) -> Subject:
@@ -110,7 +116,10 @@ def quantize_cell(
         spec = study.calibration_spec()
         inputs["calibration"], places = calibration_inputs(spec, baseline.identity, by_name=by_name, note=note)
         where |= places
+    if study.devices > 1:  # sums in another order, which is no other checkpoint
+        where["devices"] = str(study.devices)
     cell = Cell(kind="quantize", title=f"quantize {recipe.name}", format=recipe.name, inputs=inputs, where=where)
+    cell = _on(study.device, cell)
     return Cell(**{**_fields(cell), "where": {**where, "out": f"checkpoints/{recipe.name}-{key_of(cell)[:8]}"}})
 
 

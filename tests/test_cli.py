@@ -38,6 +38,8 @@ VERBS = {
         "--stream",
         "--states-mib",
         "--device",
+        "--devices",
+        "--spread",
         "--dry-run",
         "--json",
         "--quiet",

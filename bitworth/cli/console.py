@@ -41,6 +41,11 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on s
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No notes and no progress on standard error.")]
 
 
+def is_follower() -> bool:
+    """Whether torchrun started this process beside the one that reports."""
+    return "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("RANK", "0") != "0"
+
+
 class Terminal:
     """Standard error for people, standard output for the answer."""
 
@@ -218,7 +223,7 @@ def _clean(sentence: str) -> str:
 
 def _say(sentence: str, code: int) -> int:
     sentence = _clean(sentence)
-    if "--json" in sys.argv:
+    if "--json" in sys.argv and not is_follower():
         print(json.dumps({"error": sentence}, ensure_ascii=False))
     print(f"bitworth: {sentence}", file=sys.stderr)
     return code

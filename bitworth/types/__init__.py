@@ -53,6 +53,7 @@ from bitworth.types.formats import (
     ScaleKind,
     Scheme,
     SmoothQuant,
+    Spread,
     StreamKind,
 )
 from bitworth.types.serving import (
@@ -142,6 +143,7 @@ __all__ = [
     "SmoothQuant",
     "Source",
     "SourceShare",
+    "Spread",
     "StageAudit",
     "Statistic",
     "Step",
