@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from bitworth import fingerprint, sources, tasks
+from bitworth.engines import NAMES as ENGINES
 from bitworth.errors import BitworthError
 from bitworth.hardware import machine
 from bitworth.ledger import key_of, revive
@@ -71,7 +72,7 @@ def plan_cells(study: Study, *, by_name: bool = False, note: Note = silent) -> t
         if subject.format in by_format:
             cells.append(by_format[subject.format])
         unsafe = study.unsafe_code_execution
-        answering = [evaluate_cell(subject, spec, data, found, unsafe=unsafe) for spec, data, found in asked]
+        answering = [cell for entry in asked for cell in repeated_cells(subject, *entry, unsafe=unsafe)]
         if study.divergence is not None:
             text = sources.resolve_file(study.divergence.text, "divergence text", note=note)
             entry = study.divergence
@@ -215,18 +216,20 @@ def evaluate_cell(
     batch: tuple[int, int] | None = None,
     engine: str = "torch",
     unsafe: bool = False,
+    repeat: int = 0,
 ) -> Cell:
     """One task's questions put to one checkpoint.
 
     With `batch` that stretch of their seeded order (`tasks.load`); with `unsafe` programs that the model writes run
-    even where nothing isolates them.
+    even where nothing isolates them. From `repeat` 1 on it is the same asked again, for the engine's noise.
     """
     if batch is not None:
         spec = replace(spec, limit=None)
     exact = engine == "torch"
     inputs: dict[str, Any] = {
         "checkpoint": subject.identity,
-        "task": asdict(spec),
+        # How often it is asked changes no answer; a task has the key that it had before it could be asked again.
+        "task": {name: value for name, value in asdict(spec).items() if name != "repeats"},
         "data": found,
         "engine": "torch, exact arithmetic" if exact else engine,
         "versions": _versions("torch", "transformers", "lm_eval"),
@@ -237,7 +240,20 @@ def evaluate_cell(
     if batch is not None:
         inputs["batch"] = list(batch)
         title = f"{spec.name} from question {batch[0] + 1} on, {subject.format}"
+    if repeat:
+        inputs["repeat"] = repeat
+        title = f"{title}, asked again ({repeat + 1})"
     return Cell(kind="evaluate", title=title, format=subject.format, inputs=inputs, where=where, needs=subject.needs)
+
+
+def repeated_cells(
+    subject: Subject, spec: TaskSpec, data: Path | None, found: str, *, engine: str = "torch", unsafe: bool = False
+) -> list[Cell]:
+    """One task's questions put to one checkpoint as often as the spec says."""
+    return [
+        evaluate_cell(subject, spec, data, found, engine=engine, unsafe=unsafe, repeat=repeat)
+        for repeat in range(spec.repeats or 1)
+    ]
 
 
 def diverge_cell(subject: Subject, baseline: Subject | None, text: Path, window: int, windows: int | None) -> Cell:
@@ -321,7 +337,9 @@ def evaluation_cells(
     """
     asked = evaluation_inputs(specs, data, note=note, partly=True)
     both = [baseline, subject] if baseline is not None else [subject]
-    cells = [evaluate_cell(who, *entry, engine=engine, unsafe=unsafe) for who in both for entry in asked]
+    cells = [
+        cell for who in both for entry in asked for cell in repeated_cells(who, *entry, engine=engine, unsafe=unsafe)
+    ]
     if text is not None:
         file = sources.resolve_file(text, "divergence text", note=note)
         cells.append(diverge_cell(subject, baseline, file, window, windows))
@@ -345,9 +363,10 @@ def check_engine(study: Study) -> None:
     Raises:
         BitworthError: a URL, which serves one model only.
     """
-    if study.engine not in ("torch", "vllm", "fake"):
+    if study.engine not in ENGINES:
+        known = " or ".join(name for name in ENGINES if name != "fake")
         raise BitworthError(
-            f"engine '{study.engine}': a study runs torch or vllm, which load each format in turn; time a server that "
+            f"engine '{study.engine}': a study runs {known}, which load each format in turn; time a server that "
             "is running already with `bitworth benchmark CHECKPOINT --engine URL`."
         )
 

@@ -28,8 +28,10 @@ from bitworth import hardware as catalogue
 from bitworth import recipes, workloads
 from bitworth import tasks as task_registry
 from bitworth.errors import BitworthError
+from bitworth.guard.documents import yaml_of
 from bitworth.load.traces import Workload, read_trace
 from bitworth.types import (
+    AVERAGE,
     BASELINE,
     Calibration,
     CalibrationSource,
@@ -148,7 +150,7 @@ class CalibrationEntry(_Part):
 
 
 class TaskEntry(_Part):
-    """A task or a suite, how many of its questions (of each task), their seed, and how answers are drawn."""
+    """A task or a suite, how many of its questions (of each task), their seed, how answers are drawn, how often."""
 
     name: str
     limit: int | None = Field(None, gt=0)
@@ -157,6 +159,7 @@ class TaskEntry(_Part):
     samples: int | None = Field(None, gt=0)
     temperature: float | None = Field(None, ge=0)
     chat: bool | None = None
+    repeats: int | None = Field(None, gt=1)
 
     @model_validator(mode="after")
     def _known(self) -> TaskEntry:
@@ -287,9 +290,10 @@ class LatencyEntry(_Part):
 
 
 class ConstraintEntry(_Part):
-    """What a deployment must meet."""
+    """What a deployment must meet; `recovery_of` names the task or suite that counts, the average of all otherwise."""
 
     min_recovery_pct: float = Field(99.0, gt=0)
+    recovery_of: str = AVERAGE
     confidence_pct: float = Field(95.0, gt=0, lt=100)
     max_latency_s: float | None = Field(None, gt=0)
     max_first_token_s: float | None = Field(None, gt=0)
@@ -343,6 +347,7 @@ class Study(_Part):
                 raise ValueError(f"{what} `{twice[0]}` is listed twice; give each its own name")
         if BASELINE not in [f.name for f in self.formats]:
             raise ValueError(f"formats must include `{BASELINE}`: every recovery and saving is against it")
+        self.check_counted(self.constraints.recovery_of)
         odd = next((name for name in self.traffic if name not in [u.name for u in self.use_cases]), None)
         if odd is not None:
             raise ValueError(f"traffic names use case `{odd}`, which is not among the study's use_cases")
@@ -361,6 +366,20 @@ class Study(_Part):
     def task_specs(self) -> list[TaskSpec]:
         """The tasks as values, suites expanded."""
         return task_registry.expand([TaskSpec(**entry.model_dump()) for entry in self.tasks])
+
+    def suites(self) -> tuple[str, ...]:
+        """The suites that are asked for by name."""
+        return tuple(entry.name for entry in self.tasks if entry.name in task_registry.SUITES)
+
+    def check_counted(self, name: str) -> None:
+        """Refuse a constraint on the recovery of a task or suite that is not asked for.
+
+        Raises:
+            ValueError: it is not.
+        """
+        counted = [AVERAGE, *(spec.name for spec in self.task_specs()), *self.suites()]
+        if name not in counted:
+            raise ValueError(unknown("task or suite for `recovery_of`", name, counted))
 
     def workload_values(self) -> list[Workload]:
         """The use cases, scaled, mixes and traces.
@@ -392,7 +411,7 @@ def load_study(path: Path) -> Study:
             names the place and what would have been right.
     """
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        raw = yaml_of(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
         raise BitworthError(f"The study {path} cannot be read: {reason}.") from error
@@ -402,6 +421,8 @@ def load_study(path: Path) -> Study:
         raise BitworthError(
             f"The study {path} is not valid YAML{where}: {getattr(error, 'problem', error)}."
         ) from error
+    except ValueError as error:
+        raise BitworthError(f"The study {path} cannot be read: {error}.") from error
     return parse_study(raw, where=str(path))
 
 

@@ -117,7 +117,7 @@ class Writer:
             shards = self._join()
             for name in COMPANIONS:
                 if (self._source / name).is_file():
-                    shutil.copyfile(self._source / name, self.scratch / name)
+                    shutil.copyfile(own_file(self._source, name), self.scratch / name)
             _write_json(self.scratch / "config.json", config)
             files = {name: (self.scratch / name).stat().st_size for name in shards}
             _write_json(self.scratch / PROVENANCE, {**provenance, "files": files})

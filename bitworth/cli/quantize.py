@@ -11,6 +11,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from bitworth.cli import names
 from bitworth.cli.console import Json, Quiet, Terminal, is_follower
 from bitworth.errors import BitworthError
 from bitworth.types import Calibration, Rule, Spread, StreamKind
@@ -18,7 +19,10 @@ from bitworth.types import Calibration, Rule, Spread, StreamKind
 
 def quantize(
     model: Annotated[str, typer.Argument(help="Hub id, folder, or demo:smollm2.")],
-    recipe: Annotated[list[str], typer.Option("--recipe", help="A recipe's name; several make several folders.")],
+    recipe: Annotated[
+        list[str],
+        typer.Option("--recipe", help="A recipe's name; several make several folders.", autocompletion=names.recipes),
+    ],
     out: Annotated[Path, typer.Option("--out", help="The checkpoint's folder, or the folder of several.")],
     group_size: Annotated[int | None, typer.Option(help="Input columns that share a scale (128).", min=1)] = None,
     allow_group_fallback: Annotated[
