@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from bitworth import fingerprint, sources, tasks
+from bitworth.engines import NAMES as ENGINES
 from bitworth.errors import BitworthError
 from bitworth.hardware import machine
 from bitworth.ledger import key_of, revive
@@ -71,17 +72,23 @@ def plan_cells(study: Study, *, by_name: bool = False, note: Note = silent) -> t
         if subject.format in by_format:
             cells.append(by_format[subject.format])
         unsafe = study.unsafe_code_execution
-        cells += [cell for entry in asked for cell in repeated_cells(subject, *entry, unsafe=unsafe)]
+        answering = [cell for entry in asked for cell in repeated_cells(subject, *entry, unsafe=unsafe)]
         if study.divergence is not None:
             text = sources.resolve_file(study.divergence.text, "divergence text", note=note)
             entry = study.divergence
-            cells.append(diverge_cell(subject, baseline, text, entry.window, entry.windows))
+            answering.append(diverge_cell(subject, baseline, text, entry.window, entry.windows))
+        cells += [_on(study.device, cell) for cell in answering]
     for asked_for, workload in zip(study.use_cases, study.workload_values(), strict=True):
         trace = Path(asked_for.trace) if asked_for.trace is not None else None
         for load in study.load_values() if trace is None else [Load(kind="trace")]:
             for subject in subjects:
                 cells.append(benchmark_cell(subject, workload, load, study.engine, study.requests, trace))
     return tuple(cells)
+
+
+def _on(device: str | None, cell: Cell) -> Cell:
+    """The cell on a device that the study names; where it names none, the key is what it always was."""
+    return cell if device is None else replace(cell, inputs={**cell.inputs, "device": device})
 
 
 def _named(model: str) -> Subject:
@@ -110,7 +117,10 @@ def quantize_cell(
         spec = study.calibration_spec()
         inputs["calibration"], places = calibration_inputs(spec, baseline.identity, by_name=by_name, note=note)
         where |= places
+    if study.devices > 1:  # sums in another order, which is no other checkpoint
+        where["devices"] = str(study.devices)
     cell = Cell(kind="quantize", title=f"quantize {recipe.name}", format=recipe.name, inputs=inputs, where=where)
+    cell = _on(study.device, cell)
     return Cell(**{**_fields(cell), "where": {**where, "out": f"checkpoints/{recipe.name}-{key_of(cell)[:8]}"}})
 
 
@@ -353,9 +363,10 @@ def check_engine(study: Study) -> None:
     Raises:
         BitworthError: a URL, which serves one model only.
     """
-    if study.engine not in ("torch", "vllm", "fake"):
+    if study.engine not in ENGINES:
+        known = " or ".join(name for name in ENGINES if name != "fake")
         raise BitworthError(
-            f"engine '{study.engine}': a study runs torch or vllm, which load each format in turn; time a server that "
+            f"engine '{study.engine}': a study runs {known}, which load each format in turn; time a server that "
             "is running already with `bitworth benchmark CHECKPOINT --engine URL`."
         )
 

@@ -3,6 +3,8 @@
 model: demo:smollm2            # hub id, folder, or the demo's model
 formats: [baseline, w8a8-fp, w8a8-int-gptq, w4a16-int-gptq]
 group_size: 64
+device: cuda                   # where checkpoints are made and answers computed; the GPU where there is one
+devices: 4                     # that make a checkpoint together
 calibration: {source: demo:calibration, samples: 32, length: 512}  # or sources: [{source: FILE, weight: 2}, random]
 tasks: [{name: arc_challenge, limit: 100}]
 use_cases: [{name: rag, scale: 0.1}]  # or {name: office, mix: {rag: 2, docstring: 1}}, {name: day, trace: FILE.jsonl}
@@ -26,6 +28,7 @@ from bitworth import hardware as catalogue
 from bitworth import recipes, workloads
 from bitworth import tasks as task_registry
 from bitworth.errors import BitworthError
+from bitworth.guard.documents import yaml_of
 from bitworth.load.traces import Workload, read_trace
 from bitworth.types import (
     AVERAGE,
@@ -302,7 +305,7 @@ class ConstraintEntry(_Part):
 
 
 class Study(_Part):
-    """Everything a study asks for."""
+    """Everything a study asks for; `devices` of the kind `device` make a checkpoint, one computes the answers."""
 
     name: str = "study"
     model: str
@@ -318,9 +321,19 @@ class Study(_Part):
     hardware: list[Annotated[HardwareEntry, BeforeValidator(_named)]] = [HardwareEntry(name="local")]
     engine: str = "torch"
     requests: int = Field(8, gt=0)
+    device: str | None = Field(None, pattern=r"^(cpu|cuda(:\d+)?)$")
+    devices: int = Field(1, gt=0)
     unsafe_code_execution: bool = False
     constraints: ConstraintEntry = ConstraintEntry()
     traffic: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = {}
+
+    @model_validator(mode="after")
+    def _one_kind_of_device(self) -> Study:
+        if self.devices > 1 and self.device is not None and ":" in self.device:
+            raise ValueError(
+                f"devices: {self.devices} and device: {self.device} exclude each other; name the kind alone"
+            )
+        return self
 
     @model_validator(mode="after")
     def _consistent(self) -> Study:
@@ -398,7 +411,7 @@ def load_study(path: Path) -> Study:
             names the place and what would have been right.
     """
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        raw = yaml_of(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
         raise BitworthError(f"The study {path} cannot be read: {reason}.") from error
@@ -408,6 +421,8 @@ def load_study(path: Path) -> Study:
         raise BitworthError(
             f"The study {path} is not valid YAML{where}: {getattr(error, 'problem', error)}."
         ) from error
+    except ValueError as error:
+        raise BitworthError(f"The study {path} cannot be read: {error}.") from error
     return parse_study(raw, where=str(path))
 
 

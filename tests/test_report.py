@@ -519,6 +519,8 @@ def test_the_document_is_plain_json_that_reads_back(result: StudyResult, written
         "recoveries_by_group",
         "noise",
         "divergences",
+        "likenesses",
+        "answers_apart",
         "costs",
         "savings",
         "checkpoints",

@@ -12,6 +12,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from bitworth.cli import names
 from bitworth.cli.console import Json, Quiet, Terminal, pairs_table
 from bitworth.cli.settle import evaluate_until_settled
 from bitworth.cli.tasks import (
@@ -38,7 +39,10 @@ if TYPE_CHECKING:
 def evaluate(
     model: Annotated[str, typer.Argument(help="Hub id, model folder or checkpoint folder.")],
     task: Annotated[
-        list[str] | None, typer.Option("--task", help="A task or a suite by name; may be given several times.")
+        list[str] | None,
+        typer.Option(
+            "--task", help="A task or a suite by name; may be given several times.", autocompletion=names.tasks
+        ),
     ] = None,
     limit: Annotated[int | None, typer.Option(help="Questions a task (all).", min=1)] = None,
     seed: Annotated[int, typer.Option(help="Seed that picks the questions.")] = 0,
@@ -75,7 +79,10 @@ def evaluate(
     show: Annotated[int, typer.Option(help="Print so many prompts and answers of each task.", min=0)] = 0,
     engine: Annotated[
         str,
-        typer.Option(help="What writes: torch (exact), vllm, or the URL of an OpenAI-compatible server."),
+        typer.Option(
+            help="What writes: torch (exact), vllm, or the URL of an OpenAI-compatible server.",
+            autocompletion=names.engines,
+        ),
     ] = "torch",
     unsafe_code_execution: Annotated[
         bool,

@@ -13,7 +13,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from bitworth.report import figures, panels
+from bitworth.report import compared, figures, panels
 from bitworth.report.asking import asked_again
 from bitworth.report.figures import counterpart, dollars, hardware_name, overlap, times
 from bitworth.report.marks import Mark, marks_of
@@ -43,27 +43,33 @@ SURE = 0.95
 """From this probability on, a choice is shown as sure."""
 
 
-def render_page(result: StudyResult) -> str:
-    """The whole page as text; equal results give equal text."""
-    environment = Environment(
-        loader=PackageLoader("bitworth.report", "."),
+def environment(package: str) -> Environment:
+    """Templates of a package, which escape what they print and know the report's ways to write figures."""
+    found = Environment(
+        loader=PackageLoader(package, "."),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
         finalize=unbroken,
     )
-    environment.filters |= {
+    found.filters |= {
         name: getattr(figures, name)
         for name in ("number", "chance", "flips", "percent", "limit", "dollars", "interval", "seconds", "hardware_name")
     }
-    environment.filters |= {"title": scenario_title, "shape": shape_words, "moment": moment}
+    found.filters |= {"title": scenario_title, "shape": shape_words, "moment": moment}
+    return found
+
+
+def render_page(result: StudyResult) -> str:
+    """The whole page as text; equal results give equal text."""
     measured = [*(cost.format for cost in result.costs), *(row.format for row in result.recoveries)]
     marks = marks_of([*result.formats, *measured])
     footnotes = _footnotes(result)
     script = files("bitworth.report").joinpath("page.js").read_text(encoding="utf-8")
     by_task = _by_task(result.recoveries)
-    return environment.get_template("page.html.j2").render(
+    template = environment("bitworth.report").get_template("page.html.j2")
+    return template.render(
         result=result,
         baseline=BASELINE,
         marks=marks,
@@ -80,6 +86,10 @@ def render_page(result: StudyResult) -> str:
         subject_groups=_by_task(result.groups),
         noise=noise_sheet(result),
         scenarios=_scenarios(result, marks),
+        curves=compared.curves(result, marks),
+        likeness=compared.likeness(result, marks),
+        apart=compared.by_format(result.apart),
+        drawn=Markup,
         savings=savings_sheet(result),
         foretold=foretold_sheet(result.costs),
         options=Markup(asked_again(result)),

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from datetime import datetime
 
+from bitworth.guard.text import visible
 from bitworth.report.figures import counterpart, limit, number, percent, times
 from bitworth.types import (
     AVERAGE,
@@ -134,8 +135,8 @@ def moment(finished: str | None) -> str:
 
 
 def unbroken(value: object) -> object:
-    """Text whose figures keep their units on the same line."""
-    return _UNIT.sub("\u00a0", value) if type(value) is str else value
+    """Text whose figures keep their units on the same line, and in which nothing is hidden."""
+    return _UNIT.sub("\u00a0", visible(value)) if type(value) is str else value
 
 
 def _gain(choices: list[Option], result: StudyResult) -> str:

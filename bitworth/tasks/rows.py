@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from bitworth.errors import BitworthError
+from bitworth.guard.documents import json_of
 from bitworth.tasks import mirror
 from bitworth.tasks.base import RowSource
 
@@ -180,12 +181,12 @@ def _parse(path: Path) -> Iterator[dict[str, Any]]:
             yield from _table(lines)
             return
         if ".jsonl" not in path.name:
-            document = json.load(lines)
+            document = json_of(lines.read())
             yield from document if isinstance(document, list) else [document]
             return
         for line in lines:
             if line.strip():
-                yield json.loads(line)
+                yield json_of(line)
 
 
 def _table(lines: TextIO) -> Iterator[dict[str, Any]]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from bitworth.types.accuracy import Divergence, Noise, Recovery
+from bitworth.types.accuracy import AnswerPair, Divergence, Likeness, Noise, Recovery
 from bitworth.types.decision import Constraint, Recommendation
 from bitworth.types.serving import EngineFacts, Hardware, QueryCost
 
@@ -133,7 +133,8 @@ class StudyResult:
     names; `groups` one a subject or language of a task (`task/group`) and format; `noise` one a task that was asked
     several times and format; `evaluated_with` gives the engine behind each format's answers; `finished` is
     the ISO time of the newest result; `machine` and `settings` are printable provenance. `deployments` decide across
-    loads, and for the study's mix of use cases.
+    loads, and for the study's mix of use cases. `apart` are questions that formats answered most unlike the baseline,
+    `likenesses` how alike what was written is.
     """
 
     name: str
@@ -154,3 +155,5 @@ class StudyResult:
     groups: tuple[Recovery, ...] = ()
     noise: tuple[Noise, ...] = ()
     deployments: tuple[Recommendation, ...] = ()
+    apart: tuple[AnswerPair, ...] = ()
+    likenesses: tuple[Likeness, ...] = ()
