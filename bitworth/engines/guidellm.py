@@ -22,6 +22,7 @@ from typing import Any
 
 from bitworth.engines.schedule import streams_of
 from bitworth.errors import BitworthError, Unsupported, WorkFailed
+from bitworth.guard import keys
 from bitworth.guard.documents import MOST_NESTED, json_of
 from bitworth.load.metrics import MOST_FAILED
 from bitworth.types import EngineFacts, Load, Timing, UseCase
