@@ -1,7 +1,7 @@
 """A results folder that is looked at again and again, of which only what changed is read.
 
 A look costs one `stat` a folder of cells; a folder that changed is listed again; a result file is read once for each
-state it is in (inode, size, time). What is kept of answers is what an assembly takes, which leaves out samples and further measures.
+state it is in (inode, size, time). What is kept of answers is what an assembly takes: no samples, no further measures.
 """
 
 from __future__ import annotations
