@@ -91,7 +91,7 @@ def _assemble(ledger: Ledger, root: Path, changed: Mapping[str, Any] | None) -> 
         missing=(*missing_of(ledger, results), *unfit, *partial_suites),
         evaluated_with={c.format: revive(EngineFacts, r["facts"]) for c, r in _done(results, "evaluate")},
         hardware=tuple(study.hardware_values()),
-        machine=next((dict(r["machine"]) for c, r in reversed(results) if r is not None), {}),
+        machine=next((dict(r.get("machine", {})) for c, r in reversed(results) if r is not None), {}),
         settings=settings_of(study),
         finished=max((str(record["finished"]) for _, record in records if record is not None), default=None),
         groups=groups_of(answers, least.min_recovery_pct),
