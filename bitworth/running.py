@@ -138,7 +138,7 @@ def run_cells(
     watcher: Watcher | None = None,
     note: Note = silent,
 ) -> None:
-    """Run the cells that have no result; each result is on disk before the next cell starts."""
+    """Run the cells that have no result; each result is on disk before what needs it starts."""
     run_batches(ledger, [cells], executor=executor, watcher=watcher, note=note)
 
 
@@ -150,7 +150,7 @@ def run_batches(
     watcher: Watcher | None = None,
     note: Note = silent,
 ) -> None:
-    """`run_cells` batch after batch, by the same worker; the next batch is drawn when the last is in the ledger."""
+    """`run_cells` batch after batch, by the same workers; the next batch is drawn when the last is in the ledger."""
     damaged = ledger.damaged()
     if damaged:
         note(f"{len(damaged)} stored results do not match their checksum ({damaged[0].name}); they are run again")
@@ -165,19 +165,35 @@ def _study(study: Study | Path | str) -> Study:
     return checked
 
 
-def _pending(ledger: Ledger, cells: tuple[Cell, ...], recorder: _Recorder) -> Iterator[Cell]:
-    """Cells to run, in order; one whose needs failed is reported without being run."""
+def _pending(ledger: Ledger, cells: tuple[Cell, ...], recorder: _Recorder) -> Iterator[Cell | None]:
+    """Cells to run, in order, each when what it needs has been reported; None while nothing else can start.
+
+    A cell whose needs failed is reported without being run. It ends when every cell of the batch has been reported.
+    """
     titles = {key_of(cell): cell.title for cell in cells}
-    wanted = {need for cell in cells if ledger.get(cell) is None for need in cell.needs}
-    for cell in cells:
-        key = key_of(cell)
-        if ledger.get(cell) is not None and not (key in wanted and not _whole(ledger, cell)):
+    left = _unfinished(ledger, cells)
+    while left or recorder.running:
+        open_ = left.keys() | recorder.running
+        key = next((key for key, cell in left.items() if open_.isdisjoint(cell.needs)), None)
+        if key is None:
+            yield None
             continue
+        cell = left.pop(key)
         failed = [titles[need] for need in cell.needs if need in recorder.failed]
         if failed:
             recorder.ended(cell, None, f"It was not run: {failed[0]} failed.", 0.0)
             continue
+        recorder.running.add(key)
         yield cell
+
+
+def _unfinished(ledger: Ledger, cells: tuple[Cell, ...]) -> dict[str, Cell]:
+    """By key, in order: the cells without a result, and those whose checkpoint they need and is not there."""
+    absent = {key_of(cell): cell for cell in cells if ledger.get(cell) is None}
+    wanted = {need for cell in absent.values() for need in cell.needs}
+    return {
+        key: cell for cell in cells if (key := key_of(cell)) in absent or (key in wanted and not _whole(ledger, cell))
+    }
 
 
 def _whole(ledger: Ledger, cell: Cell) -> bool:
@@ -196,6 +212,7 @@ class _Recorder:
     def __init__(self, ledger: Ledger, watcher: Watcher) -> None:
         self._ledger, self._watcher = ledger, watcher
         self.failed: set[str] = set()
+        self.running: set[str] = set()
 
     def started(self, cell: Cell) -> None:
         self._watcher.started(cell)
@@ -204,6 +221,7 @@ class _Recorder:
         self._watcher.told(cell, what, done, total)
 
     def ended(self, cell: Cell, result: dict[str, Any] | None, cause: str | None, seconds: float) -> None:
+        self.running.discard(key_of(cell))
         if result is not None:
             self._ledger.put(cell, result, seconds=seconds)
         else:
