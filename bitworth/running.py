@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -95,11 +95,20 @@ class Session:
 
 
 @contextmanager
-def session(study: Study | Path | str, out: Path | str, *, note: Note = silent) -> Iterator[Session]:
-    """Plan a study and hold its results folder until the end of the block; see `run` for what it raises."""
+def session(
+    study: Study | Path | str,
+    out: Path | str,
+    *,
+    note: Note = silent,
+    machines: Sequence[Mapping[str, str]] = (),
+) -> Iterator[Session]:
+    """Plan a study and hold its results folder until the end of the block; see `run` for what it raises.
+
+    `machines` are those that timings are taken on, where that is not this one; see `planning.plan_cells`.
+    """
     checked, ledger = _study(study), Ledger(Path(out))
     with ledger.lock():
-        cells = plan_cells(checked, note=note)
+        cells = plan_cells(checked, note=note, machines=machines)
         config = json.loads((sources.resolve_model(checked.model) / "config.json").read_text(encoding="utf-8"))
         ledger.write_study(checked.model_dump(mode="json"), cells, config)
         yield Session(ledger=ledger, cells=cells, note=note)
