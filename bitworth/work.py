@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from bitworth.errors import BitworthError, Unsupported
 from bitworth.execute import Tell
+from bitworth.execute.parts import stretch
 from bitworth.hardware import machine
 from bitworth.ledger import Ledger, revive
 from bitworth.planning import calibration_of, workload_of
@@ -89,7 +90,7 @@ def _company(cell: Cell, root: Path) -> list[Cell]:
     def but_for_the_recipe(one: Cell) -> dict[str, Any]:
         return {name: value for name, value in one.inputs.items() if name != "recipe"}
 
-    if not (root / "plan.json").is_file() or not fits(cell):
+    if "alone" in cell.where or not (root / "plan.json").is_file() or not fits(cell):
         return []
     others = [other for other in Ledger(root).read_plan() if other.format != cell.format and fits(other)]
     return [other for other in others if but_for_the_recipe(other) == but_for_the_recipe(cell)]
@@ -116,6 +117,7 @@ def _evaluate(cell: Cell, root: Path, tell: Tell) -> dict[str, Any]:
         measure=lambda text: len(tokenizer.encode(text)),
     )
     prompts = asdict(check_prompts(loaded, tokenizer, context_tokens(checkpoint, tokenizer)))
+    loaded = replace(loaded, questions=stretch(loaded.questions, cell.where.get("part")))
     with _engine(cell.where.get("engine"), checkpoint, loaded) as model:
         answers = answer_questions(model, loaded, progress=tell)
     found = {"answers": [asdict(a) for a in answers], "task": dict(loaded.facts), "facts": asdict(model.facts)}

@@ -147,12 +147,11 @@ class Fleet:
 
     def may_run(self, cell: Cell) -> bool:
         """Whether some node could run the cell when it is free."""
-        return any(demand(cell, node, self._root) is not None for node in self.nodes)
+        return bool(self._able(cell))
 
     def take(self, ticket: int, cell: Cell) -> tuple[Node, Demand] | None:
         """A free place for the cell, taken under that number; None where there is none now."""
-        able = [(node, wanted) for node in self.nodes if (wanted := demand(cell, node, self._root)) is not None]
-        fitting = [(node, wanted) for node, wanted in able if self._fits(node.id, wanted)]
+        fitting = [(node, wanted) for node, wanted in self._able(cell) if self._fits(node.id, wanted)]
         if not fitting:
             return None
         model = cell.where.get("checkpoint") or cell.where.get("model") or ""
@@ -174,6 +173,12 @@ class Fleet:
             free.cpus, free.gpus, free.memory = (
                 free.cpus + given.cpus, free.gpus + given.gpus, free.memory + given.memory,
             )  # fmt: skip
+
+    def _able(self, cell: Cell) -> list[tuple[Node, Demand]]:
+        """Nodes that could run the cell; where there are GPUs, models run on nothing else."""
+        gpus = any(node.gpus for node in self.nodes) and cell.kind != "benchmark"
+        nodes = [node for node in self.nodes if node.gpus or not gpus]
+        return [(node, wanted) for node in nodes if (wanted := demand(cell, node, self._root)) is not None]
 
     def _fits(self, id_: str, wanted: Demand) -> bool:
         free = self._free[id_]
