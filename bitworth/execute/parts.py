@@ -21,7 +21,7 @@ QUESTIONS = 2000
 
 def split(cell: Cell, questions: int) -> list[Cell]:
     """The cell's parts of about so many questions, or the cell alone where it is no larger or no task."""
-    if cell.kind != "evaluate" or "batch" in cell.inputs:
+    if cell.kind != "evaluate" or "task" not in cell.inputs or "batch" in cell.inputs:
         return [cell]
     spec = cell.inputs["task"]
     task = tasks.get(spec["name"])

@@ -14,7 +14,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,21 @@ class Storage:
     def has(self, name: str) -> bool:
         """Whether the whole of it is there."""
         return self._listing(name) is not None
+
+    def mark(self, name: str) -> None:
+        """Put an empty folder there.
+
+        Raises:
+            WorkFailed: it cannot be written.
+        """
+        with self._told(f"{name} could not be written to {self.url}"):
+            self._files.makedirs(f"{self._base}/{name}".rpartition("/")[0], exist_ok=True)
+            self._files.pipe_file(f"{self._base}/{name}.json", json.dumps({"files": {}}).encode())
+
+    def unmark(self, name: str) -> None:
+        """Remove what `mark` put there, if it is."""
+        with suppress(Exception):  # it is a few bytes; what matters has been said by now
+            self._files.rm_file(f"{self._base}/{name}.json")
 
     def send(self, source: Path, name: str) -> None:
         """Put a file or a folder there, unless it is there already.
