@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from bitworth.errors import BitworthError, Unsupported
 from bitworth.execute import Tell
-from bitworth.execute.parts import stretch
+from bitworth.execute.parts import of_part
 from bitworth.hardware import machine
 from bitworth.ledger import Ledger, revive
 from bitworth.planning import calibration_of, workload_of
@@ -117,7 +117,7 @@ def _evaluate(cell: Cell, root: Path, tell: Tell) -> dict[str, Any]:
         measure=lambda text: len(tokenizer.encode(text)),
     )
     prompts = asdict(check_prompts(loaded, tokenizer, context_tokens(checkpoint, tokenizer)))
-    loaded = replace(loaded, questions=stretch(loaded.questions, cell.where.get("part")))
+    loaded = replace(loaded, questions=of_part(loaded.questions, cell.where.get("part")))
     with _engine(cell.where.get("engine"), checkpoint, loaded) as model:
         answers = answer_questions(model, loaded, progress=tell)
     found = {"answers": [asdict(a) for a in answers], "task": dict(loaded.facts), "facts": asdict(model.facts)}

@@ -1,5 +1,6 @@
-"""Cells side by side on the nodes of a cluster: drawn when they may start, placed where there is room, tried again when a
-node or a worker dies, reported in the driver's process.
+"""Cells side by side on the nodes of a cluster: each starts when it may and where there is room.
+
+A cell is tried again when its node or worker dies. All is reported in the driver's process.
 
 What a cluster is, is the protocol `Cluster`: `execute.ray` has the real one, the tests a false one.
 """
@@ -24,8 +25,11 @@ from bitworth.sources import Note, silent
 from bitworth.types import Cell
 
 Death = Literal["node", "worker"]
-TRIES = {"node": 5, "worker": 2}
-"""Deaths of each kind after which a cell has failed: nodes die for reasons of their own, a worker often for the cell's."""
+TRIES = {"node": 5, "worker": 3}
+"""Deaths after which a cell has failed: nodes die for reasons of their own, a worker often for the cell's.
+
+A dying node takes its workers down first, so a worker's death is tried again, on another node where there is one.
+"""
 POLL_S, LOOK_S = 0.5, 5.0
 """Longest wait for an outcome before progress is shown, and between two looks at which nodes are up."""
 
@@ -93,6 +97,7 @@ class _Piece:
     whole: _Whole
     at: int
     node: str = ""
+    shunned: set[str] = field(default_factory=set)
     deaths: Counter[str] = field(default_factory=Counter)
     stuck_since: float | None = None
 
@@ -183,7 +188,7 @@ class _Run:
 
     def _start(self, piece: _Piece) -> bool:
         """Start it where there is room; False where there is none."""
-        taken = self.fleet.take(self.tickets, piece.cell)
+        taken = self.fleet.take(self.tickets, piece.cell, shunned=piece.shunned)
         if taken is None:
             return False
         node, wanted = taken
@@ -229,6 +234,7 @@ class _Run:
         if death == "node":
             self.lost.add(piece.node)
             self._look(now=True)
+        piece.shunned.add(piece.node)
         piece.deaths[death] += 1
         if piece.deaths[death] < TRIES[death]:
             self.note(f"{piece.cell.title} is run again: {cause}")

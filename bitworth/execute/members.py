@@ -109,7 +109,7 @@ class Members:
     def _out_of_sight(self, row: Row) -> str:
         address = row["NodeManagerAddress"]
         if self._storage:
-            return f"Node {address} cannot use the storage {self._storage}; name one that all nodes reach and may write."
+            return f"Node {address} cannot use the storage {self._storage}; name one that all nodes may read and write."
         return (
             f"Node {address} does not see the results folder {self._root}; put --out on a folder that all nodes share, "
             "or give --storage URL."
@@ -118,15 +118,15 @@ class Members:
     @contextmanager
     def _left(self, token: str) -> Iterator[Callable[[str], bool]]:
         """Leave a mark for the nodes; gives what says whether a node left its own. All are removed."""
-        names: list[str] = [token]
         if self._storage:
             shelf = Storage(self._storage)
-            shelf.mark(f"probes/{token}")
+            names = [f"probes/{token}", *(f"probes/{token}-{node}" for node in self._known)]
+            shelf.mark(names[0])
             try:
-                yield lambda node: not names.append(f"{token}-{node}") and shelf.has(f"probes/{token}-{node}")
+                yield lambda node: shelf.has(f"probes/{token}-{node}")
             finally:
                 for name in names:
-                    shelf.unmark(f"probes/{name}")
+                    shelf.unmark(name)
             return
         try:
             self._root.mkdir(parents=True, exist_ok=True)

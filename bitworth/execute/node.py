@@ -1,4 +1,4 @@
-"""What runs on a node of a cluster: a look at the machine, and a cell with what it reads brought here and kept elsewhere."""
+"""What runs on a node of a cluster: a look at the machine, and a cell, with what it reads brought here."""
 
 from __future__ import annotations
 

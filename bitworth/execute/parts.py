@@ -34,10 +34,10 @@ def split(cell: Cell, questions: int) -> list[Cell]:
     ]
 
 
-def stretch(items: Sequence[Item], part: str | None) -> Sequence[Item]:
+def of_part(items: Sequence[Item], part: str | None) -> Sequence[Item]:
     """The items of the part called `at/count`; all of them for None.
 
-    >>> [stretch("abcdefg", f"{at}/3") for at in range(3)]
+    >>> [of_part("abcdefg", f"{at}/3") for at in range(3)]
     ['ab', 'cd', 'efg']
     """
     if part is None:

@@ -1,7 +1,7 @@
 """Which node a cell runs on, and what it takes there: arithmetic on numbers that a cluster gave, without a cluster.
 
-Quantizing, evaluating and comparing pack: each takes a GPU where there are GPUs, else a few cores, and the memory of the
-models it holds. A timing takes what it is priced for, alone: the GPUs of its hardware row with their share of the
+Quantizing, evaluating and comparing pack: each takes a GPU where there are GPUs, else a few cores, and the memory of
+the models it holds. A timing takes what it is priced for, alone: the GPUs of its hardware row with their share of the
 node's cores, or a whole node without GPUs. Nodes that already hold a cell's checkpoint are preferred.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -84,7 +84,7 @@ def demand(cell: Cell, node: Node, root: Path) -> Demand | None:
     cpus = min(float(CORES), node.cpus)
     memory = min(BASE_BYTES + _held_bytes(cell, root), node.memory)
     if node.gpus:
-        return Demand(cpus=min(cpus, node.cpus / node.gpus), gpus=1, memory=memory)
+        return Demand(cpus=_cores(min(cpus, node.cpus / node.gpus)), gpus=1, memory=memory)
     return Demand(cpus=cpus, memory=memory)
 
 
@@ -100,7 +100,12 @@ def _alone(cell: Cell, node: Node) -> Demand | None:
     if not node.serves(Hardware(name=name, count=int(count), usd_per_hour=0.0, memory_gib=0.0)):
         return None
     share = int(count) / node.gpus
-    return Demand(cpus=node.cpus * share, gpus=int(count), memory=node.memory * share)
+    return Demand(cpus=_cores(node.cpus * share), gpus=int(count), memory=node.memory * share)
+
+
+def _cores(share: float) -> float:
+    """Whole cores, or a part of one: Ray takes nothing between."""
+    return float(math.floor(share)) if share >= 1 else share
 
 
 def _held_bytes(cell: Cell, root: Path) -> float:
@@ -149,9 +154,14 @@ class Fleet:
         """Whether some node could run the cell when it is free."""
         return bool(self._able(cell))
 
-    def take(self, ticket: int, cell: Cell) -> tuple[Node, Demand] | None:
-        """A free place for the cell, taken under that number; None where there is none now."""
-        fitting = [(node, wanted) for node, wanted in self._able(cell) if self._fits(node.id, wanted)]
+    def take(self, ticket: int, cell: Cell, *, shunned: Set[str] = frozenset()) -> tuple[Node, Demand] | None:
+        """A free place for the cell, taken under that number; None where there is none now.
+
+        Nodes to be shunned are taken only where no others could ever run it.
+        """
+        able = self._able(cell)
+        able = [pair for pair in able if pair[0].id not in shunned] or able
+        fitting = [(node, wanted) for node, wanted in able if self._fits(node.id, wanted)]
         if not fitting:
             return None
         model = cell.where.get("checkpoint") or cell.where.get("model") or ""

@@ -3,8 +3,9 @@
 with connect("ray://head:10001", Path("out")) as cluster:
     running.run(study, "out", executor=FleetExecutor(cluster))
 
-Placement is the driver's (`execute.placement`): a task is bound to its node, and asks Ray for the cores, GPUs and memory
-it takes there, so that other users of the cluster are respected. Ray retries nothing by itself: what died is known here.
+Placement is the driver's (`execute.placement`): a task is bound to its node, and asks Ray for the cores, GPUs and
+memory it takes there, so that other users of the cluster are respected. Ray retries nothing by itself: what died is
+known here.
 """
 
 from __future__ import annotations
