@@ -49,6 +49,7 @@ def run(
     out: Path | str,
     *,
     executor: Executor | None = None,
+    machines: Sequence[Mapping[str, str]] = (),
     watcher: Watcher | None = None,
     note: Note = silent,
 ) -> StudyResult:
@@ -58,6 +59,7 @@ def run(
         study: a study, or the path of its file.
         out: the results folder; what earlier runs finished there is kept and used.
         executor: where cells run; in a local worker process unless given.
+        machines: those that timings are taken on, where that is not this one; see `planning.plan_cells`.
         watcher: told how the cells fare.
         note: told what happens besides the cells (downloads, damaged files).
 
@@ -65,7 +67,7 @@ def run(
         BitworthError: the study, its sources or the folder will not do. A cell that fails stops nothing: it is in
             the result's `missing`.
     """
-    with session(study, out, note=note) as opened:
+    with session(study, out, note=note, machines=machines) as opened:
         opened.run(executor=executor, watcher=watcher)
         return opened.finish()
 

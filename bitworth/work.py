@@ -117,11 +117,20 @@ def _evaluate(cell: Cell, root: Path, tell: Tell) -> dict[str, Any]:
         measure=lambda text: len(tokenizer.encode(text)),
     )
     prompts = asdict(check_prompts(loaded, tokenizer, context_tokens(checkpoint, tokenizer)))
-    loaded = replace(loaded, questions=of_part(loaded.questions, cell.where.get("part")))
+    loaded = _part_of(loaded, cell.where.get("part"))
     with _engine(cell.where.get("engine"), checkpoint, loaded) as model:
         answers = answer_questions(model, loaded, progress=tell)
     found = {"answers": [asdict(a) for a in answers], "task": dict(loaded.facts), "facts": asdict(model.facts)}
     return {**found, "prompts": prompts}
+
+
+def _part_of(loaded: Loaded | LoadedOpen, part: str | None) -> Loaded | LoadedOpen:
+    """The task with the questions of that part alone; see `execute.parts`."""
+    from bitworth.tasks import LoadedOpen
+
+    if isinstance(loaded, LoadedOpen):
+        return replace(loaded, questions=tuple(of_part(loaded.questions, part)))
+    return replace(loaded, questions=tuple(of_part(loaded.questions, part)))
 
 
 @contextmanager

@@ -90,29 +90,28 @@ class Terminal:
 
 
 class CellWatcher:
-    """Shows cells as they run: two bars on a terminal, a line a finished cell elsewhere."""
+    """Shows cells as they run: a bar for all and one for each on a terminal, a line a finished cell elsewhere."""
 
     def __init__(self, terminal: Terminal, bars: Progress | None, total: int | None, done: int) -> None:
         self._terminal, self._bars, self._total, self._done = terminal, bars, total, done
         self._all = bars.add_task("cells", total=total, completed=done) if bars else None
-        self._one: TaskID | None = None
+        self._bar_of: dict[str, TaskID] = {}
 
     def started(self, cell: Cell) -> None:
         """A bar for the cell."""
         if self._bars is not None:
-            self._one = self._bars.add_task(cell.title, total=None)
+            self._bar_of[cell.title] = self._bars.add_task(cell.title, total=None)
 
     def told(self, cell: Cell, what: str, done: int, total: int) -> None:
         """The cell's bar moves."""
-        if self._bars is not None and self._one is not None:
-            self._bars.update(self._one, completed=done, total=total or None)
+        if self._bars is not None and cell.title in self._bar_of:
+            self._bars.update(self._bar_of[cell.title], completed=done, total=total or None)
 
     def ended(self, cell: Cell, result: dict[str, Any] | None, cause: str | None, seconds: float) -> None:
         """The cell's bar goes, a line stays."""
         self._done += 1
-        if self._bars is not None and self._one is not None:
-            self._bars.remove_task(self._one)
-            self._one = None
+        if self._bars is not None and cell.title in self._bar_of:
+            self._bars.remove_task(self._bar_of.pop(cell.title))
         if self._bars is not None and self._all is not None:
             self._bars.update(self._all, completed=self._done)
         how = f"{seconds:.0f} s" if result is not None else f"failed: {cause}"
