@@ -63,7 +63,9 @@ def test_a_checkpoints_cells_meet_where_it_is() -> None:
     first = fleet.take(0, cell(title="x"))
     other = fleet.take(1, cell(title="y"))
     again = fleet.take(2, cell(title="x"))
-    assert first is not None and other is not None and again is not None
+    assert first is not None
+    assert other is not None
+    assert again is not None
     assert first[0] == again[0] != other[0]
 
 
