@@ -192,7 +192,7 @@ def test_an_interrupted_driver_stops_the_cluster(tmp_path: Path) -> None:
     assert cluster.stopped
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(data=st.data(), seed=st.integers(0, 10**6))
 def test_needs_come_first_and_nothing_is_lost_whatever_dies(
     data: st.DataObject, seed: int, tmp_path_factory: pytest.TempPathFactory

@@ -24,13 +24,13 @@ BASE_BYTES = 1 << 30
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Node:
-    """A machine of a cluster: what it has for cells, the full names of its GPUs, and itself in words."""
+    """A machine of a cluster: cores, GPUs and bytes that it has for cells, its GPUs' full names, and itself in words."""
 
     id: str
     address: str
     cpus: float
     gpus: int = 0
-    memory: float = math.inf
+    memory: float = float(1 << 50)
     gpu_names: tuple[str, ...] = ()
     machine: Mapping[str, str] = field(default_factory=dict)
 
