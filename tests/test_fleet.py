@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_running import Here
 
 from bitworth import running
 from bitworth.assembly import assemble
@@ -238,9 +239,9 @@ def _all_needs(cell: Cell, by_key: dict[str, Cell]) -> set[str]:
 
 @pytest.fixture(scope="module")
 def finished(tiny_study: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny study, run by the local executor."""
-    root = tmp_path_factory.mktemp("local")
-    running.run(parse_study(tiny_study), root)
+    """The tiny study, run one cell after another in this process."""
+    root = tmp_path_factory.mktemp("finished")
+    running.run(parse_study(tiny_study), root, executor=Here())
     return root
 
 

@@ -24,7 +24,7 @@ BASE_BYTES = 1 << 30
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Node:
-    """A machine of a cluster: cores, GPUs and bytes that it has for cells, its GPUs' full names, and itself in words."""
+    """A machine of a cluster: cores, GPUs and bytes that it has for cells, the GPUs' names, and itself in words."""
 
     id: str
     address: str
