@@ -74,6 +74,8 @@ def cluster(s3: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("RAY_agent_register_timeout_ms", "200000")  # a raylet gives up on a machine that is busy otherwise
+        patch.setenv("RAY_raylet_start_wait_time_s", "200")
         patch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")]))
         patch.setenv("BITWORTH_CACHE", str(tmp_path_factory.mktemp("nodes")))
         one = {"num_cpus": 1, "object_store_memory": 80 << 20}

@@ -11,6 +11,7 @@ known here.
 from __future__ import annotations
 
 import os
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -143,7 +144,7 @@ class RayCluster:
     def wait(self, seconds: float) -> list[Outcome]:
         """See `Cluster.wait`."""
         if not self._tasks:
-            self._ray.wait([self._ray.put(0)], timeout=seconds)
+            time.sleep(seconds)
             return []
         ready, _ = self._ray.wait(list(self._tasks), num_returns=1, timeout=seconds)
         if ready:  # others may have ended meanwhile
