@@ -1,8 +1,8 @@
 """What a cluster costs and gains: the Ray executor beside the local one, in one run, on raylets of one core each.
 
-Cells that sleep show the executors alone: what Ray adds to a cell that takes no time, and how close several raylets come
-to their number. Cells that answer questions with a real model show what a machine's cores allow. Every executor first
-runs a cell on each of its nodes, which starts workers and imports, and is left out.
+Cells that sleep show the executors alone: what Ray adds to a cell that takes no time, and how close several raylets
+come to their number. Cells that answer questions with a real model show what a machine's cores allow. Every executor
+first runs a cell on each of its nodes, which starts workers and imports, and is left out.
 """
 
 from __future__ import annotations
