@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from bitworth.apart import differing, likenesses
 from bitworth.benchmarking import cost_of
 from bitworth.errors import WorkFailed
 from bitworth.evaluation import compare, compare_groups, unfit_because
@@ -31,6 +32,7 @@ from bitworth.types import (
     Missing,
     QuantizeResult,
     QueryCost,
+    RatePoint,
     Recommendation,
     Recovery,
     StudyResult,
@@ -82,6 +84,8 @@ def _assemble(ledger: Ledger, root: Path, changed: Mapping[str, Any] | None) -> 
         finished=max((str(record["finished"]) for _, record in records if record is not None), default=None),
         groups=groups_of(answers, least.min_recovery_pct),
         deployments=deployments_of(costs, study, decide),
+        apart=tuple(pair for *side, format in _sides(answers) for pair in differing(*side, format=format)),
+        likenesses=tuple(row for *side, format in _sides(answers) for row in likenesses(*side, format=format)),
     )
 
 
@@ -126,7 +130,7 @@ def recoveries_of(answers: Answers, least_pct: float) -> tuple[tuple[Recovery, .
 
     A format that lacks a task the baseline has gets no `average`: it would be over other tasks than the rest.
     """
-    baseline, answers = _apart(answers)
+    baseline, answers = _split(answers)
     causes = {task: unfit_because(rows) for task, rows in baseline.items()}
     unfit = [Missing(title=f"recovery on {task}", cause=cause) for task, cause in causes.items() if cause is not None]
     usable = {task: rows for task, rows in baseline.items() if causes[task] is None}
@@ -143,7 +147,7 @@ def recoveries_of(answers: Answers, least_pct: float) -> tuple[tuple[Recovery, .
 
 def groups_of(answers: Answers, least_pct: float) -> tuple[Recovery, ...]:
     """Recoveries of every subject or language of the tasks that tell them apart, by format, then in order of names."""
-    baseline, answers = _apart(answers)
+    baseline, answers = _split(answers)
     found: list[Recovery] = []
     for format, tasks in answers.items():
         common = [task for task in baseline if task in tasks]
@@ -166,7 +170,8 @@ def costs_of(
         measurement, reason = None, result["unsupported"]
         if reason is None:
             timings = tuple(revive(Timing, row) for row in result["timings"])
-            measurement = Measurement(timings=timings, facts=revive(EngineFacts, result["facts"]))
+            rates = tuple(revive(RatePoint, row) for row in result.get("rates", ()))  # an older ledger has none
+            measurement = Measurement(timings=timings, facts=revive(EngineFacts, result["facts"]), rates=rates)
         for at, row in enumerate(hardware):
             place = (cell.format, use_case, load, at)
             if _timed_on(row, cell, measurement):
@@ -243,7 +248,15 @@ def _light(record: dict[str, Any] | None) -> dict[str, Any] | None:
     return record
 
 
-def _apart(answers: Answers) -> tuple[dict[str, list[Answer]], Answers]:
+def _sides(answers: Answers) -> Iterator[tuple[list[Answer], list[Answer], str]]:
+    """The baseline's answers and a format's, and its name, task by task of those that both answered."""
+    baseline, others = _split(answers)
+    for format, tasks in others.items():
+        for task in (task for task in baseline if task in tasks):
+            yield baseline[task], tasks[task], format
+
+
+def _split(answers: Answers) -> tuple[dict[str, list[Answer]], Answers]:
     """The baseline's, and the others'."""
     return answers.get(BASELINE, {}), {format: tasks for format, tasks in answers.items() if format != BASELINE}
 

@@ -89,6 +89,15 @@ def compare_texts(
     ]
 
 
+def scores_of(measure: str, baseline: Sequence[str], quantized: Sequence[str]) -> list[float]:
+    """Likeness of each pair of texts, in [0, 1], by a measure that needs no encoder.
+
+    Raises:
+        BitworthError: its package is not installed.
+    """
+    return _scorer(measure, STS_MODEL)(baseline, quantized)
+
+
 def _written_pairs(baseline: Sequence[Answer], quantized: Sequence[Answer]) -> dict[str, list[tuple[str, str]]]:
     """Task to texts of the same questions; an answer with log-probabilities was not written."""
     before = {(one.task, one.item): one.text for one in baseline if not one.logprobs}

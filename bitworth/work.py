@@ -183,7 +183,9 @@ def _benchmark(cell: Cell, root: Path, tell: Tell) -> dict[str, Any]:
         )
     except Unsupported as reason:  # a fact about the format on this machine, as lasting as a figure
         return {"unsupported": str(reason), "timings": [], "facts": None}
-    return {"unsupported": None, "timings": [asdict(t) for t in found.timings], "facts": asdict(found.facts)}
+    rates = [asdict(point) for point in found.rates]
+    timings = [asdict(timing) for timing in found.timings]
+    return {"unsupported": None, "timings": timings, "rates": rates, "facts": asdict(found.facts)}
 
 
 def _model(checkpoint: Path) -> TorchModel:

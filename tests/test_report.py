@@ -518,6 +518,8 @@ def test_the_document_is_plain_json_that_reads_back(result: StudyResult, written
         "recoveries",
         "recoveries_by_group",
         "divergences",
+        "likenesses",
+        "answers_apart",
         "costs",
         "savings",
         "checkpoints",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,7 +17,7 @@ from bitworth.errors import BitworthError
 from bitworth.types import Hardware, Load
 
 if TYPE_CHECKING:
-    from bitworth.prediction import Prediction
+    from bitworth.prediction import Architecture, Constants, Prediction
 
 _RANGES = ("latency_s", "latency_p90_s", "first_token_s", "queries_per_second", "queries_per_usd")
 
@@ -39,6 +40,10 @@ def predict(
     curve: Annotated[
         bool, typer.Option("--curve", help="Add latencies at nine rates up to the most queries a second.")
     ] = False,
+    timed: Annotated[
+        list[Path] | None,
+        typer.Option(help="Fit the device's own constants on what `bitworth benchmark --out` wrote there; several."),
+    ] = None,
     headroom: Annotated[float, typer.Option(help="Share of the devices' rate to leave unused.", min=0)] = 0.2,
     json: Json = False,
     quiet: Quiet = False,
@@ -52,17 +57,39 @@ def predict(
     if usd_per_hour is not None:
         row = replace(row, usd_per_hour=usd_per_hour, price_source="the command line")
     architecture, case = prediction.read_architecture(config), shape_of(use_case)
-    found = prediction.predict(architecture, format, row, case, parse_load(load), group_size=group_size)
+    settings: dict[str, Any] = {"group_size": group_size}
+    if timed:
+        row, settings["constants"] = _calibrated(architecture, format, row, timed, group_size)
+    found = prediction.predict(architecture, format, row, case, parse_load(load), **settings)
     for note in found.notes:
         terminal.note(note)
     document = as_document(found)
     if target_rate is not None:
-        full = prediction.alternatives(architecture, row, case, Load(kind="throughput"), group_size=group_size)
+        loaded = Load(kind="throughput")
+        full = (
+            [prediction.predict(architecture, format, row, case, loaded, **settings)]
+            if timed
+            else prediction.alternatives(architecture, row, case, loaded, group_size=group_size)
+        )
         document["scale"] = _scales(full, target_rate, headroom)
     if curve:
-        points = prediction.curve(architecture, format, row, case, group_size=group_size)
+        points = prediction.curve(architecture, format, row, case, **settings)
         document["curve"] = [{"saturation": point.saturation, **_figures(point)} for point in points]
     terminal.answer({"model": str(config), **document}, lambda: _tables(document))
+
+
+def _calibrated(
+    architecture: Architecture, format: str, row: Hardware, timed: list[Path], group_size: int | None
+) -> tuple[Hardware, Constants]:
+    """The row and the constants that the timed loads give this format there."""
+    from bitworth.prediction.calibrating import calibrated, nominal, read_observation
+    from bitworth.prediction.formats import kernel
+    from bitworth.prediction.roofline import Deployment
+
+    kind = kernel(format, group_size=group_size)
+    row = nominal(row, kind.arithmetic)
+    deployment = Deployment(architecture=architecture, kernel=kind, hardware=row)
+    return row, calibrated(deployment, [read_observation(folder) for folder in timed])
 
 
 def _row_of(gpu: str, count: int, study: Path | None) -> Hardware:
@@ -130,7 +157,7 @@ def _figures(found: Prediction) -> dict[str, float]:
     return figures
 
 
-def _scales(rows: list[Prediction | tuple[str, str]], target: float, headroom: float) -> list[dict[str, Any]]:
+def _scales(rows: Sequence[Prediction | tuple[str, str]], target: float, headroom: float) -> list[dict[str, Any]]:
     """What each format needs for a target rate, or why it cannot."""
     from bitworth.prediction import scale
 

@@ -41,6 +41,7 @@ __all__ = [
 ]
 HOURS_A_MONTH = 730
 _SIMULATED = 400  # requests that count, after as many that fill the queue
+_CALIBRATED = "The constants are the device's own, fitted on loads that were timed there; the range is judged."
 _FITTED_ON = {"A6000", "A100", "H100"}
 
 
@@ -118,7 +119,7 @@ def predict(
     deployment = Deployment(
         architecture=architecture, kernel=kernel(format, group_size=group_size), hardware=hardware, constants=constants
     )
-    notes = _notes(architecture, hardware)
+    notes = _notes(architecture, hardware) if constants == FITTED else (_CALIBRATED,)
     if load.kind == "synchronous":
         return _alone(deployment, use_case, notes)
     fleet = best_fleet(deployment, use_case)
@@ -255,6 +256,7 @@ def curve(
     use_case: UseCase,
     *,
     group_size: int | None = None,
+    constants: Constants = FITTED,
     points: int = 9,
 ) -> list[Prediction]:
     """Predictions at Poisson rates that rise in even steps towards the most queries a second.
@@ -262,10 +264,15 @@ def curve(
     Raises:
         BitworthError: see `predict`.
     """
-    full = predict(architecture, format, hardware, use_case, Load(kind="throughput"), group_size=group_size)
+    full = predict(
+        architecture, format, hardware, use_case, Load(kind="throughput"), group_size=group_size, constants=constants
+    )
     rates = [full.queries_per_second.value * step / (points + 1) for step in range(1, points + 1)]
     loads = [Load(kind="poisson", rate=rate) for rate in rates]
-    return [predict(architecture, format, hardware, use_case, load, group_size=group_size) for load in loads]
+    return [
+        predict(architecture, format, hardware, use_case, load, group_size=group_size, constants=constants)
+        for load in loads
+    ]
 
 
 def alternatives(

@@ -36,6 +36,8 @@ def result_as_json(result: StudyResult) -> Json:
         "recoveries": [_recovery(row) for row in result.recoveries],
         "recoveries_by_group": [_recovery(row) for row in result.groups],
         "divergences": {format: _divergence(row) for format, row in result.divergences.items()},
+        "likenesses": [asdict(row) for row in result.likenesses],
+        "answers_apart": [asdict(pair) for pair in result.apart],
         "costs": [cost_as_json(cost) for cost in result.costs],
         "savings": [asdict(row) for row in savings(result.costs)],
         "checkpoints": {format: _checkpoint(row) for format, row in result.checkpoints.items()},
@@ -102,6 +104,7 @@ def _figures(cost: QueryCost) -> Json:
         "requests": cost.requests,
         "source": cost.source,
         "seconds": {name: asdict(figure) for name, figure in cost.figures.items()},
+        "rates": [asdict(point) for point in cost.rates],
         "facts": _facts(cost.facts),
     }
 

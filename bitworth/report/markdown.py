@@ -34,6 +34,7 @@ def render_markdown(result: StudyResult) -> str:
         *_recoveries(result),
         *_groups(result),
         *_divergences(result),
+        *_likenesses(result),
         *_costs(result),
         *_savings(result),
         *_checkpoints(result),
@@ -119,6 +120,24 @@ def _divergences(result: StudyResult) -> Iterable[str]:
     ]
     titles = ("format", "perplexity", "baseline's", "KL, nats", "top token differs", "tokens")
     yield markdown_table(titles, rows, text_columns=(0,))
+
+
+def _likenesses(result: StudyResult) -> Iterable[str]:
+    if not result.likenesses:
+        return
+    yield "## Likeness of what was written to the baseline's"
+    rows = [
+        (
+            row.task,
+            row.format,
+            row.measure,
+            *map(number, (row.mean, row.p10, row.median, row.p90)),
+            f"{row.questions:,}",
+        )
+        for row in result.likenesses
+    ]
+    titles = ("task", "format", "measure", "mean", "10 % below", "median", "10 % above", "answers")
+    yield markdown_table(titles, rows, text_columns=(0, 1, 2))
 
 
 def _costs(result: StudyResult) -> Iterable[str]:

@@ -13,7 +13,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from bitworth.report import figures, panels
+from bitworth.report import compared, figures, panels
 from bitworth.report.asking import asked_again
 from bitworth.report.figures import counterpart, dollars, hardware_name, overlap, times
 from bitworth.report.marks import Mark, marks_of
@@ -77,6 +77,10 @@ def render_page(result: StudyResult) -> str:
         recovery_groups=by_task,
         subject_groups=_by_task(result.groups),
         scenarios=_scenarios(result, marks),
+        curves=compared.curves(result, marks),
+        likeness=compared.likeness(result, marks),
+        apart=compared.by_format(result.apart),
+        drawn=Markup,
         savings=savings_sheet(result),
         foretold=foretold_sheet(result.costs),
         options=Markup(asked_again(result)),

@@ -6,14 +6,14 @@ import csv
 import io
 import math
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import astuple, dataclass, fields
 from urllib.parse import quote
 
 from bitworth.load.savings import savings
 from bitworth.report.figures import hardware_name, interval, number, percent, seconds, usd_per_1k
 from bitworth.report.words import scenario_title
-from bitworth.types import QueryCost, Recommendation, Recovery, StudyResult
+from bitworth.types import Likeness, QueryCost, RatePoint, Recommendation, Recovery, StudyResult
 
 Value = str | float | int | None
 _QUANTITIES = {"latency": "latency", "first_token": "first token", "per_output_token": "per output token"}
@@ -61,6 +61,28 @@ def cost_sheet(found: Recommendation) -> Sheet:
         shown.append((cost.format, place, rate, _recovery(*kept), cost.source))
     head = ("Format", "Hardware", "Queries per dollar", "Recovery", "Figures")
     return Sheet(title=title, head=head, rows=tuple(shown), file=_file("cost", title), csv=_address(keys, values))
+
+
+def curve_sheet(title: str, by_format: Mapping[str, Sequence[RatePoint]]) -> Sheet:
+    """What was seen at each rate, by format."""
+    keys = ("format", *(field.name for field in fields(RatePoint)))
+    values = [(format, *astuple(point)) for format, points in by_format.items() for point in points]
+    shown = tuple(
+        (format, number(p.rate), number(p.queries_per_second), seconds(p.latency_p50_s), seconds(p.latency_p95_s))
+        for format, points in by_format.items()
+        for p in points
+    )
+    head = ("Format", "Requests a second", "Answered a second", "Latency, p50", "Latency, p95")
+    return Sheet(title=title, head=head, rows=shown, file=_file("latency", title), csv=_address(keys, values))
+
+
+def likeness_sheet(title: str, rows: Sequence[Likeness]) -> Sheet:
+    """Quantiles of one measure on one task."""
+    keys = ("format", "mean", "p10", "median", "p90", "questions")
+    values = [(r.format, r.mean, r.p10, r.median, r.p90, r.questions) for r in rows]
+    shown = tuple((r.format, *(number(v) for v in (r.mean, r.p10, r.median, r.p90)), f"{r.questions:,}") for r in rows)
+    head = ("Format", "Mean", "Lowest tenth below", "Median", "Highest tenth above", "Answers")
+    return Sheet(title=title, head=head, rows=shown, file=_file("likeness", title), csv=_address(keys, values))
 
 
 def percentile_sheet(costs: Sequence[QueryCost]) -> Sheet | None:

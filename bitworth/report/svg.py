@@ -7,9 +7,11 @@ meets one image with a description instead of a tree of marks.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal
 from xml.etree import ElementTree
 
@@ -44,8 +46,6 @@ def draw(chart: Any, *, alt: str, words: Sequence[Word] = ()) -> str:
     `words` are written over it here: vl-convert measures each text that it draws itself, which takes 5 ms apiece and
     adds up to most of a minute where many formats meet many tasks.
     """
-    import vl_convert
-
     muted, rule = sentinel("--muted"), sentinel("--rule")
     axis = {
         "domainColor": rule,
@@ -61,7 +61,16 @@ def draw(chart: Any, *, alt: str, words: Sequence[Word] = ()) -> str:
     title = {"color": muted, "fontSize": 11.5, "fontWeight": "normal"}
     config = {"aria": False, "background": "transparent", "padding": 2, "view": {"stroke": None}}
     spec = chart.configure(**config, axis=axis, title=title).to_dict(validate=False)
-    return _adopted(vl_convert.vegalite_to_svg(spec), alt, words)
+    return _adopted(_rendered(json.dumps(spec, sort_keys=True)), alt, words)
+
+
+@lru_cache(maxsize=256)
+def _rendered(spec: str) -> str:
+    """What vl-convert draws; a report that is written again after a cell has most of its plots from here."""
+    import vl_convert
+
+    drawn: str = vl_convert.vegalite_to_svg(spec)
+    return drawn
 
 
 def _adopted(text: str, alt: str, words: Sequence[Word]) -> str:

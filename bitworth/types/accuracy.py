@@ -103,6 +103,41 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AnswerPair:
+    """A question that two models answered differently: what each said, and how far apart that is, in [0, 1].
+
+    Between given choices the distance is half the sum of the changes of their probabilities; between texts, the share
+    of words that they have not in common, in order.
+    """
+
+    task: str
+    format: str
+    item: str
+    baseline: str
+    quantized: str
+    baseline_score: float
+    quantized_score: float
+    distance: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Likeness:
+    """How alike a format's written answers are to the baseline's: quantiles over questions, in [0, 1].
+
+    `measure` is one of `bitworth.similarity.MEASURES`; the mean of `identical` is a share.
+    """
+
+    task: str
+    format: str
+    measure: str
+    mean: float
+    p10: float
+    median: float
+    p90: float
+    questions: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Recovery:
     """100 x quantized / baseline over the same questions, its 95 % interval, and whether it reaches the least allowed.
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from bitworth.types.accuracy import Divergence, Recovery
+from bitworth.types.accuracy import AnswerPair, Divergence, Likeness, Recovery
 from bitworth.types.decision import Constraint, Recommendation
 from bitworth.types.serving import EngineFacts, Hardware, QueryCost
 
@@ -127,7 +127,8 @@ class StudyResult:
     `recoveries` has a row a task and format, then one a format with task `average`; `groups` one a subject or language
     of a task (`task/group`) and format; `evaluated_with` gives the engine behind each format's answers; `finished` is
     the ISO time of the newest result; `machine` and `settings` are printable provenance. `deployments` decide across
-    loads, and for the study's mix of use cases.
+    loads, and for the study's mix of use cases. `apart` are questions that formats answered most unlike the baseline,
+    `likenesses` how alike what was written is.
     """
 
     name: str
@@ -147,3 +148,5 @@ class StudyResult:
     finished: str | None
     groups: tuple[Recovery, ...] = ()
     deployments: tuple[Recommendation, ...] = ()
+    apart: tuple[AnswerPair, ...] = ()
+    likenesses: tuple[Likeness, ...] = ()
