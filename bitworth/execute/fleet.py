@@ -99,7 +99,13 @@ class _Piece:
     node: str = ""
     shunned: set[str] = field(default_factory=set)
     deaths: Counter[str] = field(default_factory=Counter)
-    stuck_since: float | None = None
+
+    @property
+    def shape(self) -> tuple[str, ...]:
+        """Equal for pieces that fit in the same places."""
+        where = (self.cell.where.get(name, "") for name in ("model", "checkpoint", "baseline"))
+        machine = json.dumps(self.cell.inputs.get("machine"), sort_keys=True)
+        return (self.cell.kind, *where, machine, *sorted(self.shunned))
 
 
 class FleetExecutor:
@@ -143,6 +149,7 @@ class _Run:
         self.waiting: list[_Piece] = []
         self.running: dict[int, _Piece] = {}
         self.lost: set[str] = set()
+        self.stuck: dict[tuple[str, ...], float] = {}
         self.tickets = 0
         self.looked = -LOOK_S
 
@@ -170,7 +177,9 @@ class _Run:
             if cell is None:
                 return True
             parts = split(cell, self.part_questions)
-            whole = _Whole(cell=cell, results=[self._kept(cell, at, len(parts)) for at in range(len(parts))])
+            kept = [self._kept(cell, at, len(parts)) for at in range(len(parts))]
+            whole = _Whole(cell=cell, results=[row and row["result"] for row in kept])
+            whole.seconds = sum(row["seconds"] for row in kept if row)
             self.waiting += [
                 _Piece(cell=part, whole=whole, at=at) for at, part in enumerate(parts) if whole.results[at] is None
             ]
@@ -179,12 +188,16 @@ class _Run:
 
     def _place(self) -> None:
         left = []
+        full: set[tuple[str, ...]] = set()
         for piece in self.waiting:
             if piece.whole.ended:
                 continue
-            if not self._start(piece) and not self._is_stuck(piece):
+            if piece.shape in full or not self._start(piece):
+                full.add(piece.shape)
                 left.append(piece)
         self.waiting = left
+        for shape in full:
+            self._wait_for_a_node(shape)
 
     def _start(self, piece: _Piece) -> bool:
         """Start it where there is room; False where there is none."""
@@ -193,7 +206,7 @@ class _Run:
             return False
         node, wanted = taken
         self.cluster.start(self.tickets, piece.cell, self.work, str(self.root), node, wanted)
-        piece.node, piece.stuck_since = node.id, None
+        piece.node = node.id
         self.running[self.tickets] = piece
         self.tickets += 1
         if not piece.whole.started:
@@ -201,20 +214,20 @@ class _Run:
             self.watcher.started(piece.whole.cell)
         return True
 
-    def _is_stuck(self, piece: _Piece) -> bool:
-        """Whether no node could run it for so long that it has failed."""
-        if self.fleet.may_run(piece.cell):
-            piece.stuck_since = None
-            return False
-        piece.stuck_since = self.clock() if piece.stuck_since is None else piece.stuck_since
-        if self.clock() - piece.stuck_since < self.patience_s:
-            return False
+    def _wait_for_a_node(self, shape: tuple[str, ...]) -> None:
+        """Give up what waits in this shape when no node could have run it for too long."""
+        pieces = [piece for piece in self.waiting if piece.shape == shape]
+        if self.fleet.may_run(pieces[0].cell):
+            self.stuck.pop(shape, None)
+            return
+        if self.clock() - self.stuck.setdefault(shape, self.clock()) < self.patience_s:
+            return
         if not self.fleet.nodes:
             raise WorkFailed(
                 "The cluster has no nodes left; what was finished is kept, and the same command goes on from there."
             )
-        self._report(piece.whole, None, "No node of the cluster that it could run on is up.")
-        return True
+        for piece in pieces:
+            self._report(piece.whole, None, "No node of the cluster that it could run on is up.")
 
     def _end(self, outcome: Outcome) -> None:
         piece = self.running.pop(outcome.ticket)
@@ -282,6 +295,6 @@ class _Run:
             return None
         try:
             found = json.loads((self._parts(cell) / f"{at}-of-{count}.json").read_text(encoding="utf-8"))
-            return dict(found["result"])
+            return {"result": dict(found["result"]), "seconds": float(found["seconds"])}
         except (OSError, ValueError, KeyError, TypeError):
             return None

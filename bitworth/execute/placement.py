@@ -11,6 +11,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 
 from bitworth.hardware import LOCAL, is_of
@@ -114,6 +115,7 @@ def _held_bytes(cell: Cell, root: Path) -> float:
     return sum(2.0 * _weights_bytes(root / folder) for folder in folders)
 
 
+@lru_cache(maxsize=1024)
 def _weights_bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
 

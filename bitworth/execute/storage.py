@@ -30,6 +30,7 @@ class Storage:
         Raises:
             BitworthError: fsspec, or what it needs for that kind of URL, is not installed, or the URL makes no sense.
         """
+        self._sent: dict[str, dict[str, int]] = {}
         self.url = url.rstrip("/") if "://" in url else str(Path(url).absolute())
         try:
             import fsspec
@@ -69,7 +70,8 @@ class Storage:
             WorkFailed: it cannot be written.
         """
         files = sizes(source)
-        if self._listing(name) == files:
+        if self._sent.get(name) == files or self._listing(name) == files:
+            self._sent[name] = files
             return
         with self._told(f"{source} could not be written to {self.url}"):
             for path in files:
