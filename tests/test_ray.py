@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -67,7 +68,15 @@ def test_a_node_says_whether_it_sees_the_folder(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def cluster(s3: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+def client() -> int:
+    """A free port for drivers outside of the cluster."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def cluster(s3: str, client: int, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """Two raylets of one core each; what a test adds is gone after it."""
     pytest.importorskip("ray", reason="needs Ray (the `ray` extra)")
     from ray.cluster_utils import Cluster
@@ -78,8 +87,8 @@ def cluster(s3: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
         patch.setenv("RAY_raylet_start_wait_time_s", "200")
         patch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")]))
         patch.setenv("BITWORTH_CACHE", str(tmp_path_factory.mktemp("nodes")))
-        one = {"num_cpus": 1, "object_store_memory": 80 << 20}
-        found = Cluster(initialize_head=True, head_node_args={**one, "include_dashboard": False})
+        one = {"num_cpus": 1, "object_store_memory": 80 << 20, "include_dashboard": False}
+        found = Cluster(initialize_head=True, head_node_args={**one, "ray_client_server_port": client})
         found.add_node(**one)
         yield found
         found.shutdown()
@@ -192,6 +201,17 @@ def test_a_driver_killed_and_started_again_goes_on(cluster: Any, small: dict[str
     assert {path: path.stat().st_mtime_ns for path in first} == stamps, "what was finished was not run again"
     ledger = Ledger(tmp_path / "out")
     assert all(ledger.get(one) is not None for one in ledger.read_plan())
+
+
+@pytest.mark.slow
+def test_a_driver_outside_comes_in_by_the_client_port(cluster: Any, client: int, tmp_path: Path) -> None:
+    log = Log()
+    with rays.connect(f"ray://127.0.0.1:{client}", tmp_path) as found:
+        FleetExecutor(found).run([cell("a"), cell("dies", die=True), cell("b")], slowly, str(tmp_path), log)
+    causes = {title: cause for title, _, cause in log.ended_}
+    assert "died" in str(causes.pop("dies"))
+    assert causes == {"a": None, "b": None}
+    assert wait_for(lambda: not workers())
 
 
 @pytest.mark.slow
