@@ -203,6 +203,23 @@ def test_a_driver_killed_and_started_again_goes_on(cluster: Any, small: dict[str
     assert all(ledger.get(one) is not None for one in ledger.read_plan())
 
 
+def shown(cell: Cell, root: str, tell: Tell) -> dict[str, Any]:
+    """The GPUs that the cell may use."""
+    return {"gpus": os.environ.get("CUDA_VISIBLE_DEVICES")}
+
+
+@pytest.mark.slow
+def test_where_a_node_counts_gpus_each_cell_gets_one(cluster: Any, tmp_path: Path) -> None:
+    """Ray believes a raylet that says it has GPUs; that cells then see one each needs none."""
+    added = cluster.add_node(num_cpus=2, num_gpus=2, object_store_memory=80 << 20)
+    log = Log()
+    with rays.connect(cluster.address, tmp_path) as found:
+        FleetExecutor(found).run([cell(name) for name in "abcd"], shown, str(tmp_path), log)
+    assert {result["gpus"] for _, result, _ in log.ended_} <= {"0", "1"}
+    assert len(log.ended_) == 4
+    cluster.remove_node(added)
+
+
 @pytest.mark.slow
 def test_a_driver_outside_comes_in_by_the_client_port(cluster: Any, client: int, tmp_path: Path) -> None:
     log = Log()
