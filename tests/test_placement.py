@@ -91,6 +91,14 @@ def test_a_timing_gets_its_rows_gpus_and_their_share_of_the_rest() -> None:
     assert demand(timing(processor="EPYC", hardware="2 x A100"), node, Path()) is None
 
 
+def test_a_quantization_spread_over_devices_gets_them_together() -> None:
+    spread = Cell(kind="quantize", title="q", format="f", inputs={}, where={"model": "m", "devices": "4"})
+    found = demand(spread, gpu_node("a", 4), Path())
+    assert found is not None
+    assert found.gpus == 4
+    assert demand(spread, gpu_node("b", 2), Path()) is None
+
+
 def test_memory_bounds_what_runs_side_by_side(tmp_path: Path) -> None:
     (tmp_path / "x").mkdir()
     with (tmp_path / "x" / "model.safetensors").open("wb") as file:

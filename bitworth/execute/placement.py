@@ -84,8 +84,10 @@ def demand(cell: Cell, node: Node, root: Path) -> Demand | None:
         return _alone(cell, node)
     cpus = min(float(CORES), node.cpus)
     memory = min(BASE_BYTES + _held_bytes(cell, root), node.memory)
+    devices = int(cell.where.get("devices", 1))
     if node.gpus:
-        return Demand(cpus=_cores(min(cpus, node.cpus / node.gpus)), gpus=1, memory=memory)
+        share = _cores(min(cpus, node.cpus / node.gpus) * devices)
+        return Demand(cpus=share, gpus=devices, memory=memory) if devices <= node.gpus else None
     return Demand(cpus=cpus, memory=memory)
 
 
