@@ -64,9 +64,7 @@ def main() -> None:
     say(
         [
             Claim("documents read", f">= {count}", float(total), "inputs", total >= count),
-            Claim(
-                f"documents of the slowest of {len(readers)} readers", ">= 100", float(least), "inputs", least >= 100
-            ),
+            Claim(f"documents of the slowest of {len(readers)} readers", ">= 100", float(least), "inputs", least >= 100),
             Claim("crashes", "0", float(found.crashes.total()), "inputs", not found.crashes),
             Claim(f"documents that took over {HANG_S:g} s", "0", float(found.hangs.total()), "inputs", not found.hangs),
         ],
