@@ -8,6 +8,7 @@
       failures/KEY.json     why a cell could not be finished; removed when it is
       checkpoints/NAME/     what the quantize cells made
       lock                  held by the one driver that may write
+      progress.json         while it runs: how far it is (`bitworth.progress`)
 
 A file whose checksum does not match is treated as absent (the cell is run again) and reported by `damaged`.
 """
@@ -28,9 +29,15 @@ from typing import Any, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from bitworth.errors import BitworthError, WorkFailed, disk_reason
+from bitworth.guard.documents import MOST_NESTED, json_of
+from bitworth.guard.folders import is_within
+from bitworth.guard.keys import redacted, without_keys, without_secrets
+from bitworth.guard.text import visible
 from bitworth.types import Cell
 
 SCHEMA = 1
+HALVES = "backslashreplace"
+"""How half a surrogate pair, which servers send in the end, is encoded: as JSON writes it inside a string."""
 
 
 def canonical(value: Any) -> str:
@@ -63,11 +70,11 @@ def revive(kind: type[Noun], row: Any) -> Noun:
 
 def key_of(cell: Cell) -> str:
     """Twenty hex digits of the SHA-256 of the cell's kind and inputs; its title and needs do not count."""
-    return hashlib.sha256(canonical({"kind": cell.kind, "inputs": cell.inputs}).encode()).hexdigest()[:20]
+    return hashlib.sha256(canonical({"kind": cell.kind, "inputs": cell.inputs}).encode(errors=HALVES)).hexdigest()[:20]
 
 
 def write_atomic(path: Path, text: str) -> None:
-    """Write to a temporary name in the same folder, flush to disk, rename.
+    """Write to a temporary name in the same folder, flush to disk, rename; no key of the environment is written.
 
     Raises:
         WorkFailed: the disk is full or cannot be written; `path` is then as it was.
@@ -75,8 +82,8 @@ def write_atomic(path: Path, text: str) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
+        with temporary.open("w", encoding="utf-8", errors=HALVES) as file:
+            file.write(without_keys(text))
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -117,13 +124,14 @@ class Ledger:
                 yield revive(Cell, record["cell"]), record["result"]
 
     def put(self, cell: Cell, result: Mapping[str, Any], *, seconds: float = 0.0) -> None:
-        """Keep a finished cell's result, what it took and when, and forget its earlier failure."""
+        """Keep a finished cell's result, what it took and when, and forget its earlier failure; keys are left out."""
+        result = redacted(dict(result))
         record = {
             "schema": SCHEMA,
             "cell": asdict(cell),
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
             "seconds": round(seconds, 3),
-            "result": dict(result),
+            "result": result,
             "sha256": _digest(result),
         }
         write_json(self.path(cell), record)
@@ -131,12 +139,17 @@ class Ledger:
 
     def fail(self, cell: Cell, cause: str) -> None:
         """Keep why a cell could not be finished."""
-        write_atomic(self._failure_path(cell), json.dumps({"title": cell.title, "cause": cause}) + "\n")
+        write_atomic(
+            self._failure_path(cell), json.dumps({"title": cell.title, "cause": visible(without_secrets(cause))}) + "\n"
+        )
 
     def failure(self, cell: Cell) -> str | None:
         """Why the cell failed last time, if it did."""
         path = self._failure_path(cell)
-        return str(json.loads(path.read_text())["cause"]) if path.is_file() else None
+        try:
+            return str(json_of(path.read_text(encoding="utf-8"))["cause"]) if path.is_file() else None
+        except (OSError, ValueError, KeyError, TypeError):
+            return "why it failed does not read back"
 
     def damaged(self) -> list[Path]:
         """Result files that do not match their checksum; their cells will be run again."""
@@ -157,7 +170,15 @@ class Ledger:
         Raises:
             BitworthError: the folder holds no study.
         """
-        return tuple(revive(Cell, row) for row in self._read_json("plan.json"))
+        rows = self._read_json("plan.json")
+        if not isinstance(rows, list):
+            raise BitworthError(f"{self.root}/plan.json is no list of cells; run the study again.")
+        cells = tuple(revive(Cell, row) for row in rows)
+        outs = (cell.where["out"] for cell in cells if "out" in cell.where)
+        astray = next((out for out in outs if not is_within(out)), None)
+        if astray is not None:
+            raise BitworthError(f"{self.root}/plan.json would write to {astray}, outside its folder; do not use it.")
+        return cells
 
     def read_study(self) -> dict[str, Any]:
         """The study whose results these are.
@@ -165,17 +186,21 @@ class Ledger:
         Raises:
             BitworthError: the folder holds no study.
         """
-        study: dict[str, Any] = self._read_json("study.json")
-        return study
+        return self._read_object("study.json")
 
     def read_config(self) -> dict[str, Any] | None:
         """The config of the study's model; None where an earlier version ran it."""
-        config: dict[str, Any] | None = self._read_json("model.json") if (self.root / "model.json").is_file() else None
-        return config
+        return self._read_object("model.json") if (self.root / "model.json").is_file() else None
+
+    def _read_object(self, name: str) -> dict[str, Any]:
+        found = self._read_json(name)
+        if not isinstance(found, dict):
+            raise BitworthError(f"{self.root / name} holds no JSON object; run the study again.")
+        return found
 
     def _read_json(self, name: str) -> Any:
         try:
-            return json.loads((self.root / name).read_text(encoding="utf-8"))
+            return json_of((self.root / name).read_bytes(), nested=MOST_NESTED)
         except (OSError, ValueError) as error:
             raise BitworthError(
                 f"{self.root} holds no readable {name}; name a folder that `bitworth run STUDY --out FOLDER` wrote."
@@ -215,15 +240,16 @@ class Ledger:
 
 
 def _digest(result: Mapping[str, Any]) -> str:
-    return hashlib.sha256(canonical(result).encode()).hexdigest()
+    return hashlib.sha256(canonical(result).encode(errors=HALVES)).hexdigest()
 
 
 def _record(path: Path) -> dict[str, Any] | None:
     """A result file's content, or None where it is absent or does not match its checksum."""
     try:
-        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return record if record["sha256"] == _digest(record["result"]) and record["finished"] else None
-    except (OSError, ValueError, KeyError, TypeError):
+        record: dict[str, Any] = json_of(path.read_bytes())
+        whole = record["sha256"] == _digest(record["result"]) and record["finished"]
+        return record if whole and isinstance(record["result"], dict) else None
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
 
 

@@ -3,6 +3,8 @@
 model: demo:smollm2            # hub id, folder, or the demo's model
 formats: [baseline, w8a8-fp, w8a8-int-gptq, w4a16-int-gptq]
 group_size: 64
+device: cuda                   # where checkpoints are made and answers computed; the GPU where there is one
+devices: 4                     # that make a checkpoint together
 calibration: {source: demo:calibration, samples: 32, length: 512}  # or sources: [{source: FILE, weight: 2}, random]
 tasks: [{name: arc_challenge, limit: 100}]
 use_cases: [{name: rag, scale: 0.1}]  # or {name: office, mix: {rag: 2, docstring: 1}}, {name: day, trace: FILE.jsonl}
@@ -26,8 +28,10 @@ from bitworth import hardware as catalogue
 from bitworth import recipes, workloads
 from bitworth import tasks as task_registry
 from bitworth.errors import BitworthError
+from bitworth.guard.documents import yaml_of
 from bitworth.load.traces import Workload, read_trace
 from bitworth.types import (
+    AVERAGE,
     BASELINE,
     Calibration,
     CalibrationSource,
@@ -64,8 +68,12 @@ def _kind(value: Any) -> Any:
     return {"kind": value} if isinstance(value, str) else value
 
 
+_Count = Annotated[int, Field(gt=0, le=10**9)]
+_Seed = Annotated[int, Field(ge=0, lt=2**63)]
+
+
 class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class FormatEntry(_Part):
@@ -73,7 +81,7 @@ class FormatEntry(_Part):
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$", max_length=80)
     base: str | None = None
-    group_size: int | None = Field(None, gt=0)
+    group_size: _Count | None = None
     clip: Literal["none", "mse", "mse-hessian"] | None = None
     damping: float | None = Field(None, gt=0, lt=1)
     ordering: Ordering | None = None
@@ -108,7 +116,7 @@ class SourceEntry(_Part):
     """One source of a calibration mix: a file, hub:organization/name, demo:calibration, `random` or `self`."""
 
     source: str = Field(min_length=1)
-    weight: float = Field(1.0, gt=0, allow_inf_nan=False)
+    weight: float = Field(1.0, gt=0)
 
 
 class CalibrationEntry(_Part):
@@ -116,9 +124,9 @@ class CalibrationEntry(_Part):
 
     source: str | None = Field(None, min_length=1)
     sources: list[Annotated[SourceEntry, BeforeValidator(_sourced)]] = []
-    samples: int = Field(128, gt=0)
-    length: int = Field(512, gt=1)
-    seed: int = 0
+    samples: _Count = 128
+    length: int = Field(512, gt=1, le=10**9)
+    seed: _Seed = 0
     chat_template: Rule = "auto"
     bos: Rule = "auto"
     stream: StreamKind = "own"
@@ -146,15 +154,16 @@ class CalibrationEntry(_Part):
 
 
 class TaskEntry(_Part):
-    """A task or a suite, how many of its questions (of each task), their seed, and how answers are drawn."""
+    """A task or a suite, how many of its questions (of each task), their seed, how answers are drawn, how often."""
 
     name: str
-    limit: int | None = Field(None, gt=0)
-    seed: int = 0
-    shots: int | None = Field(None, ge=0)
-    samples: int | None = Field(None, gt=0)
+    limit: _Count | None = None
+    seed: _Seed = 0
+    shots: int | None = Field(None, ge=0, le=1000)
+    samples: _Count | None = None
     temperature: float | None = Field(None, ge=0)
     chat: bool | None = None
+    repeats: int | None = Field(None, gt=1, le=1000)
 
     @model_validator(mode="after")
     def _known(self) -> TaskEntry:
@@ -168,8 +177,8 @@ class DivergenceEntry(_Part):
     """Text on which perplexity, KL and flips are measured."""
 
     text: str = "demo:heldout"
-    window: int = Field(512, gt=1)
-    windows: int | None = Field(None, gt=0)
+    window: int = Field(512, gt=1, le=10**9)
+    windows: _Count | None = None
 
 
 class UseCaseEntry(_Part):
@@ -180,7 +189,7 @@ class UseCaseEntry(_Part):
 
     name: str
     scale: float = Field(1.0, gt=0, le=1)
-    mix: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] | None = Field(None, min_length=1)
+    mix: dict[str, Annotated[float, Field(gt=0)]] | None = Field(None, min_length=1)
     trace: str | None = Field(None, min_length=1)
 
     @model_validator(mode="after")
@@ -212,7 +221,7 @@ class LoadEntry(_Part):
 
     kind: Literal["synchronous", "throughput", "constant", "poisson", "sweep"]
     rate: float | None = Field(None, gt=0)
-    streams: int | None = Field(None, gt=0)
+    streams: _Count | None = None
     max_first_token_s: float | None = Field(None, gt=0)
     max_inter_token_s: float | None = Field(None, gt=0)
     max_latency_s: float | None = Field(None, gt=0)
@@ -242,12 +251,12 @@ class HardwareEntry(_Part):
     """
 
     name: str
-    count: int = Field(1, gt=0)
+    count: int = Field(1, gt=0, le=10**5)
     usd_per_hour: float | None = Field(None, gt=0)
     memory_gib: float | None = Field(None, gt=0)
     bandwidth_gb_s: float | None = Field(None, gt=0)
     tera_ops: dict[Literal["bf16", "int8", "fp8"], Annotated[float, Field(gt=0)]] | None = None
-    processors: int | None = Field(None, gt=0)
+    processors: _Count | None = None
     clock_ghz: float | None = Field(None, gt=0)
     link_gb_s: float | None = Field(None, gt=0)
     capability: str | None = Field(None, pattern=r"^\d+\.\d$|^gfx\d+$")
@@ -285,9 +294,10 @@ class LatencyEntry(_Part):
 
 
 class ConstraintEntry(_Part):
-    """What a deployment must meet."""
+    """What a deployment must meet; `recovery_of` names the task or suite that counts, the average of all otherwise."""
 
     min_recovery_pct: float = Field(99.0, gt=0)
+    recovery_of: str = AVERAGE
     confidence_pct: float = Field(95.0, gt=0, lt=100)
     max_latency_s: float | None = Field(None, gt=0)
     max_first_token_s: float | None = Field(None, gt=0)
@@ -295,16 +305,16 @@ class ConstraintEntry(_Part):
     max_usd_per_1k_queries: float | None = Field(None, gt=0)
     max_usd_per_month: float | None = Field(None, gt=0)
     queries_per_second: float | None = Field(None, gt=0)
-    available: dict[str, Annotated[int, Field(ge=0)]] = {}
+    available: dict[str, Annotated[int, Field(ge=0, le=10**9)]] = {}
 
 
 class Study(_Part):
-    """Everything a study asks for."""
+    """Everything a study asks for; `devices` of the kind `device` make a checkpoint, one computes the answers."""
 
     name: str = "study"
     model: str
     formats: list[Annotated[FormatEntry, BeforeValidator(_named)]] = Field(min_length=1)
-    group_size: int | None = Field(None, gt=0)
+    group_size: _Count | None = None
     allow_group_fallback: bool = False
     calibration: CalibrationEntry = CalibrationEntry()
     data: str | None = None
@@ -314,10 +324,20 @@ class Study(_Part):
     loads: list[Annotated[LoadEntry, BeforeValidator(_kind)]] = [LoadEntry(kind="synchronous")]
     hardware: list[Annotated[HardwareEntry, BeforeValidator(_named)]] = [HardwareEntry(name="local")]
     engine: str = "torch"
-    requests: int = Field(8, gt=0)
+    requests: _Count = 8
+    device: str | None = Field(None, pattern=r"^(cpu|cuda(:\d+)?)$")
+    devices: int = Field(1, gt=0, le=1024)
     unsafe_code_execution: bool = False
     constraints: ConstraintEntry = ConstraintEntry()
-    traffic: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = {}
+    traffic: dict[str, Annotated[float, Field(gt=0)]] = {}
+
+    @model_validator(mode="after")
+    def _one_kind_of_device(self) -> Study:
+        if self.devices > 1 and self.device is not None and ":" in self.device:
+            raise ValueError(
+                f"devices: {self.devices} and device: {self.device} exclude each other; name the kind alone"
+            )
+        return self
 
     @model_validator(mode="after")
     def _consistent(self) -> Study:
@@ -331,6 +351,7 @@ class Study(_Part):
                 raise ValueError(f"{what} `{twice[0]}` is listed twice; give each its own name")
         if BASELINE not in [f.name for f in self.formats]:
             raise ValueError(f"formats must include `{BASELINE}`: every recovery and saving is against it")
+        self.check_counted(self.constraints.recovery_of)
         odd = next((name for name in self.traffic if name not in [u.name for u in self.use_cases]), None)
         if odd is not None:
             raise ValueError(f"traffic names use case `{odd}`, which is not among the study's use_cases")
@@ -349,6 +370,20 @@ class Study(_Part):
     def task_specs(self) -> list[TaskSpec]:
         """The tasks as values, suites expanded."""
         return task_registry.expand([TaskSpec(**entry.model_dump()) for entry in self.tasks])
+
+    def suites(self) -> tuple[str, ...]:
+        """The suites that are asked for by name."""
+        return tuple(entry.name for entry in self.tasks if entry.name in task_registry.SUITES)
+
+    def check_counted(self, name: str) -> None:
+        """Refuse a constraint on the recovery of a task or suite that is not asked for.
+
+        Raises:
+            ValueError: it is not.
+        """
+        counted = [AVERAGE, *(spec.name for spec in self.task_specs()), *self.suites()]
+        if name not in counted:
+            raise ValueError(unknown("task or suite for `recovery_of`", name, counted))
 
     def workload_values(self) -> list[Workload]:
         """The use cases, scaled, mixes and traces.
@@ -380,7 +415,7 @@ def load_study(path: Path) -> Study:
             names the place and what would have been right.
     """
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        raw = yaml_of(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
         raise BitworthError(f"The study {path} cannot be read: {reason}.") from error
@@ -390,6 +425,8 @@ def load_study(path: Path) -> Study:
         raise BitworthError(
             f"The study {path} is not valid YAML{where}: {getattr(error, 'problem', error)}."
         ) from error
+    except ValueError as error:
+        raise BitworthError(f"The study {path} cannot be read: {error}.") from error
     return parse_study(raw, where=str(path))
 
 
@@ -401,6 +438,10 @@ def parse_study(raw: Any, *, where: str = "the study") -> Study:
         return Study.model_validate(raw)
     except ValidationError as error:
         raise BitworthError(f"{where}: {_sentence(error)}") from error
+    except UnicodeError as error:
+        raise BitworthError(
+            f"{where} holds half a surrogate pair, which is no text; write the character out."
+        ) from error
 
 
 def unknown(what: str, name: str, known: Any) -> str:

@@ -8,7 +8,6 @@ folder.
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import shutil
@@ -21,9 +20,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bitworth.engines.http import KEY_VARIABLES
 from bitworth.engines.schedule import streams_of
 from bitworth.errors import BitworthError, Unsupported, WorkFailed
+from bitworth.guard import keys
+from bitworth.guard.documents import MOST_NESTED, json_of
 from bitworth.load.metrics import MOST_FAILED
 from bitworth.types import EngineFacts, Load, Timing, UseCase
 
@@ -114,7 +114,7 @@ class GuideLlm:
 
     def _run(self, arguments: Sequence[str], log: Path) -> None:
         """Run to the end; whatever happens, none of its processes is left."""
-        environment = {name: value for name, value in os.environ.items() if name not in KEY_VARIABLES}
+        environment = {name: value for name, value in os.environ.items() if name not in keys.NAMES}
         with log.open("wb") as output:
             process = subprocess.Popen(
                 arguments, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True,
@@ -137,12 +137,12 @@ def read_report(path: Path) -> tuple[GuideRun, ...]:
         BitworthError: the file cannot be read, or is no report of a version that is known (0.8).
     """
     try:
-        report = json.loads(path.read_text(encoding="utf-8"))
+        report = json_of(path.read_bytes(), nested=MOST_NESTED)
         version = str(report["metadata"]["guidellm_version"])
         return tuple(_run_of(row, version) for row in report["benchmarks"])
     except OSError as error:
         raise BitworthError(f"The report {path} cannot be read: {error.strerror}.") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ArithmeticError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise BitworthError(
             f"{path} is not a JSON report of GuideLLM 0.8 ({type(error).__name__}: {error}); write one with "
             "`guidellm run ... --output kind=json,path=FILE`."
@@ -173,12 +173,16 @@ def _timing(row: Mapping[str, Any], began: float, *, timed: bool) -> Timing:
     error = row["info"].get("error")
     first = at.get("first_token_iteration")
     ended = at.get("last_token_iteration") or at.get("request_end") or at["resolve_end"]
+    counts = [int(row.get(name) or 0) for name in ("prompt_tokens", "output_tokens")]
+    seconds = [time for time in (at["request_start"], first, ended, at["targeted_start"] if timed else None) if time]
+    if not all(math.isfinite(time) for time in (*seconds, began)) or not all(0 <= count < 1e12 for count in counts):
+        raise ValueError("a time or a count that cannot be")
     return Timing(
         start_s=at["request_start"] - began,
         first_token_s=None if first is None else first - began,
         end_s=ended - began,
-        prompt_tokens=int(row.get("prompt_tokens") or 0),
-        output_tokens=int(row.get("output_tokens") or 0),
+        prompt_tokens=counts[0],
+        output_tokens=counts[1],
         error=str(error) if error else None,
         due_s=at["targeted_start"] - began if timed else None,
     )

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass, fields
 from urllib.parse import quote
 
+from bitworth.guard.text import visible
 from bitworth.load.savings import savings
 from bitworth.report.figures import hardware_name, interval, number, percent, seconds, usd_per_1k
 from bitworth.report.words import scenario_title
@@ -40,6 +41,52 @@ def recovery_sheet(task: str, rows: Sequence[Recovery]) -> Sheet:
         head=("Format", "Recovery", "95 % interval", "Verdict"),
         rows=tuple((r.format, percent(r.recovery_pct), interval(r.ci95_pct, decimals=1), r.verdict) for r in rows),
         file=_file("recovery", task),
+        csv=_address(keys, values),
+    )
+
+
+def noise_sheet(result: StudyResult) -> Sheet | None:
+    """The engine's noise where tasks were asked several times, beside what the format loses; None where none was."""
+    if not result.noise:
+        return None
+    rows = {(row.task, row.format): row for row in result.recoveries}
+    shown, values = [], []
+    for noise in result.noise:
+        row = rows.get((noise.task, noise.format))
+        lost = None if row is None else 100 * (row.baseline - row.quantized)
+        shares = (noise.answers_differ_pct, noise.scores_differ_pct)
+        runs = len(noise.scores_pct)
+        values.append((noise.task, noise.format, runs, noise.questions, *shares, noise.score_sd_pct, lost))
+        told = (
+            *(percent(share) for share in shares),
+            f"{noise.score_sd_pct:.2f}",
+            "" if lost is None else f"{lost:.2f}",
+        )
+        shown.append((noise.task, noise.format, str(runs), f"{noise.questions:,}", *told))
+    keys = (
+        "task",
+        "format",
+        "runs",
+        "questions",
+        "answers_differ_pct",
+        "scores_differ_pct",
+        "score_sd_pct",
+        "loss_pct",
+    )
+    head = (
+        "Task",
+        "Format",
+        "Runs",
+        "Questions",
+        "Answers that differ",
+        "Scores that differ",
+        "SD of the score, points",
+    )
+    return Sheet(
+        title="Noise of the engine beside the loss",
+        head=(*head, "Loss, points"),
+        rows=tuple(shown),
+        file="noise.csv",
         csv=_address(keys, values),
     )
 
@@ -215,8 +262,15 @@ def _address(keys: Sequence[str], rows: Iterable[Sequence[Value]]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\r\n")
     writer.writerow(keys)
-    writer.writerows(["" if _unknown(value) else value for value in row] for row in rows)
+    writer.writerows([_cell(value) for value in row] for row in rows)
     return f"data:text/csv;charset=utf-8,{quote(text.getvalue(), safe=',')}"
+
+
+def _cell(value: Value) -> Value:
+    """Nothing for what is unknown; a text that a spreadsheet would compute begins with an apostrophe."""
+    if isinstance(value, str):
+        return f"'{visible(value)}" if value.startswith(("=", "+", "-", "@", "\t", "\r")) else visible(value)
+    return "" if _unknown(value) else value
 
 
 def _unknown(value: Value) -> bool:

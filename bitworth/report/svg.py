@@ -15,6 +15,8 @@ from functools import lru_cache
 from typing import Any, Literal
 from xml.etree import ElementTree
 
+from bitworth.guard.text import all_visible, visible
+
 _NAMES = ("--ink", "--muted", "--rule", "--shade", "--card", "--neutral", *(f"--hue-{index}" for index in range(7)))
 _NAMESPACE = re.compile(r"\{[^}]*\}")
 _SEMANTICS = ("class", "role", "aria-label", "aria-roledescription", "aria-hidden", "pointer-events")
@@ -60,7 +62,7 @@ def draw(chart: Any, *, alt: str, words: Sequence[Word] = ()) -> str:
     }
     title = {"color": muted, "fontSize": 11.5, "fontWeight": "normal"}
     config = {"aria": False, "background": "transparent", "padding": 2, "view": {"stroke": None}}
-    spec = chart.configure(**config, axis=axis, title=title).to_dict(validate=False)
+    spec = all_visible(chart.configure(**config, axis=axis, title=title).to_dict(validate=False))
     return _adopted(_rendered(json.dumps(spec, sort_keys=True)), alt, words)
 
 
@@ -79,9 +81,9 @@ def _adopted(text: str, alt: str, words: Sequence[Word]) -> str:
     _rewrite(root)
     for word in words:
         place = {"x": f"{word.x:g}", "y": f"{word.y:g}", "text-anchor": word.anchor, "fill": "var(--ink)"}
-        ElementTree.SubElement(root[0], "text", {**place, "font-size": "13"}).text = word.text
+        ElementTree.SubElement(root[0], "text", {**place, "font-size": "13"}).text = visible(word.text)
     root.set("role", "img")
-    root.set("aria-label", alt)
+    root.set("aria-label", visible(alt))
     root.set("style", f"max-width:{width * 1.12:.0f}px")
     return ElementTree.tostring(root, encoding="unicode")
 
