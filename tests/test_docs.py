@@ -127,8 +127,10 @@ def test_targets_and_extras_exist(page: Path) -> None:
 
 @pytest.mark.parametrize("block", all_blocks("yaml"))
 def test_every_study_parses(block: Block) -> None:
-    """Whole studies as they are; parts of one among the least that a study needs."""
+    """Whole studies as they are; parts of one among the least that a study needs. Kubernetes' own need only be YAML."""
     raw = yaml.safe_load(block.text)
+    if "apiVersion" in raw:
+        return
     cases = [{"name": name} for name in raw.get("traffic", {})]
     study = parse_study({"model": "any", "formats": ["baseline"], **({"use_cases": cases} if cases else {}), **raw})
     assert all(recipe is None or recipe.name == name for name, recipe in study.recipes().items())
