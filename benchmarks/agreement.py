@@ -125,9 +125,9 @@ def questions_of(
             raise
         note(f"{name}: asked without examples. {error}")
         shots = 0
-        loaded = tasks.load(TaskSpec(name=name, limit=limit, shots=shots), data, chat=chat)
-    if isinstance(loaded, tasks.Loaded):
-        return replace(loaded, questions=loaded.questions[:count]), shots
+        loaded = tasks.load(TaskSpec(name=name, limit=count, shots=shots), data, chat=chat)
+    if isinstance(loaded, tasks.LoadedOpen):
+        return loaded, shots
     return replace(loaded, questions=loaded.questions[:count]), shots
 
 
