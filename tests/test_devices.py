@@ -67,12 +67,12 @@ def nibbles(packed: Tensor) -> Tensor:
     return torch.stack((parts & 15, parts >> 4), dim=-1).flatten(1)
 
 
-def assert_alike(one: Path, other: Path, recipe: Recipe) -> None:
+def assert_alike(one: Path, other: Path, recipe: Recipe, *, tipped: float = TIPPED) -> None:
     first, second = codes_of(one, recipe), codes_of(other, recipe)
     assert first.keys() == second.keys()
     swept = isinstance(recipe.rounding, Gptq) and recipe.rounding.sweeps > 0
     for name, codes in first.items():
-        assert (codes != second[name]).float().mean() < (TIPPED_AND_SWEPT if swept else TIPPED), name
+        assert (codes != second[name]).float().mean() < (TIPPED_AND_SWEPT if swept else tipped), name
     kept, there = load_file(one / "model.safetensors"), load_file(other / "model.safetensors")
     assert kept.keys() == there.keys()
     for name, tensor in kept.items():
@@ -180,7 +180,7 @@ def test_experts_see_the_tokens_of_all_devices(
     one = quantize(tmp_path / "model", chosen, tmp_path / "one", calibration=spec)
     two = quantize_on(2, tmp_path / "model", chosen, tmp_path / "two", calibration=spec, device="cpu", spread="data")
     for recipe, first, second in zip(chosen, one, two, strict=True):
-        assert_alike(first.path, second.path, recipe)
+        assert_alike(first.path, second.path, recipe, tipped=0.01)  # an expert's tokens are fewer
         assert first.audit is not None
         assert second.audit is not None
         assert first.audit.experts == second.audit.experts
