@@ -40,13 +40,13 @@ def test_an_index_cannot_point_out_of_its_folder(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     save_file(tensors(), tmp_path / "secret.safetensors")
     (tmp_path / "model" / module.INDEX).write_text('{"weight_map": {"layer.0.weight": "../secret.safetensors"}}')
-    with pytest.raises(BitworthError, match="is not there"):
+    with pytest.raises(BitworthError, match="leads out of its folder"):
         Reader(tmp_path / "model")
 
 
 def test_pickled_weights_are_not_read(tmp_path: Path) -> None:
     (tmp_path / "pytorch_model.bin").touch()
-    with pytest.raises(BitworthError, match="pickled weights are not read"):
+    with pytest.raises(BitworthError, match="a pickle, which can run code"):
         Reader(tmp_path)
 
 

@@ -28,7 +28,7 @@ def readers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Parser]:
     return {reader.name: reader for reader in parsers(tmp_path_factory.mktemp("documents"))}
 
 
-@settings(max_examples=600, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())
 def test_any_document_is_read_or_refused_in_a_sentence(readers: dict[str, Parser], data: st.DataObject) -> None:
     name = data.draw(st.sampled_from(sorted(readers)))
@@ -70,7 +70,6 @@ FOUND = {
     "a token that is text": ("config.json", changed(CONFIG, "eos_token_id", to="</s>")),
     "tokens in lists in lists": ("config.json", changed(CONFIG, "eos_token_id", to=[[2]])),
     "a text_config that is text": ("config.json", changed(CONFIG, "text_config", to="llama")),
-    "a model_type that is a list": ("config.json", changed(CONFIG, "model_type", to=["llama"])),
     "a group that is a list": (
         "quantization_config",
         written({"quant_method": "compressed-tensors", "config_groups": [1]}),
@@ -85,7 +84,7 @@ FOUND = {
         "study, as a mapping",
         changed(STUDY, "hardware", 0, to={"name": "local", "count": 10**400}),
     ),
-    "half a surrogate pair": ("study, as a mapping", changed(STUDY, "name", to="\ud800")),
+    "half a surrogate pair": ("study, as a mapping", changed(STUDY, "formats", 2, "name", to="\ud800")),
     "a negative seed": ("study, as a mapping", changed(STUDY, "tasks", 0, "seed", to=-1)),
     "an endless rate": ("study, as a mapping", changed(STUDY, "loads", 2, "rate", to=float("inf"))),
     "a key of two lines": ("study, as YAML", b'"a\\nb": 1\nmodel: m\nformats: [baseline]\n'),
