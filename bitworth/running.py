@@ -81,7 +81,7 @@ class Session:
     @property
     def done(self) -> int:
         """How many of its cells have a result."""
-        return sum(self.ledger.get(cell) is not None for cell in self.cells)
+        return sum(self.ledger.done(cell) for cell in self.cells)
 
     def run(self, *, executor: Executor | None = None, watcher: Watcher | None = None) -> None:
         """Run the cells that have no result."""
@@ -124,8 +124,9 @@ def standing(ledger: Ledger, cells: Iterable[Cell]) -> list[Planned]:
     """Where each cell stands."""
     rows = []
     for cell in cells:
-        cause = None if ledger.get(cell) is not None else ledger.failure(cell)
-        state = "done" if ledger.get(cell) is not None else "failed" if cause else "to do"
+        done = ledger.done(cell)
+        cause = None if done else ledger.failure(cell)
+        state = "done" if done else "failed" if cause else "to do"
         rows.append(Planned(cell=cell, state=state, cause=cause))
     return rows
 
@@ -168,10 +169,10 @@ def _study(study: Study | Path | str) -> Study:
 def _pending(ledger: Ledger, cells: tuple[Cell, ...], recorder: _Recorder) -> Iterator[Cell]:
     """Cells to run, in order; one whose needs failed is reported without being run."""
     titles = {key_of(cell): cell.title for cell in cells}
-    wanted = {need for cell in cells if ledger.get(cell) is None for need in cell.needs}
+    wanted = {need for cell in cells if not ledger.done(cell) for need in cell.needs}
     for cell in cells:
         key = key_of(cell)
-        if ledger.get(cell) is not None and not (key in wanted and not _whole(ledger, cell)):
+        if ledger.done(cell) and not (key in wanted and not _whole(ledger, cell)):
             continue
         failed = [titles[need] for need in cell.needs if need in recorder.failed]
         if failed:
@@ -182,8 +183,8 @@ def _pending(ledger: Ledger, cells: tuple[Cell, ...], recorder: _Recorder) -> It
 
 def _whole(ledger: Ledger, cell: Cell) -> bool:
     """True when the checkpoint that a quantize cell made still lies there at its full size."""
-    result = ledger.get(cell)
-    if cell.kind != "quantize" or result is None:
+    result = ledger.get(cell) if cell.kind == "quantize" else None
+    if result is None:
         return True
     folder = ledger.root / result["path"]
     sizes = {path.name: path.stat().st_size for path in folder.glob("*.safetensors")}

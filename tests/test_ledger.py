@@ -12,7 +12,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bitworth import ledger as module
 from bitworth import recipes
 from bitworth.errors import BitworthError, WorkFailed
 from bitworth.ledger import Ledger, key_of, revive, write_atomic
@@ -80,7 +79,7 @@ def test_a_full_disk_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.M
     def full(_: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(module.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(WorkFailed, match="the disk is full"):
         write_atomic(path, "after")
     assert path.read_text() == "before"
@@ -92,9 +91,9 @@ def test_a_killed_write_leaves_no_half_file(tmp_path: Path) -> None:
     path = tmp_path / "result.json"
     write_atomic(path, "old")
     script = (
-        "import os, sys\nfrom pathlib import Path\nfrom bitworth import ledger\n"
-        "ledger.os.replace = lambda *_: os.kill(os.getpid(), 9)\n"
-        "ledger.write_atomic(Path(sys.argv[1]), 'new' * 100000)\n"
+        "import os, sys\nfrom pathlib import Path\nfrom bitworth.ledger import files\n"
+        "files.os.replace = lambda *_: os.kill(os.getpid(), 9)\n"
+        "files.write_atomic(Path(sys.argv[1]), 'new' * 100000)\n"
     )
     assert subprocess.run([sys.executable, "-c", script, str(path)], check=False).returncode == -9
     assert path.read_text() == "old"
