@@ -124,6 +124,7 @@ VERBS = {
         "--available",
         "--json",
     },
+    "ledger": set(),
     "gate": {
         "--out",
         "--format",

@@ -23,6 +23,7 @@ from bitworth.cli.evaluate import evaluate
 from bitworth.cli.gate import gate, parse_available, parse_limits
 from bitworth.cli.imports import import_report
 from bitworth.cli.judge import judge
+from bitworth.cli.ledger import ledger as ledger_verbs
 from bitworth.cli.paper import paper
 from bitworth.cli.predict import predict
 from bitworth.cli.quantize import quantize
@@ -111,6 +112,7 @@ def status(results: Results, json: Json = False) -> None:
 for verb in (quantize, evaluate, judge, benchmark, predict, check, tasks, report, gate, diff, doctor, paper):
     app.command()(verb)
 app.command("import")(import_report)
+app.add_typer(ledger_verbs, name="ledger")
 
 
 @app.command()

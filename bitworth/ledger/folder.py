@@ -44,7 +44,7 @@ class Ledger:
         return None if raw is None else decode(raw)
 
     def done(self, cell: Cell) -> bool:
-        """Whether `get` gives a result: its checksum is compared, but it is not parsed, and once while it is unchanged."""
+        """Whether `get` gives a result; its checksum is compared once while it is unchanged, and it is not parsed."""
         name = name_of(cell)
         stamp = stamp_of(self.root / name)
         if stamp is not None and self._whole.get(name) == stamp:

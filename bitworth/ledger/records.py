@@ -73,6 +73,11 @@ def is_whole(raw: bytes, key: str | None = None) -> bool:
     return key is None or found[3].decode() == key
 
 
+def is_current(raw: bytes) -> bool:
+    """Whether a whole record is of the present schema."""
+    return _ENVELOPE.match(raw) is not None
+
+
 def decode(raw: bytes, key: str | None = None) -> dict[str, Any] | None:
     """The record `{schema, finished, seconds, cell, result, ...}`; None where the bytes are not whole.
 

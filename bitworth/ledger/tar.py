@@ -94,7 +94,9 @@ def _strictly(file: IO[bytes], path: Path, size: int) -> Iterator[Member]:
         if header is None:
             raise BitworthError(f"{path} is not a whole archive (at byte {at - BLOCK}); copy it again.")
         if not header.isreg() or header.linkname:
-            raise BitworthError(f"{path} holds '{header.name}', which is not a plain file; it was not made by bitworth.")
+            raise BitworthError(
+                f"{path} holds '{header.name}', which is not a plain file; it was not made by bitworth."
+            )
         if at + header.size > size:
             raise BitworthError(f"{path} is cut short in '{header.name}'; copy it again.")
         yield Member(name=header.name, path=path, offset=at, size=header.size)
