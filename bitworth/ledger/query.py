@@ -76,6 +76,8 @@ def query(ledger: Ledger, sql: str, *, most: int = 1000) -> Rows:
     with Index(ledger).opened() as segments, _connected(ledger, segments) as connection:
         try:
             found = connection.execute(sql)
+            if found is None:
+                raise BitworthError("The query is empty; `select * from recoveries` is one.")
             columns = tuple(entry[0] for entry in found.description or ())
             rows = found.fetchmany(most + 1) if columns else []
         except duckdb.Error as error:
