@@ -1,4 +1,4 @@
-"""kill -9 at a chosen line: a fork runs an action and dies when it is about to run the n-th line of the ledger's code."""
+"""kill -9 at a chosen line: a fork runs an action and dies before the n-th line of the ledger's code."""
 
 from __future__ import annotations
 

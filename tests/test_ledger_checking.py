@@ -57,7 +57,7 @@ def found_in(ledger: Ledger) -> set[tuple[str, str]]:
 def litter(ledger: Ledger) -> dict[str, str]:
     """Things that lie there for nothing, by what `check` calls them."""
     root = ledger.root
-    left = root / "cells" / "evaluate" / f".x.json.{host()}-{GONE}-0.tmp"
+    left = root / "cells" / "evaluate" / f".x.json.{GONE}-0@{host()}.tmp"
     left.write_text("half")
     (root / f".study.json.{GONE}.tmp").write_text("an older version's")
     (root / "checkpoints" / "orphan").mkdir()
@@ -87,8 +87,8 @@ def test_what_lies_there_for_nothing_is_found_and_removed(ledger: Ledger) -> Non
 
 
 def test_a_write_that_may_still_go_on_is_left_alone(ledger: Ledger) -> None:
-    ours = ledger.root / f".a.json.{host()}-{os.getppid()}-0.tmp"
-    theirs = ledger.root / ".b.json.elsewhere-17-0.tmp"
+    ours = ledger.root / f".a.json.{os.getppid()}-0@{host()}.tmp"
+    theirs = ledger.root / ".b.json.17-0@elsewhere.tmp"
     ours.touch()
     theirs.touch()
     assert check(ledger) == []

@@ -14,7 +14,7 @@ from typing import IO, Any
 
 from bitworth.errors import WorkFailed, disk_reason
 
-_TEMPORARY = re.compile(r"\..+?\.(?:(?P<host>[\w-]+)-)?(?P<process>\d+)(?:-\d+)?\.tmp")
+_TEMPORARY = re.compile(r"\..+\.(?P<process>\d+)(?:-\d+@(?P<host>[\w-]+))?\.tmp")
 _turns = itertools.count()
 
 
@@ -46,7 +46,7 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
         WorkFailed: the disk is full or cannot be written; `path` is then as it was.
     """
     # Two processes, on two machines even, must never write into one temporary file.
-    temporary = path.with_name(f".{path.name}.{host()}-{os.getpid()}-{next(_turns)}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{next(_turns)}@{host()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as file:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import itertools
 import json
 import os
 import threading
@@ -26,6 +27,7 @@ BEAT_S = 10.0
 """Seconds between two touches."""
 SILENCE_S = 60.0
 """A holder on another machine that has not touched its lock for so many seconds is taken for dead."""
+_turns = itertools.count()
 _NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
@@ -104,7 +106,7 @@ def _lives(process: object) -> bool:
 
 def _age_s(root: Path) -> float:
     """Seconds between the lock's last touch and now, both by the clock that stamps files in this folder."""
-    probe = root / f".lock.{host()}-{os.getpid()}.tmp"
+    probe = root / f".lock.{os.getpid()}-{next(_turns)}@{host()}.tmp"
     try:
         probe.write_text("")
         return probe.stat().st_mtime - (root / "lock").stat().st_mtime
