@@ -2,8 +2,8 @@
 
 A fast study (its cells are computed, not measured, so that any two runs of it should agree to the last byte) is
 started again and again from a process that has everything loaded, and its driver's process group is killed at a random
-moment of its run, until one gets through; then the next folder. The reports must be the same bytes every time; in them stand the
-plots' specifications, since drawing a plot takes as long as the rest of a hundred runs. Compaction is killed
+moment of its run, until one gets through; then the next folder. The reports must be the same bytes every time; in them
+stand the plots' specifications, since drawing a plot takes as long as the rest of a hundred runs. Compaction is killed
 before every line of its code (--quick: every 40th) and must keep every result, each once.
 """
 
