@@ -169,10 +169,10 @@ def name_of(cell: Cell) -> str:
     return f"cells/{cell.kind}/{key_of(cell)}.json"
 
 
-def stamp_of(path: Path) -> tuple[int, int, int] | None:
+def stamp_of(path: Path | str) -> tuple[int, int, int] | None:
     """What changes when a file is written again; None where there is none."""
     try:
-        facts = path.stat()
+        facts = os.stat(path)
     except OSError:
         return None
     return facts.st_mtime_ns, facts.st_size, facts.st_ino

@@ -116,7 +116,7 @@ class Index:
         found = {}
         packed = self._ledger.packs.newest()
         for name in self._ledger.names():
-            facts = stamp_of(self._ledger.root / name)
+            facts = stamp_of(f"{self._ledger.root}/{name}")
             member = packed.get(name)
             place = f"{member.path.name}:{member.offset}" if member is not None else ""
             found[name] = f"{facts} {place}"
