@@ -50,12 +50,20 @@ LLMCOMPRESSOR_PIP = $(PEERS)/llmcompressor/bin/python -m pip --quiet --disable-p
 
 GUIDELLM_PIP = $(PEERS)/guidellm/bin/python -m pip --quiet --disable-pip-version-check
 
-peers: $(PEERS)/llmcompressor/.ready $(PEERS)/guidellm/.ready
+AUTOROUND_PIP = $(PEERS)/autoround/bin/python -m pip --quiet --disable-pip-version-check
+
+peers: $(PEERS)/llmcompressor/.ready $(PEERS)/autoround/.ready $(PEERS)/guidellm/.ready
 
 $(PEERS)/llmcompressor/.ready:
 	$(PYTHON) -m venv --clear $(PEERS)/llmcompressor
 	$(LLMCOMPRESSOR_PIP) install torch==2.13.0
 	$(LLMCOMPRESSOR_PIP) install torch==2.13.0 llmcompressor==0.14.0.1
+	touch $@
+
+$(PEERS)/autoround/.ready:
+	$(PYTHON) -m venv --clear $(PEERS)/autoround
+	$(AUTOROUND_PIP) install torch==2.13.0
+	$(AUTOROUND_PIP) install torch==2.13.0 auto-round==0.16.1 compressed-tensors==0.20.0
 	touch $@
 
 $(PEERS)/guidellm/.ready:

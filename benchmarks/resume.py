@@ -32,18 +32,22 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     parser.add_argument("--kills", type=int, help="how often to kill (10, or 3 with --quick)")
+    parser.add_argument("--beside", type=Path, help="results of an undisturbed run, instead of making them")
+    parser.add_argument("--seconds", type=float, default=600.0, help="about how long that takes here")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="bitworth-resume-") as scratch:
         folder = Path(scratch)
         study = ROOT / "studies" / "demo.yaml"
         if arguments.quick:
             study = smaller(study, folder / "quick.yaml")
-        began = time.monotonic()
-        run(study, folder / "undisturbed").wait()
-        whole = time.monotonic() - began
+        undisturbed, whole = arguments.beside, arguments.seconds
+        if undisturbed is None:
+            undisturbed, began = folder / "undisturbed", time.monotonic()
+            run(study, undisturbed).wait()
+            whole = time.monotonic() - began
         kills = arguments.kills or (3 if arguments.quick else 10)
         harmed = killed(study, folder / "killed", kills, whole, random.Random(arguments.seed))
-        same = figures(folder / "undisturbed") == figures(folder / "killed")
+        same = figures(undisturbed) == figures(folder / "killed")
     say(
         [
             Claim(f"results lost, changed or made twice over {kills} kills", "0", float(harmed), "results", not harmed),

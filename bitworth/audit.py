@@ -26,6 +26,7 @@ import regex
 import torch
 from torch import Tensor
 
+from bitworth.guard.templates import apply_template
 from bitworth.quantizers import InputStats
 from bitworth.types import Audit, ExpertAudit, SourceShare, StageAudit, TextAudit
 
@@ -109,7 +110,7 @@ def chat_markers(tokenizer: Any) -> tuple[str, ...]:
     roles = ("user", "assistant", "user")
     turns = [{"role": role, "content": word} for role, word in zip(roles, words, strict=True)]
     try:
-        text = str(tokenizer.apply_chat_template(turns, tokenize=False))
+        text = apply_template(tokenizer, turns)
     except (ValueError, TypeError, KeyError, AttributeError, TemplateError):
         return ()  # no template, or one of another kind of conversation
     places = [text.find(word) for word in words]

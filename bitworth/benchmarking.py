@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -123,7 +124,7 @@ def measure(
                 generator, workload, load, requests=requests, warmup=warmup, seed=seed, vocabulary=vocabulary,
                 progress=progress,
             )  # fmt: skip
-            return run.pooled
+            return replace(run.pooled, rates=run.sweep.points if run.sweep is not None else ())
         use_case = workload.use_case
         prompts = prompts_of(use_case.prompt_tokens, warmup + requests, vocabulary, seed=unseen_seed())
         if warmup:
@@ -191,6 +192,7 @@ def cost_of(
         requests=len(timings),
         facts=measurement.facts,
         figures=latency_figures(timings, seed=seed),
+        rates=measurement.rates,
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,10 @@ from torch import Tensor
 
 from bitworth import schemes
 from bitworth.errors import BitworthError
+from bitworth.guard.documents import config_of
+from bitworth.guard.folders import own_file
+from bitworth.guard.headers import read_header
+from bitworth.guard.models import no_safetensors, refuse_code
 from bitworth.numerics import from_codes
 from bitworth.schemes.config import scheme_from_config
 
@@ -22,25 +26,21 @@ def read_config(folder: Path) -> dict[str, Any]:
     """The model's config.json.
 
     Raises:
-        BitworthError: no such folder, no config in it, not JSON, or not a decoder that generates text.
+        BitworthError: no such folder, no config in it, not JSON, a model that needs code of its own, or not a decoder
+            that generates text.
     """
     path = folder / "config.json"
     if not folder.is_dir():
         raise BitworthError(f"There is no model folder {folder}; name a folder that holds config.json and safetensors.")
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(config, dict):
-            raise ValueError("not an object")
+        config = config_of(path.read_bytes())
     except FileNotFoundError as error:
         raise BitworthError(f"{folder} is no model folder: it holds no config.json.") from error
     except (OSError, ValueError) as error:
         raise BitworthError(f"{path} cannot be read as JSON; fetch the model again.") from error
-    if "auto_map" in config:
-        raise BitworthError(
-            f"{folder} needs code of its own (auto_map in config.json), which is not run; convert it to an "
-            "architecture that transformers has."
-        )
-    architectures = [str(name) for name in config.get("architectures") or []]
+    refuse_code(folder, config)
+    listed = config.get("architectures")
+    architectures = [str(name) for name in listed] if isinstance(listed, list) else []
     if not any(name.endswith(("ForCausalLM", "ForConditionalGeneration", "LMHeadModel")) for name in architectures):
         named = ", ".join(architectures) or "none named"
         raise BitworthError(
@@ -57,34 +57,30 @@ class Reader:
         """Open the folder's safetensors.
 
         Raises:
-            BitworthError: none there, one listed in the index is missing, or one is truncated or damaged.
+            BitworthError: none there, one listed in the index is missing or elsewhere, or one is truncated or damaged.
         """
         self.folder = folder
-        self._files = {path.name: self._open(path) for path in self._paths()}
+        paths = [own_file(folder, name) for name in self._file_names()]
+        _check_headers(paths)
+        self._files = {path.name: self._open(path) for path in paths}
         self._where = {name: file for file, handle in self._files.items() for name in handle.keys()}  # noqa: SIM118
 
     def release(self) -> None:
         """Unmap the files, whose pages count as this process's memory once they are read; they are mapped again."""
         self._files = {}
 
-    def _paths(self) -> list[Path]:
+    def _file_names(self) -> list[str]:
         index = self.folder / INDEX
         if not index.is_file():
-            paths = sorted(self.folder.glob("*.safetensors"))
-            if not paths:
-                raise BitworthError(
-                    f"{self.folder} holds no *.safetensors; pickled weights are not read, convert them first."
-                )
-            return paths
-        try:
-            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-            elsewhere = [name for name in names if Path(name).name != name]
-        except (ValueError, KeyError, AttributeError, TypeError) as error:
-            raise BitworthError(f"{index} is not a safetensors index; fetch the model again.") from error
+            names = sorted(path.name for path in self.folder.glob("*.safetensors"))
+            if not names:
+                raise BitworthError(no_safetensors(self.folder))
+            return names
+        names = _indexed(index)
         for name in names:
-            if name in elsewhere or not (self.folder / name).is_file():
+            if not own_file(self.folder, name).is_file():
                 raise BitworthError(f"{self.folder / name} is listed in {INDEX} but is not there; fetch it again.")
-        return [self.folder / name for name in names]
+        return names
 
     @staticmethod
     def _open(path: Path) -> Any:
@@ -123,6 +119,26 @@ class Reader:
     def weights(self) -> WeightReader:
         """The tensors with quantized layers decoded."""
         return WeightReader(self)
+
+
+def _indexed(index: Path) -> list[str]:
+    """The files that an index names."""
+    try:
+        names = sorted(set(config_of(index.read_bytes())["weight_map"].values()))
+        if not names or not all(isinstance(name, str) for name in names):
+            raise ValueError("no names")
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise BitworthError(f"{index} is not a safetensors index; fetch the model again.") from error
+    return names
+
+
+def _check_headers(paths: Iterable[Path]) -> None:
+    for path in paths:
+        try:
+            read_header(path)
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise BitworthError(f"{path} is truncated or damaged ({reason}); fetch it again.") from error
 
 
 class WeightReader:

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import errno
+import re
+
+_BREAKS = re.compile(r"\s*[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]\s*")
+#: A sentence may quote what somebody else wrote, at whatever length.
+_LONGEST = 4000
 
 
 class BitworthError(Exception):
@@ -13,6 +18,10 @@ class BitworthError(Exception):
     """
 
     exit_code = 2
+
+    def __init__(self, sentence: str) -> None:
+        line = _BREAKS.sub(" ", sentence).strip()
+        super().__init__(line if len(line) <= _LONGEST else f"{line[:_LONGEST]}...")
 
 
 class WorkFailed(BitworthError):

@@ -10,6 +10,7 @@ import json
 from pathlib import Path
 
 from bitworth.errors import BitworthError, WorkFailed
+from bitworth.guard.documents import config_of
 from bitworth.ledger import write_atomic
 
 #: What a model's text goes through on its way to tokens.
@@ -68,7 +69,7 @@ def of_model(folder: Path, memory: Path | None = None) -> str:
 
 def _recall(note: Path, stamp: list[int]) -> str | None:
     try:
-        known = json.loads(note.read_text())
+        known = config_of(note.read_bytes())
         return str(known["sha256"]) if known["stamp"] == stamp else None
     except (OSError, ValueError, KeyError, TypeError):
         return None

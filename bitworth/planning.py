@@ -71,17 +71,23 @@ def plan_cells(study: Study, *, by_name: bool = False, note: Note = silent) -> t
         if subject.format in by_format:
             cells.append(by_format[subject.format])
         unsafe = study.unsafe_code_execution
-        cells += [evaluate_cell(subject, spec, data, found, unsafe=unsafe) for spec, data, found in asked]
+        answering = [cell for entry in asked for cell in repeated_cells(subject, *entry, unsafe=unsafe)]
         if study.divergence is not None:
             text = sources.resolve_file(study.divergence.text, "divergence text", note=note)
             entry = study.divergence
-            cells.append(diverge_cell(subject, baseline, text, entry.window, entry.windows))
+            answering.append(diverge_cell(subject, baseline, text, entry.window, entry.windows))
+        cells += [_on(study.device, cell) for cell in answering]
     for asked_for, workload in zip(study.use_cases, study.workload_values(), strict=True):
         trace = Path(asked_for.trace) if asked_for.trace is not None else None
         for load in study.load_values() if trace is None else [Load(kind="trace")]:
             for subject in subjects:
                 cells.append(benchmark_cell(subject, workload, load, study.engine, study.requests, trace))
     return tuple(cells)
+
+
+def _on(device: str | None, cell: Cell) -> Cell:
+    """The cell on a device that the study names; where it names none, the key is what it always was."""
+    return cell if device is None else replace(cell, inputs={**cell.inputs, "device": device})
 
 
 def _named(model: str) -> Subject:
@@ -110,7 +116,10 @@ def quantize_cell(
         spec = study.calibration_spec()
         inputs["calibration"], places = calibration_inputs(spec, baseline.identity, by_name=by_name, note=note)
         where |= places
+    if study.devices > 1:  # sums in another order, which is no other checkpoint
+        where["devices"] = str(study.devices)
     cell = Cell(kind="quantize", title=f"quantize {recipe.name}", format=recipe.name, inputs=inputs, where=where)
+    cell = _on(study.device, cell)
     return Cell(**{**_fields(cell), "where": {**where, "out": f"checkpoints/{recipe.name}-{key_of(cell)[:8]}"}})
 
 
@@ -206,18 +215,20 @@ def evaluate_cell(
     batch: tuple[int, int] | None = None,
     engine: str = "torch",
     unsafe: bool = False,
+    repeat: int = 0,
 ) -> Cell:
     """One task's questions put to one checkpoint.
 
     With `batch` that stretch of their seeded order (`tasks.load`); with `unsafe` programs that the model writes run
-    even where nothing isolates them.
+    even where nothing isolates them. From `repeat` 1 on it is the same asked again, for the engine's noise.
     """
     if batch is not None:
         spec = replace(spec, limit=None)
     exact = engine == "torch"
     inputs: dict[str, Any] = {
         "checkpoint": subject.identity,
-        "task": asdict(spec),
+        # How often it is asked changes no answer; a task has the key that it had before it could be asked again.
+        "task": {name: value for name, value in asdict(spec).items() if name != "repeats"},
         "data": found,
         "engine": "torch, exact arithmetic" if exact else engine,
         "versions": _versions("torch", "transformers", "lm_eval"),
@@ -228,7 +239,20 @@ def evaluate_cell(
     if batch is not None:
         inputs["batch"] = list(batch)
         title = f"{spec.name} from question {batch[0] + 1} on, {subject.format}"
+    if repeat:
+        inputs["repeat"] = repeat
+        title = f"{title}, asked again ({repeat + 1})"
     return Cell(kind="evaluate", title=title, format=subject.format, inputs=inputs, where=where, needs=subject.needs)
+
+
+def repeated_cells(
+    subject: Subject, spec: TaskSpec, data: Path | None, found: str, *, engine: str = "torch", unsafe: bool = False
+) -> list[Cell]:
+    """One task's questions put to one checkpoint as often as the spec says."""
+    return [
+        evaluate_cell(subject, spec, data, found, engine=engine, unsafe=unsafe, repeat=repeat)
+        for repeat in range(spec.repeats or 1)
+    ]
 
 
 def diverge_cell(subject: Subject, baseline: Subject | None, text: Path, window: int, windows: int | None) -> Cell:
@@ -312,7 +336,9 @@ def evaluation_cells(
     """
     asked = evaluation_inputs(specs, data, note=note, partly=True)
     both = [baseline, subject] if baseline is not None else [subject]
-    cells = [evaluate_cell(who, *entry, engine=engine, unsafe=unsafe) for who in both for entry in asked]
+    cells = [
+        cell for who in both for entry in asked for cell in repeated_cells(who, *entry, engine=engine, unsafe=unsafe)
+    ]
     if text is not None:
         file = sources.resolve_file(text, "divergence text", note=note)
         cells.append(diverge_cell(subject, baseline, file, window, windows))

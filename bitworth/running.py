@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -11,10 +10,14 @@ from typing import Any
 
 from bitworth import sources
 from bitworth.assembly import assemble
+from bitworth.errors import BitworthError
 from bitworth.execute import Executor, Watcher
 from bitworth.execute.local import LocalExecutor
+from bitworth.guard.documents import config_of
+from bitworth.guard.folders import is_within
 from bitworth.ledger import Ledger, key_of
 from bitworth.planning import check_engine, plan_cells
+from bitworth.progress import Tracker, reporting, seconds_taken
 from bitworth.report import write_report
 from bitworth.sources import Note, is_elsewhere, silent
 from bitworth.study import Study, load_study
@@ -72,20 +75,17 @@ def run(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Session:
-    """A planned study that holds its results folder."""
+    """A planned study that holds its results folder; `tracker` knows how far it is."""
 
     ledger: Ledger
     cells: tuple[Cell, ...]
     note: Note
-
-    @property
-    def done(self) -> int:
-        """How many of its cells have a result."""
-        return sum(self.ledger.done(cell) for cell in self.cells)
+    tracker: Tracker
 
     def run(self, *, executor: Executor | None = None, watcher: Watcher | None = None) -> None:
-        """Run the cells that have no result."""
-        run_cells(self.ledger, self.cells, executor=executor, watcher=watcher, note=self.note)
+        """Run the cells that have no result; `progress.json` says how far it is."""
+        with reporting(self.ledger.root, self.tracker, watcher or Unwatched()) as reporter:
+            run_cells(self.ledger, self.cells, executor=executor, watcher=reporter, note=self.note)
 
     def finish(self) -> StudyResult:
         """Write the report and say what the results add up to."""
@@ -100,9 +100,10 @@ def session(study: Study | Path | str, out: Path | str, *, note: Note = silent) 
     checked, ledger = _study(study), Ledger(Path(out))
     with ledger.lock():
         cells = plan_cells(checked, note=note)
-        config = json.loads((sources.resolve_model(checked.model) / "config.json").read_text(encoding="utf-8"))
+        config = _config_of(sources.resolve_model(checked.model))
         ledger.write_study(checked.model_dump(mode="json"), cells, config)
-        yield Session(ledger=ledger, cells=cells, note=note)
+        tracker = Tracker(cells, seconds_taken(ledger, cells))
+        yield Session(ledger=ledger, cells=cells, note=note, tracker=tracker)
 
 
 def plan(study: Study | Path | str, out: Path | str, *, note: Note = silent) -> list[Planned]:
@@ -160,6 +161,13 @@ def run_batches(
     (executor or LocalExecutor()).run(pending, work, str(ledger.root), recorder)
 
 
+def _config_of(folder: Path) -> dict[str, Any]:
+    try:
+        return config_of((folder / "config.json").read_bytes())
+    except (OSError, ValueError) as error:
+        raise BitworthError(f"{folder}/config.json cannot be read as JSON; fetch the model again.") from error
+
+
 def _study(study: Study | Path | str) -> Study:
     checked = study if isinstance(study, Study) else load_study(Path(study))
     check_engine(checked)
@@ -187,6 +195,8 @@ def _whole(ledger: Ledger, cell: Cell) -> bool:
     if result is None:
         return True
     folder = ledger.root / result["path"]
+    if not is_within(result["path"]):  # a results folder may come from elsewhere
+        return False
     sizes = {path.name: path.stat().st_size for path in folder.glob("*.safetensors")}
     return (folder / "config.json").is_file() and bool(sizes == result["files"])
 

@@ -17,6 +17,8 @@ from bitworth.errors import BitworthError, WorkFailed
 from bitworth.types import Answer
 
 BERTSCORE_MODEL = "roberta-large"
+BERTSCORE_LAYERS = 17
+"""The layer that its authors take of that model."""
 MEASURES: Mapping[str, str | None] = {
     "identical": None,
     "rouge1": "rouge_score.rouge_scorer",
@@ -89,6 +91,15 @@ def compare_texts(
     ]
 
 
+def scores_of(measure: str, baseline: Sequence[str], quantized: Sequence[str]) -> list[float]:
+    """Likeness of each pair of texts, in [0, 1], by a measure that needs no encoder.
+
+    Raises:
+        BitworthError: its package is not installed.
+    """
+    return _scorer(measure, STS_MODEL)(baseline, quantized)
+
+
 def _written_pairs(baseline: Sequence[Answer], quantized: Sequence[Answer]) -> dict[str, list[tuple[str, str]]]:
     """Task to texts of the same questions; an answer with log-probabilities was not written."""
     before = {(one.task, one.item): one.text for one in baseline if not one.logprobs}
@@ -149,7 +160,8 @@ def _bertscore() -> Scorer:
 
     def score(ours: Sequence[str], theirs: Sequence[str]) -> list[float]:
         try:
-            _, _, f1 = module.score(list(theirs), list(ours), model_type=BERTSCORE_MODEL, verbose=False)
+            settings = {"model_type": BERTSCORE_MODEL, "num_layers": BERTSCORE_LAYERS}
+            _, _, f1 = module.score(list(theirs), list(ours), **settings, verbose=False)
         except (OSError, ValueError) as error:
             raise WorkFailed(f"BERTScore needs {BERTSCORE_MODEL} from the model hub ({_first(error)}).") from error
         return [float(value) for value in f1]

@@ -80,18 +80,21 @@ def _quantize(cell: Cell, root: Path, tell: Tell) -> dict[str, Any]:
 
 def _make(cells: Sequence[Cell], root: Path, tell: Tell) -> QuantizeResult:
     """The checkpoints of these cells in one walk; the first one's result."""
-    from bitworth.quantization import quantize
+    from bitworth.devices import quantize_on
 
     first = cells[0]
     outs = {cell.format: root / cell.where["out"] for cell in cells}
     for out in outs.values():
         out.parent.mkdir(parents=True, exist_ok=True)
-    return quantize(
+    return quantize_on(
+        int(first.where.get("devices", 1)),
         Path(first.where["model"]),
         [revive(Recipe, cell.inputs["recipe"]) for cell in cells],
         outs,
         calibration=calibration_of(first),
         allow_group_fallback=first.inputs["allow_group_fallback"],
+        device=first.inputs.get("device"),
+        spread="data",
         progress=tell,
     )[0]
 
@@ -136,21 +139,23 @@ def _evaluate(cell: Cell, root: Path, tell: Tell) -> dict[str, Any]:
         measure=lambda text: len(tokenizer.encode(text)),
     )
     prompts = asdict(check_prompts(loaded, tokenizer, context_tokens(checkpoint, tokenizer)))
-    with _engine(cell.where.get("engine"), checkpoint, loaded) as model:
+    with _engine(cell.where.get("engine"), checkpoint, loaded, cell.inputs.get("device")) as model:
         answers = answer_questions(model, loaded, progress=tell)
     found = {"answers": [asdict(a) for a in answers], "task": dict(loaded.facts), "facts": asdict(model.facts)}
     return {**found, "prompts": prompts}
 
 
 @contextmanager
-def _engine(name: str | None, checkpoint: Path, task: Loaded | LoadedOpen) -> Iterator[TorchModel | Completer]:
+def _engine(
+    name: str | None, checkpoint: Path, task: Loaded | LoadedOpen, device: str | None
+) -> Iterator[TorchModel | Completer]:
     """The exact engine (no name), or another, which can only write.
 
     Raises:
         BitworthError: another for a task that is not answered in writing.
     """
     if name is None:
-        yield _model(checkpoint)
+        yield _model(checkpoint, device)
         return
     from bitworth.engines import open_completer
     from bitworth.engines.prompts import encode_prompt, load_tokenizer
@@ -168,8 +173,9 @@ def _engine(name: str | None, checkpoint: Path, task: Loaded | LoadedOpen) -> It
 def _diverge(cell: Cell, root: Path, tell: Tell) -> dict[str, Any]:
     from bitworth.evaluation import diverge
 
-    model = _model(root / cell.where["checkpoint"])
-    baseline = _model(root / cell.where["baseline"]) if "baseline" in cell.where else None
+    device = cell.inputs.get("device")
+    model = _model(root / cell.where["checkpoint"], device)
+    baseline = _model(root / cell.where["baseline"], device) if "baseline" in cell.where else None
     text = Path(cell.where["text"]).read_text(encoding="utf-8")
     window, windows = cell.inputs["window"], cell.inputs["windows"]
     found = diverge(model, baseline, text, window=window, limit_windows=windows, progress=tell)
@@ -192,16 +198,18 @@ def _benchmark(cell: Cell, root: Path, tell: Tell) -> dict[str, Any]:
         )
     except Unsupported as reason:  # a fact about the format on this machine, as lasting as a figure
         return {"unsupported": str(reason), "timings": [], "facts": None}
-    return {"unsupported": None, "timings": [asdict(t) for t in found.timings], "facts": asdict(found.facts)}
+    rates = [asdict(point) for point in found.rates]
+    timings = [asdict(timing) for timing in found.timings]
+    return {"unsupported": None, "timings": timings, "rates": rates, "facts": asdict(found.facts)}
 
 
-def _model(checkpoint: Path) -> TorchModel:
+def _model(checkpoint: Path, device: str | None = None) -> TorchModel:
     from bitworth.engines.torch import load_exact
 
-    name = str(checkpoint)
+    name = f"{checkpoint} on {device}"
     if name not in _models:
         while len(_models) >= _KEPT:
             _models.popitem(last=False)
-        _models[name] = load_exact(checkpoint)
+        _models[name] = load_exact(checkpoint, device=device)
     _models.move_to_end(name)
     return _models[name]

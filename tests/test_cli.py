@@ -38,6 +38,8 @@ VERBS = {
         "--stream",
         "--states-mib",
         "--device",
+        "--devices",
+        "--spread",
         "--dry-run",
         "--json",
         "--quiet",
@@ -79,6 +81,7 @@ VERBS = {
         "--study",
         "--curve",
         "--target-rate",
+        "--timed",
         "--headroom",
         "--json",
         "--quiet",
@@ -176,8 +179,10 @@ VERBS = {
         "--quiet",
     },
     "doctor": {"--online", "--out", "--json"},
-    "report": {"--card", "--base-model", "--json"},
+    "report": {"--card", "--base-model", "--json", "--plots"},
     "paper": {"--out", "--min-recovery", "--json", "--quiet"},
+    "view": {"--port", "--host", "--expose", "--json", "--quiet"},
+    "export": {"--to", "--out", "--tracking-uri", "--experiment", "--json"},
 }
 
 Run = Callable[..., tuple[int, str, str]]

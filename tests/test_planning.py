@@ -42,6 +42,8 @@ def test_moving_model_and_data_changes_no_key(tiny_study: dict[str, Any], tmp_pa
         ({"requests": 5}, ("16/4",)),
         ({"divergence": None}, ()),
         ({"group_size": 64}, ("w4a16-int-gptq",)),
+        ({"devices": 2}, ()),
+        ({"device": "cpu"}, ("arc_challenge", "divergence", "perplexity", "w8a8", "w4a16")),
     ],
 )
 def test_a_change_touches_what_rests_on_it(

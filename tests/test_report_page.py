@@ -105,10 +105,11 @@ def told(row: Recommendation) -> list[list[str] | None]:
 
 
 @pytest.mark.skipif(NODE is None, reason="there is no Node.js here to run the page's program in")
-def test_the_pages_rule_is_that_of_recommend(html: str) -> None:
+@pytest.mark.parametrize("studies", [6, pytest.param(60, marks=pytest.mark.slow)])
+def test_the_pages_rule_is_that_of_recommend(html: str, studies: int) -> None:
     """At every tolerance, from the options that the page was given at another."""
-    draw, asked, wanted = random.Random(0), [], []
-    for _ in range(60):
+    draw, asked, wanted = random.Random(studies), [], []
+    for _ in range(studies):
         costs, recoveries, constraint = random_study(draw)
         across = draw.random() < 0.3
         rows = recommend(costs, recoveries, constraint, across_loads=across)
@@ -121,16 +122,17 @@ def test_the_pages_rule_is_that_of_recommend(html: str) -> None:
             asked += [{"options": scene["options"], "least": least} for scene in page["scenes"]]
             wanted += [told(row) for row in changed]
     answers = run_page(html, asked)
-    assert len(answers) == len(wanted) > 1000
+    assert len(answers) == len(wanted) > 16 * studies
     assert answers == wanted
-    assert sum(row[0] is None for row in wanted) > 50
-    assert sum(row[2] is not None for row in wanted) > 50
+    assert sum(row[0] is None for row in wanted) >= studies / 2
+    assert sum(row[2] is not None for row in wanted) >= studies / 2
 
 
 @pytest.mark.skipif(NODE is None, reason="there is no Node.js here to run the page's program in")
-def test_one_device_alone_is_decided_as_if_there_were_no_other(html: str) -> None:
-    draw, asked, wanted = random.Random(1), [], []
-    for _ in range(40):
+@pytest.mark.parametrize("studies", [5, pytest.param(40, marks=pytest.mark.slow)])
+def test_one_device_alone_is_decided_as_if_there_were_no_other(html: str, studies: int) -> None:
+    draw, asked, wanted = random.Random(studies), [], []
+    for _ in range(studies):
         costs, recoveries, constraint = random_study(draw)
         page = json.loads(asked_again(replace(fake_result(), recommendations=recommend(costs, recoveries, constraint))))
         alone = recommend([cost for cost in costs if cost.hardware == "A"], recoveries, constraint)

@@ -21,6 +21,7 @@ from bitworth.calibration.cutting import cut, largest_remainder, longest, parts_
 from bitworth.calibration.documents import documents, separates
 from bitworth.calibration.synthetic import Progress, own_text, random_tokens
 from bitworth.errors import BitworthError
+from bitworth.guard.models import no_tokenizer
 from bitworth.sources import resolve_file
 from bitworth.types import OWN_TEXT, RANDOM_TOKENS, Calibration, CalibrationSource, SourceShare, TextAudit
 
@@ -65,10 +66,11 @@ def load_tokenizer(model: Path) -> Any:
 
     transformers_logging.set_verbosity_error()
     try:
-        return AutoTokenizer.from_pretrained(model, trust_remote_code=False)
+        return AutoTokenizer.from_pretrained(model, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError) as error:
         first = str(error).strip().split("\n")[0]
-        raise BitworthError(f"{model} holds no tokenizer that transformers can read: {first}") from error
+        absent = f"{model} holds no tokenizer that transformers can read: {first}"
+        raise BitworthError(no_tokenizer(model, absent)) from error
 
 
 @dataclass(slots=True)

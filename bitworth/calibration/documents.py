@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from bitworth.errors import BitworthError
+from bitworth.guard.documents import MOST_NESTED, json_of
+from bitworth.guard.templates import apply_template
 from bitworth.types import Rule
 
 _TEXT_KEYS = ("text", "content", "passage")
@@ -58,7 +59,7 @@ def _chat(where: str, messages: list[Any], tokenizer: Any) -> str:
     from jinja2 import TemplateError
 
     try:
-        return str(tokenizer.apply_chat_template(messages, tokenize=False))
+        return apply_template(tokenizer, messages)
     except (ValueError, TypeError, KeyError, AttributeError, TemplateError) as error:
         first = str(error).strip().split("\n")[0]
         raise BitworthError(f"{where}: the model's chat template does not take it: {first}") from error
@@ -74,7 +75,7 @@ def _bare(where: str, messages: list[Any]) -> str:
 
 def _render(where: str, line: str, tokenizer: Any, chat_template: Rule) -> str:
     try:
-        row = json.loads(line)
+        row = json_of(line, nested=MOST_NESTED)
     except ValueError as error:
         raise BitworthError(f"{where}: not valid JSON; a .jsonl file holds one JSON object a line.") from error
     if isinstance(row, dict):

@@ -8,7 +8,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console, RenderableType
@@ -17,21 +17,33 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    Task,
     TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
 from rich.table import Table
+from rich.text import Text
 
 from bitworth.errors import BitworthError
+from bitworth.guard.keys import without_secrets
+from bitworth.guard.text import visible
 from bitworth.report.document import as_text, plain
 from bitworth.types import Cell
+
+if TYPE_CHECKING:
+    from bitworth.progress import Tracker
 
 INTERRUPTED = 130
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No notes and no progress on standard error.")]
+
+
+def is_follower() -> bool:
+    """Whether torchrun started this process beside the one that reports."""
+    return "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("RANK", "0") != "0"
 
 
 class Terminal:
@@ -45,19 +57,22 @@ class Terminal:
     def note(self, sentence: str) -> None:
         """Say what happens, unless quiet."""
         if not self.quiet:
-            self._err.print(f"[dim]{escape(sentence)}[/dim]", soft_wrap=True)
+            self._err.print(f"[dim]{escape(_clean(sentence))}[/dim]", soft_wrap=True)
 
     def answer(self, document: dict[str, Any], human: Callable[[], RenderableType]) -> None:
         """Print the verb's result: the document with --json, else what people read."""
         if self.as_json:
-            print(as_text(plain(document)), end="")
+            print(_printable(as_text(plain(document))), end="")
         else:
-            Console(highlight=False).print(human(), soft_wrap=True)
+            console = Console(highlight=False)
+            with console.capture() as shown:
+                console.print(human(), soft_wrap=True)
+            print(_printable(shown.get()), end="")
 
     @contextmanager
     def progress(self) -> Iterator[Progress | None]:
         """A live bar on a terminal; None where there is none, or when quiet."""
-        if self.quiet or not self._err.is_terminal:
+        if self.quiet or not self._err.is_terminal or self._err.is_dumb_terminal:
             yield None
             return
         columns = (
@@ -65,16 +80,19 @@ class Terminal:
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
-            TimeRemainingColumn(compact=True),
+            _Left(compact=True),
         )
         with Progress(*columns, console=self._err, transient=True) as bars:
             yield bars
 
     @contextmanager
-    def watching(self, total: int | None, done: int) -> Iterator[CellWatcher]:
-        """A Watcher that shows `total` cells (None: nobody knows), `done` of which are finished already."""
+    def watching(self, total: int | None, done: int, tracker: Tracker | None = None) -> Iterator[CellWatcher]:
+        """A Watcher that shows `total` cells (None: nobody knows), `done` of which are finished already.
+
+        With the tracker of a study, which is told before the Watcher is, it shows rates and the time left, too.
+        """
         with self.progress() as bars:
-            yield CellWatcher(self, bars, total, done)
+            yield CellWatcher(self, bars, total, done, tracker)
 
     @contextmanager
     def steps(self, what: str) -> Iterator[Callable[[str, int, int], None]]:
@@ -89,18 +107,34 @@ class Terminal:
             )
 
 
+class _Left(TimeRemainingColumn):
+    """What a bar's task says of the time left itself (`says`), else what its count so far makes likely."""
+
+    max_refresh = 0.5
+
+    def render(self, task: Task) -> Text:
+        """The words."""
+        says: Callable[[], str] | None = task.fields.get("says")
+        return super().render(task) if says is None else Text(says(), style="progress.remaining")
+
+
 class CellWatcher:
     """Shows cells as they run: two bars on a terminal, a line a finished cell elsewhere."""
 
-    def __init__(self, terminal: Terminal, bars: Progress | None, total: int | None, done: int) -> None:
+    def __init__(
+        self, terminal: Terminal, bars: Progress | None, total: int | None, done: int, tracker: Tracker | None = None
+    ) -> None:
         self._terminal, self._bars, self._total, self._done = terminal, bars, total, done
-        self._all = bars.add_task("cells", total=total, completed=done) if bars else None
+        self._tracker = tracker
+        self._all = (
+            bars.add_task("cells", total=total, completed=done, **self._says(self._study_left)) if bars else None
+        )
         self._one: TaskID | None = None
 
     def started(self, cell: Cell) -> None:
         """A bar for the cell."""
         if self._bars is not None:
-            self._one = self._bars.add_task(cell.title, total=None)
+            self._one = self._bars.add_task(escape(cell.title), total=None, **self._says(self._cell_left))
 
     def told(self, cell: Cell, what: str, done: int, total: int) -> None:
         """The cell's bar moves."""
@@ -119,7 +153,25 @@ class CellWatcher:
         if result is not None and result.get("unsupported"):
             how = f"not run: {result['unsupported']}"
         place = f"{self._done}" if self._total is None else f"{self._done}/{self._total}"
-        self._terminal.note(f"[{place}] {cell.title}: {how}")
+        left = self._study_left() if self._bars is None and self._done != self._total else ""
+        self._terminal.note(f"[{place}] {cell.title}: {how}{left and f' ({left})'}")
+
+    def _says(self, words: Callable[[], str]) -> dict[str, Any]:
+        return {} if self._tracker is None else {"says": words}
+
+    def _study_left(self) -> str:
+        from bitworth.progress import left_words
+
+        return left_words(self._tracker.now()) if self._tracker is not None else ""
+
+    def _cell_left(self) -> str:
+        """`3.2 a second, 40 s left`."""
+        from bitworth.progress import duration, rate_words
+
+        running = self._tracker.now().running if self._tracker is not None else ()
+        if not running or running[0].left_s is None:
+            return ""
+        return f"{rate_words(running[0])}, {duration(running[0].left_s)} left"
 
 
 def pairs_table(title: str, document: dict[str, Any]) -> RenderableType:
@@ -155,12 +207,23 @@ def guarded(command: Callable[[], Any]) -> int:
         return _say("This machine's memory does not suffice for this model.", 1)
     except Exception as error:
         if os.environ.get("BITWORTH_DEBUG"):
-            traceback.print_exc()
+            print(_printable(traceback.format_exc()), file=sys.stderr)
         return _say(f"Unexpected {type(error).__name__}: {error} (BITWORTH_DEBUG=1 shows where it came from).", 1)
 
 
+def _printable(text: str) -> str:
+    """Without keys, and with half a surrogate pair, which no terminal takes, as JSON writes it."""
+    return without_secrets(text).encode(errors="backslashreplace").decode()
+
+
+def _clean(sentence: str) -> str:
+    """A sentence that may quote a server, a file or a model: no keys, nothing that a terminal would obey."""
+    return visible(without_secrets(sentence))
+
+
 def _say(sentence: str, code: int) -> int:
-    if "--json" in sys.argv:
+    sentence = _clean(sentence)
+    if "--json" in sys.argv and not is_follower():
         print(json.dumps({"error": sentence}, ensure_ascii=False))
     print(f"bitworth: {sentence}", file=sys.stderr)
     return code

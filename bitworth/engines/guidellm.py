@@ -8,7 +8,6 @@ folder.
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import shutil
@@ -21,9 +20,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bitworth.engines.http import KEY_VARIABLES
 from bitworth.engines.schedule import streams_of
 from bitworth.errors import BitworthError, Unsupported, WorkFailed
+from bitworth.guard.documents import MOST_NESTED, json_of
 from bitworth.load.metrics import MOST_FAILED
 from bitworth.types import EngineFacts, Load, Timing, UseCase
 
@@ -114,7 +113,7 @@ class GuideLlm:
 
     def _run(self, arguments: Sequence[str], log: Path) -> None:
         """Run to the end; whatever happens, none of its processes is left."""
-        environment = {name: value for name, value in os.environ.items() if name not in KEY_VARIABLES}
+        environment = {name: value for name, value in os.environ.items() if name not in keys.NAMES}
         with log.open("wb") as output:
             process = subprocess.Popen(
                 arguments, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True,
@@ -137,7 +136,7 @@ def read_report(path: Path) -> tuple[GuideRun, ...]:
         BitworthError: the file cannot be read, or is no report of a version that is known (0.8).
     """
     try:
-        report = json.loads(path.read_text(encoding="utf-8"))
+        report = json_of(path.read_bytes(), nested=MOST_NESTED)
         version = str(report["metadata"]["guidellm_version"])
         return tuple(_run_of(row, version) for row in report["benchmarks"])
     except OSError as error:

@@ -28,6 +28,8 @@ from bitworth.engines.generator import Progress
 from bitworth.engines.schedule import arrivals, at_times, closed_loop, streams_of
 from bitworth.engines.stream import Reply, complaint, one_line
 from bitworth.errors import BitworthError, WorkFailed
+from bitworth.guard.documents import MOST_NESTED, json_of
+from bitworth.guard.keys import without_secrets
 from bitworth.types import EngineFacts, Load, Request, Timing
 
 #: Where the key is looked for; it goes into the request's header and nowhere else.
@@ -37,6 +39,8 @@ KEY_VARIABLES = ("BITWORTH_API_KEY", "OPENAI_API_KEY")
 LOST_AFTER = 50
 #: What only some servers know; see `HttpGenerator._concede`.
 EXTRAS = ("continuous_usage_stats", "min_tokens", "ignore_eos")
+#: Of an answer that comes as a whole.
+MOST_BYTES = 256 << 20
 SILENT = "the server was silent"
 _RETRY_S = 0.2
 
@@ -168,7 +172,8 @@ class HttpGenerator:
 
     def _choose(self, listing: Any, name: str | None) -> str:
         served = listing.get("data") if isinstance(listing, dict) else None
-        ids = [str(row["id"]) for row in served or [] if isinstance(row, dict) and "id" in row]
+        rows = served if isinstance(served, list) else []
+        ids = [one_line(str(row["id"])) for row in rows if isinstance(row, dict) and "id" in row]
         found = [model for model in ids if model == name] or ids
         if len(found) != 1:
             listed = f"several models ({', '.join(found[:3])}, ...)" if found else "no model"
@@ -181,7 +186,7 @@ class HttpGenerator:
         except (aiohttp.ClientError, OSError):
             return {}  # it lists its models, so it does serve
         told = about.get("version") if isinstance(about, dict) else None
-        return {"vllm": str(told)} if told else {}
+        return {"vllm": one_line(str(told))} if told else {}
 
     async def _drive(self, requests: Sequence[Request], streams: int, progress: Progress | None) -> list[Timing]:
         losses, done = _Losses(), 0
@@ -332,9 +337,13 @@ def event_loop(work: Coroutine[Any, Any, Result]) -> Result:
 
 def _base(url: str) -> str:
     """The URL up to `/v1`."""
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise BitworthError(f"'{url}' is not the http:// or https:// URL of a server.")
+    try:
+        parts = urlsplit(url)
+        sound = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # half a bracket, or a port that is none
+        sound = False
+    if not sound:
+        raise BitworthError(f"'{without_secrets(url)}' is not the http:// or https:// URL of a server.")
     if parts.username or parts.password or parts.query:
         raise BitworthError(f"The URL of {parts.hostname} holds more than a path; give a key in {KEY_VARIABLES[0]}.")
     return f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/').removesuffix('/v1')}/v1"
@@ -348,16 +357,30 @@ async def _get(session: aiohttp.ClientSession, url: str) -> tuple[int, Any]:
     """Status and JSON body (None where it is none)."""
     async with session.get(url, timeout=aiohttp.ClientTimeout(total=30), allow_redirects=False) as response:
         try:
-            return response.status, json.loads(await response.read())
+            return response.status, await body(response)
         except ValueError:
             return response.status, None
+
+
+async def body(response: aiohttp.ClientResponse) -> Any:
+    """The JSON of an answer.
+
+    Raises:
+        ValueError: it is not JSON, or longer than any answer.
+    """
+    data = bytearray()
+    async for part in response.content.iter_any():
+        data += part
+        if len(data) > MOST_BYTES:
+            raise ValueError(f"the server's answer is longer than {MOST_BYTES >> 20} MiB")
+    return json_of(bytes(data), nested=MOST_NESTED)
 
 
 async def refusal(response: aiohttp.ClientResponse) -> str:
     """What the server says about refusing, in brackets."""
     text = (await response.content.read(4096)).decode(errors="replace")
     try:
-        message = complaint(json.loads(text))
+        message = complaint(json_of(text, nested=MOST_NESTED))
     except ValueError:
         message = one_line(text)
     return f" ({message})" if message else ""

@@ -7,14 +7,13 @@ that server alone; `engines.http` has both.
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import aiohttp
 
-from bitworth.engines.http import HttpGenerator, connection, refusal
+from bitworth.engines.http import HttpGenerator, body, connection, refusal
 from bitworth.errors import WorkFailed
 
 Turns = Sequence[Mapping[str, str]]
@@ -82,7 +81,7 @@ class HttpChat(HttpGenerator):
         try:
             async with session.post(f"{self._url}/chat/completions", json=fields, allow_redirects=False) as response:
                 if response.status == 200:
-                    return 200, json.loads(await response.read()), 0.0
+                    return 200, await body(response), 0.0
                 cause = self._without_key(f"HTTP {response.status}{await refusal(response)}")
                 return response.status, cause, _seconds(response.headers.get("Retry-After"))
         except (aiohttp.ClientError, OSError, ValueError) as error:

@@ -6,7 +6,6 @@ text where the server refuses ids), so that every engine is asked exactly the sa
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from typing import Any
 import aiohttp
 
 from bitworth.engines.generator import Progress
-from bitworth.engines.http import HttpGenerator, connection, event_loop, refusal
+from bitworth.engines.http import HttpGenerator, body, connection, event_loop, refusal
 from bitworth.engines.prompts import cut_at, encode_prompt, has_chat_template, load_tokenizer
 from bitworth.errors import WorkFailed
 from bitworth.types import Completion, EngineFacts, Prompt, Sampling
@@ -75,8 +74,8 @@ class HttpCompleter(HttpGenerator):
         found: list[Completion] = []
         while len(found) < sampling.n:
             fields = self._fields(prompt, sampling, n=sampling.n - len(found), seed=sampling.seed + len(found))
-            choices = (await self._ask(session, fields)).get("choices") or []
-            if not choices:
+            choices = (await self._ask(session, fields)).get("choices")
+            if not (isinstance(choices, list) and choices and all(isinstance(choice, dict) for choice in choices)):
                 raise WorkFailed(f"{self._url} answers without a completion.")
             found += [_completion(choice, sampling.stop) for choice in choices[: sampling.n - len(found)]]
         return found
@@ -108,7 +107,7 @@ class HttpCompleter(HttpGenerator):
                 if response.status != 200:
                     cause = self._without_key(f"HTTP {response.status}{await refusal(response)}")
                     raise WorkFailed(f"{self._url} does not complete a prompt: {cause}.")
-                answer = json.loads(await response.read())
+                answer = await body(response)
         except (aiohttp.ClientError, OSError, ValueError) as error:
             raise WorkFailed(f"{self._url} does not complete a prompt: {connection(error, self._timeout)}.") from error
         return answer if isinstance(answer, dict) else {}

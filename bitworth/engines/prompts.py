@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from bitworth.errors import BitworthError
+from bitworth.guard.documents import config_of
+from bitworth.guard.models import no_tokenizer
+from bitworth.guard.templates import apply_template
 from bitworth.types import Prompt
 
 
@@ -55,11 +57,7 @@ def render(tokenizer: Any, prompt: Prompt) -> str:
 
 def _templated(tokenizer: Any, turns: list[dict[str, Any]]) -> str:
     goes_on = turns[-1]["role"] == "assistant"
-    return str(
-        tokenizer.apply_chat_template(
-            turns, tokenize=False, add_generation_prompt=not goes_on, continue_final_message=goes_on
-        )
-    )
+    return apply_template(tokenizer, turns, add_generation_prompt=not goes_on, continue_final_message=goes_on)
 
 
 def has_chat_template(tokenizer: Any) -> bool:
@@ -73,7 +71,7 @@ def end_tokens(folder: Path, tokenizer: Any) -> frozenset[int]:
     for name in ("config.json", "generation_config.json"):
         path = folder / name
         try:
-            listed = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id") if path.is_file() else None
+            listed = config_of(path.read_bytes()).get("eos_token_id") if path.is_file() else None
         except (OSError, ValueError) as error:
             raise BitworthError(f"{path} cannot be read; fetch the model again.") from error
         found |= set(listed if isinstance(listed, list) else [listed])
@@ -90,11 +88,10 @@ def load_tokenizer(folder: Path) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
-        raise BitworthError(
-            f"{folder} has no tokenizer that transformers can load; copy it from the base model."
-        ) from error
+        absent = f"{folder} has no tokenizer that transformers can load; copy it from the base model."
+        raise BitworthError(no_tokenizer(folder, absent)) from error
 
 
 def max_length(config: Any, tokenizer: Any) -> int:
@@ -116,7 +113,7 @@ def context_tokens(folder: Path, tokenizer: Any) -> int:
     from transformers import AutoConfig
 
     try:
-        return max_length(AutoConfig.from_pretrained(folder, local_files_only=True), tokenizer)
+        return max_length(AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False), tokenizer)
     except (OSError, ValueError, KeyError) as error:
         raise BitworthError(f"{folder}/config.json cannot be read; fetch the model again.") from error
 

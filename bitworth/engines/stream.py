@@ -7,13 +7,17 @@ cut out of a read's last event, so an event of several tokens (speculative decod
 
 from __future__ import annotations
 
-import json
 from array import array
 from typing import Any
 
+from bitworth.guard.documents import MOST_NESTED, json_of
+from bitworth.guard.text import visible
 from bitworth.load.chunks import pack
 
 _LONGEST_LINE = 1 << 20
+#: Reads of one answer; a server that sends more than that for one request is not answering it.
+_MOST_READS = 1 << 22
+_MOST_DIGITS = 12
 #: Inside a JSON string its quotes would be escaped, so this is found in a usage only.
 _COUNTED = b'"completion_tokens":'
 _EMPTY = (b'"choices":[]', b'"choices": []')
@@ -53,6 +57,8 @@ class Reply:
         *lines, self.rest = (self.rest + data).split(b"\n")
         if len(self.rest) > _LONGEST_LINE:
             raise ValueError("the server sends a line without an end")
+        if len(self.times) > _MOST_READS:
+            raise ValueError("the server's answer does not end")
         before = self.events
         try:
             for line in lines:
@@ -94,7 +100,7 @@ class Reply:
         if event == b"[DONE]":
             self._end()
             return
-        fields = json.loads(event)
+        fields = json_of(event, nested=MOST_NESTED)
         if not isinstance(fields, dict):
             raise ValueError("the server sends something other than completions")
         if fields.get("error"):
@@ -111,7 +117,8 @@ class Reply:
     def _end(self) -> None:
         self.finished = True
         if self.counted and self.prompt_tokens is None:  # the last token's event was the only one with a usage
-            self.prompt_tokens = _count(json.loads(self._latest)["usage"], "prompt_tokens")
+            usage = json_of(self._latest).get("usage")
+            self.prompt_tokens = _count(usage, "prompt_tokens") if isinstance(usage, dict) else None
 
     def _is_token(self, event: bytes) -> bool:
         """Whether an event is one or more tokens for certain, and nothing else."""
@@ -128,6 +135,8 @@ class Reply:
         digits = number[: len(number) - len(number.lstrip(b"0123456789"))]
         if not found or not digits:
             return None
+        if len(digits) > _MOST_DIGITS:
+            raise ValueError("the server counts more tokens than there can be")
         self.counted = True
         self.output_tokens = int(digits)
         return self.output_tokens
@@ -135,7 +144,7 @@ class Reply:
 
 def _count(usage: dict[str, Any], key: str) -> int | None:
     value = usage.get(key)
-    return value if isinstance(value, int) else None
+    return value if type(value) is int and 0 <= value < 10**_MOST_DIGITS else None
 
 
 def complaint(fields: Any) -> str:
@@ -151,5 +160,5 @@ def complaint(fields: Any) -> str:
 
 def one_line(text: str) -> str:
     """The text in one line of at most some 200 characters."""
-    line = " ".join(text.split()).rstrip(".")
+    line = visible(" ".join(text[:_LONGEST_LINE].split())).rstrip(".")
     return line if len(line) <= 200 else line[:200] + "..."

@@ -335,7 +335,7 @@ def _build(folder: Path, state: dict[str, Tensor]) -> Any:
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     config.dtype = torch.float32
     if hasattr(config, "quantization_config"):
         del config.quantization_config

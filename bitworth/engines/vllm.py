@@ -29,8 +29,10 @@ import psutil
 
 from bitworth.engines import watchdog
 from bitworth.engines.generator import Progress
-from bitworth.engines.http import KEY_VARIABLES, HttpGenerator
+from bitworth.engines.http import HttpGenerator
 from bitworth.errors import BitworthError, Unsupported, WorkFailed
+from bitworth.guard import keys
+from bitworth.guard.documents import config_of
 from bitworth.hardware import cpu_flags, gpus, installed_gpu
 from bitworth.preflight.server import doubt_about
 from bitworth.types import EngineFacts, Load, Request, Timing
@@ -213,7 +215,7 @@ def cpu_dtype(checkpoint: Path) -> str:
     if {"avx512_bf16", "amx_bf16"} & cpu_flags():
         return "bfloat16"
     try:
-        config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
+        config = config_of((checkpoint / "config.json").read_bytes())
     except (OSError, ValueError) as error:
         raise BitworthError(f"{checkpoint} has no readable config.json, so it is not a model folder.") from error
     packed = "pack-quantized" in json.dumps(config.get("quantization_config"))
@@ -350,7 +352,7 @@ def _doubt(checkpoint: Path, place: str, context_tokens: int, device: str | None
 
 def _environment(place: str, device: str | None) -> dict[str, str]:
     """This environment without its keys, quiet and offline, with vLLM's settings for CPUs."""
-    environment = {name: value for name, value in os.environ.items() if name not in KEY_VARIABLES}
+    environment = {name: value for name, value in os.environ.items() if name not in keys.NAMES}
     environment |= {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
     if device is not None and ":" in device:
         environment["CUDA_VISIBLE_DEVICES"] = device.partition(":")[2]

@@ -10,7 +10,6 @@ Both may be compressed (.gz).
 from __future__ import annotations
 
 import gzip
-import json
 import random
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from bitworth.errors import BitworthError
+from bitworth.guard.documents import MOST_NESTED, json_of
 
 ARENA_HARD = "arena_hard/v0.1_question.jsonl.gz"
 """Where a folder of benchmark data has the questions."""
@@ -92,7 +92,7 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
             for number, line in enumerate(file, 1):
                 if line.strip():
-                    row = json.loads(line)
+                    row = json_of(line, nested=MOST_NESTED)
                     if not isinstance(row, dict):
                         raise ValueError("not an object")
                     yield number, row

@@ -8,6 +8,7 @@
       failures/KEY.json     why a cell could not be finished; removed when it is
       index/                columns for queries, made from the above and always to be had again (`index`)
       checkpoints/NAME/     what the quantize cells made
+      progress.json         while it runs: how far it is (`bitworth.progress`)
       lock                  held by the one driver that may write (`locks`)
 
 A result whose checksum does not match is treated as absent (the cell is run again) and reported by `damaged`.

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from bitworth.errors import WorkFailed, disk_reason
+from bitworth.guard.keys import without_keys
+from bitworth.ledger.values import HALVES
 
 _TEMPORARY = re.compile(r"\..+\.(?P<process>\d+)(?:-\d+@(?P<host>[\w-]+))?\.tmp")
 _turns = itertools.count()
@@ -24,13 +26,13 @@ def host() -> str:
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
-    """Write to a temporary name in the same folder, flush to disk, rename.
+    """Write to a temporary name in the same folder, flush to disk, rename; no key of the environment is in a text.
 
     Raises:
         WorkFailed: the disk is full or cannot be written; `path` is then as it was.
     """
     with replacing(path) as file:
-        file.write(content.encode() if isinstance(content, str) else content)
+        file.write(without_keys(content).encode(errors=HALVES) if isinstance(content, str) else content)
 
 
 def write_json(path: Path, value: Any) -> None:

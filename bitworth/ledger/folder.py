@@ -12,6 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from bitworth.errors import BitworthError
+from bitworth.guard.documents import MOST_NESTED, json_of
+from bitworth.guard.folders import is_within
+from bitworth.guard.keys import without_secrets
+from bitworth.guard.text import visible
 from bitworth.ledger import locks, records
 from bitworth.ledger.files import write_atomic, write_json
 from bitworth.ledger.packs import MEMBER, Packs
@@ -56,6 +60,15 @@ class Ledger:
             self._whole[name] = stamp
         return True
 
+    def state(self, cell: Cell) -> tuple[Any, ...] | None:
+        """What changes when the cell's stored result does, from its file or its pack; None where there is none."""
+        name = name_of(cell)
+        loose = stamp_of(self.root / name)
+        if loose is not None:
+            return loose
+        packed = self.packs.find(name)
+        return None if packed is None else (packed.path.name, packed.offset, packed.size)
+
     def names(self) -> list[str]:
         """`cells/KIND/KEY.json` of every result that lies here, packed or not, whole or not; sorted."""
         return sorted({*_loose(self.root / "cells"), *self.packs.newest()})
@@ -84,7 +97,7 @@ class Ledger:
                 yield revive(Cell, record["cell"]), record["result"]
 
     def put(self, cell: Cell, result: Mapping[str, Any], *, seconds: float = 0.0) -> None:
-        """Keep a finished cell's result, what it took and when, and forget its earlier failure.
+        """Keep a finished cell's result, what it took and when, and forget its earlier failure; keys are left out.
 
         Raises:
             WorkFailed: the disk is full or cannot be written; what was there stays.
@@ -94,16 +107,17 @@ class Ledger:
 
     def fail(self, cell: Cell, cause: str) -> None:
         """Keep why a cell could not be finished."""
-        write_atomic(self._failure_path(cell), json.dumps({"title": cell.title, "cause": cause}) + "\n")
+        said = visible(without_secrets(cause))
+        write_atomic(self._failure_path(cell), json.dumps({"title": cell.title, "cause": said}) + "\n")
 
     def failure(self, cell: Cell) -> str | None:
         """Why the cell failed last time, if it did."""
         try:
-            return str(json.loads(self._failure_path(cell).read_text(encoding="utf-8"))["cause"])
+            return str(json_of(self._failure_path(cell).read_text(encoding="utf-8"))["cause"])
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, TypeError):
-            return "It failed, and the file that said why is damaged."
+            return "why it failed does not read back"
 
     def damaged(self) -> list[Path]:
         """Results of which no copy matches its checksum; their cells will be run again."""
@@ -124,7 +138,15 @@ class Ledger:
         Raises:
             BitworthError: the folder holds no study.
         """
-        return tuple(revive(Cell, row) for row in self._read_json("plan.json"))
+        rows = self._read_json("plan.json")
+        if not isinstance(rows, list):
+            raise BitworthError(f"{self.root}/plan.json is no list of cells; run the study again.")
+        cells = tuple(revive(Cell, row) for row in rows)
+        outs = (cell.where["out"] for cell in cells if "out" in cell.where)
+        astray = next((out for out in outs if not is_within(out)), None)
+        if astray is not None:
+            raise BitworthError(f"{self.root}/plan.json would write to {astray}, outside its folder; do not use it.")
+        return cells
 
     def read_study(self) -> dict[str, Any]:
         """The study whose results these are.
@@ -132,17 +154,21 @@ class Ledger:
         Raises:
             BitworthError: the folder holds no study.
         """
-        study: dict[str, Any] = self._read_json("study.json")
-        return study
+        return self._read_object("study.json")
 
     def read_config(self) -> dict[str, Any] | None:
         """The config of the study's model; None where an earlier version ran it."""
-        config: dict[str, Any] | None = self._read_json("model.json") if (self.root / "model.json").is_file() else None
-        return config
+        return self._read_object("model.json") if (self.root / "model.json").is_file() else None
+
+    def _read_object(self, name: str) -> dict[str, Any]:
+        found = self._read_json(name)
+        if not isinstance(found, dict):
+            raise BitworthError(f"{self.root / name} holds no JSON object; run the study again.")
+        return found
 
     def _read_json(self, name: str) -> Any:
         try:
-            return json.loads((self.root / name).read_text(encoding="utf-8"))
+            return json_of((self.root / name).read_bytes(), nested=MOST_NESTED)
         except (OSError, ValueError) as error:
             raise BitworthError(
                 f"{self.root} holds no readable {name}; name a folder that `bitworth run STUDY --out FOLDER` wrote."

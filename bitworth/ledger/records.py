@@ -21,7 +21,9 @@ from datetime import UTC, datetime
 from typing import Any
 
 from bitworth.errors import BitworthError
-from bitworth.ledger.values import canonical, key_of
+from bitworth.guard.documents import json_of
+from bitworth.guard.keys import redacted
+from bitworth.ledger.values import HALVES, canonical, key_of
 from bitworth.types import Cell
 
 SCHEMA = 2
@@ -36,22 +38,20 @@ def now() -> str:
 
 
 def encode(cell: Cell, result: Mapping[str, Any], *, seconds: float, finished: str) -> bytes:
-    """A record of the present schema; `seconds` below zero, or none, count as zero.
+    """A record of the present schema, without keys of the environment; `seconds` below zero, or none, count as zero.
 
     Raises:
         TypeError: the result holds something that JSON lacks.
     """
     took = round(max(seconds, 0.0), 3) if math.isfinite(seconds) else 0.0
-    head = f'"schema":{SCHEMA},"key":"{key_of(cell)}","finished":{_text(finished)},"seconds":{took},\n'
-    try:
-        rest = (head + _body(cell, result)).encode()
-    except UnicodeEncodeError:  # half a surrogate pair, which a byte-level tokenizer can be made to write
-        rest = (head + _body(cell, result, escaped=True)).encode()
+    rows = [
+        f'"schema":{SCHEMA},"key":"{key_of(cell)}","finished":{_text(finished)},"seconds":{took}',
+        # Keys of the environment go before the checksum is taken, not when the file is written.
+        f'"cell":{_text(redacted(asdict(cell)))}',
+        f'"result":{_text(redacted(dict(result)))}}}\n',
+    ]
+    rest = ",\n".join(rows).encode(errors=HALVES)
     return b'{"sha256":"' + hashlib.sha256(rest).hexdigest().encode() + b'",\n' + rest
-
-
-def _body(cell: Cell, result: Mapping[str, Any], *, escaped: bool = False) -> str:
-    return f'"cell":{_text(asdict(cell), escaped)},\n"result":{_text(dict(result), escaped)}}}\n'
 
 
 def is_whole(raw: bytes, key: str | None = None) -> bool:
@@ -86,8 +86,7 @@ def decode(raw: bytes, key: str | None = None) -> dict[str, Any] | None:
     """
     if _ENVELOPE.match(raw) is None:
         return _older(raw, key)
-    record: dict[str, Any] | None = json.loads(raw) if is_whole(raw, key) else None
-    return record
+    return _object(raw) if is_whole(raw, key) else None
 
 
 def migrated(raw: bytes) -> bytes:
@@ -102,18 +101,27 @@ def migrated(raw: bytes) -> bytes:
 def _older(raw: bytes, key: str | None) -> dict[str, Any] | None:
     """A record of schema 1."""
     try:
-        record: dict[str, Any] = json.loads(raw)
-        cell = record["cell"]
-        known = key is None or key_of(Cell(**{**cell, "needs": ()})) == key
-        return record if known and record["finished"] and _matches(record["sha256"], record["result"]) else None
-    except (ValueError, KeyError, TypeError, RecursionError):
+        record = _object(raw)
+        if record is None or not record["finished"] or not _matches(record["sha256"], record["result"]):
+            return None
+        return record if key is None or key_of(Cell(**{**record["cell"], "needs": ()})) == key else None
+    except (KeyError, TypeError, RecursionError):
+        return None
+
+
+def _object(raw: bytes) -> dict[str, Any] | None:
+    """The JSON object in bytes, if its result is one too."""
+    try:
+        record = json_of(raw)
+        return record if isinstance(record, dict) and isinstance(record["result"], dict) else None
+    except (ValueError, KeyError):
         return None
 
 
 def _matches(digest: str, result: Any) -> bool:
     """Schema 1 hashed a result before it was JSON, when numbers that stand as keys were still in numeric order."""
     return any(
-        hashlib.sha256(canonical(value).encode(errors="replace")).hexdigest() == digest
+        hashlib.sha256(canonical(value).encode(errors=HALVES)).hexdigest() == digest
         for value in (result, _numbered(result))
     )
 
@@ -125,5 +133,5 @@ def _numbered(value: Any) -> Any:
     return [_numbered(inner) for inner in value] if isinstance(value, list) else value
 
 
-def _text(value: Any, escaped: bool = False) -> str:
-    return json.dumps(value, separators=(",", ":"), ensure_ascii=escaped)
+def _text(value: Any) -> str:
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=False)

@@ -11,6 +11,9 @@ from pydantic import TypeAdapter, ValidationError
 from bitworth.errors import BitworthError
 from bitworth.types import Cell
 
+HALVES = "backslashreplace"
+"""How half a surrogate pair, which servers send in the end, is encoded: as JSON writes it inside a string."""
+
 Noun = TypeVar("Noun")
 _adapters: dict[type[Any], TypeAdapter[Any]] = {}
 
@@ -22,7 +25,7 @@ def canonical(value: Any) -> str:
 
 def key_of(cell: Cell) -> str:
     """Twenty hex digits of the SHA-256 of the cell's kind and inputs; its title and needs do not count."""
-    return hashlib.sha256(canonical({"kind": cell.kind, "inputs": cell.inputs}).encode()).hexdigest()[:20]
+    return hashlib.sha256(canonical({"kind": cell.kind, "inputs": cell.inputs}).encode(errors=HALVES)).hexdigest()[:20]
 
 
 def revive(kind: type[Noun], row: Any) -> Noun:

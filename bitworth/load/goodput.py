@@ -16,7 +16,7 @@ import numpy as np
 from bitworth.errors import BitworthError
 from bitworth.load.chunks import token_gaps
 from bitworth.load.metrics import LATE_S, Metrics, keeps_to, metrics_of, per_output_token, steady, thirds
-from bitworth.types import Limits, Timing
+from bitworth.types import Limits, RatePoint, Timing
 
 #: The last passing and the first failing rate are this close together in the end.
 CLOSE = 1.05
@@ -59,6 +59,25 @@ class Sweep:
         """The highest rate that passes, if any does."""
         passing = [trial for trial in self.trials if trial.passes]
         return max(passing, key=lambda trial: trial.rate, default=None)
+
+    @property
+    def points(self) -> tuple[RatePoint, ...]:
+        """What was seen at each rate where requests were answered, by rising rate."""
+        seen = [trial for trial in self.trials if trial.metrics is not None and trial.void is None]
+        return tuple(_point(trial) for trial in sorted(seen, key=lambda trial: trial.rate))
+
+
+def _point(trial: Trial) -> RatePoint:
+    assert trial.metrics is not None
+    first = trial.metrics.first_token
+    return RatePoint(
+        rate=trial.rate,
+        queries_per_second=trial.metrics.queries_per_second,
+        latency_p50_s=trial.metrics.latency.at(50),
+        latency_p95_s=trial.metrics.latency.at(95),
+        first_token_p95_s=first.at(95) if first is not None else None,
+        keeps=trial.passes,
+    )
 
 
 def sweep(run: Run, limits: Limits, *, start_rate: float) -> Sweep:

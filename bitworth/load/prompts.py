@@ -9,7 +9,6 @@ writes one that its tokenizer cuts into exactly as many tokens, those that it ad
 
 from __future__ import annotations
 
-import json
 import secrets
 from array import array
 from collections.abc import Sequence
@@ -20,6 +19,8 @@ from typing import Any
 import numpy as np
 
 from bitworth.errors import BitworthError
+from bitworth.guard.documents import config_of
+from bitworth.guard.models import no_tokenizer
 
 #: For an engine without a model folder: bytes and punctuation in every common vocabulary.
 ANY_VOCABULARY = range(3, 256)
@@ -95,10 +96,9 @@ def _ids(vocabulary: Any) -> set[int] | None:
 def _json(path: Path) -> dict[str, Any] | None:
     """A file's JSON object, or None where there is none."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        return config_of(path.read_bytes())
     except (OSError, ValueError):
         return None
-    return found if isinstance(found, dict) else None
 
 
 class ExactText:
@@ -159,11 +159,10 @@ class ExactText:
         from transformers import AutoTokenizer
 
         try:
-            return AutoTokenizer.from_pretrained(self._folder, local_files_only=True)
+            return AutoTokenizer.from_pretrained(self._folder, local_files_only=True, trust_remote_code=False)
         except (OSError, ValueError) as error:
-            raise BitworthError(
-                f"The server takes text only, and {self._folder} has no tokenizer that transformers can load."
-            ) from error
+            absent = f"The server takes text only, and {self._folder} has no tokenizer that transformers can load."
+            raise BitworthError(no_tokenizer(self._folder, absent)) from error
 
     @cached_property
     def _words(self) -> list[int]:

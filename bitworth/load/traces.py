@@ -9,7 +9,6 @@ The names of Mooncake's published traces (`timestamp` in milliseconds, `input_le
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from bitworth.errors import BitworthError
+from bitworth.guard.documents import json_of
 from bitworth.types import Shape, UseCase
 
 
@@ -88,7 +88,7 @@ def mixed(parts: Sequence[tuple[UseCase, float]], count: int, *, seed: int) -> t
 def _shape(line: str, where: str) -> tuple[float, int, int]:
     """Time in seconds, prompt and output tokens."""
     try:
-        fields = json.loads(line)
+        fields = json_of(line)
     except ValueError as error:
         raise BitworthError(f"{where} is not JSON.") from error
     if not isinstance(fields, dict):

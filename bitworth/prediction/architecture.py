@@ -7,13 +7,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from bitworth.errors import BitworthError
+from bitworth.guard.documents import config_of
 
 #: What families call the number of experts, those a token uses, and an expert's width.
 _EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
@@ -160,13 +160,10 @@ def _window(text: Mapping[str, Any], layers: int) -> int | None:
 def _load(source: Path) -> Mapping[str, Any]:
     path = source / "config.json" if source.is_dir() else source
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        return config_of(path.read_bytes())
     except (OSError, UnicodeDecodeError) as error:
         raise BitworthError(
             f"{path} cannot be read; name a model folder, a folder that holds a config.json, or that file."
         ) from error
     except ValueError as error:
         raise BitworthError(f"{path} is not JSON ({error}); it should be the model's config.json.") from error
-    if not isinstance(found, dict):
-        raise BitworthError(f"{path} holds no JSON object; it should be the model's config.json.")
-    return found

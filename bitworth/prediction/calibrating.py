@@ -10,14 +10,15 @@ and the server's work for each running sequence. Shares are then of whatever the
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 from bitworth.errors import BitworthError
+from bitworth.guard.documents import config_of
 from bitworth.prediction.constants import Constants
 from bitworth.prediction.roofline import Deployment
 from bitworth.prediction.serving import Fleet
@@ -70,7 +71,7 @@ def read_observation(folder: Path) -> Observation:
         BitworthError: the folder holds no such figures, or those of a load that fixes no constants.
     """
     try:
-        row = json.loads((folder / "benchmark.json").read_text(encoding="utf-8"))
+        row = config_of((folder / "benchmark.json").read_bytes())
         if row["streams"] is None:
             raise BitworthError(f"{folder} holds a {row['load']} load; constants are fitted on {_KINDS}.")
         return Observation(
@@ -80,13 +81,20 @@ def read_observation(folder: Path) -> Observation:
                 output_tokens=int(row["output_tokens"]),
             ),
             load=Load(kind=row["load"], streams=int(row["streams"])),
-            latency_s=float(row["latency_s"]),
-            first_token_s=None if row["first_token_s"] is None else float(row["first_token_s"]),
+            latency_s=_seconds(row["latency_s"]),
+            first_token_s=None if row["first_token_s"] is None else _seconds(row["first_token_s"]),
         )
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ArithmeticError, ValueError, KeyError, TypeError) as error:
         raise BitworthError(
             f"{folder} holds no figures to fit constants on; name a folder that `bitworth benchmark --out` wrote."
         ) from error
+
+
+def _seconds(value: Any) -> float:
+    seconds = float(value)
+    if not 0 < seconds < math.inf:
+        raise ValueError(f"{seconds} seconds cannot be")
+    return seconds
 
 
 def calibrated(deployment: Deployment, observations: Sequence[Observation]) -> Constants:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from bitworth.errors import BitworthError, Unsupported
+from bitworth.guard.documents import config_of
 from bitworth.prediction import Architecture, read_architecture
 from bitworth.preflight import VLLM, Finding, judged
 from bitworth.preflight.shapes import split_of
@@ -32,7 +32,7 @@ def doubt_about(checkpoint: Path, row: Hardware, context_tokens: int, version: s
             the files' sizes as by the config; or no kernel for the format, by the rules of the installed version.
     """
     try:
-        config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
+        config = config_of((checkpoint / "config.json").read_bytes())
         architecture, told = read_architecture(config), config.get("quantization_config")
         scheme = None if told is None else scheme_from_config(told)
         _refuse_heads(architecture, row)

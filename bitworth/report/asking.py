@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
+from bitworth.guard.text import all_visible
 from bitworth.report.document import plain
 from bitworth.report.figures import counterpart, hardware_name, times
 from bitworth.report.words import shape_words
@@ -31,7 +32,7 @@ def asked_again(result: StudyResult) -> str:
     least = result.constraint.min_recovery_pct
     low, high = _slider(least, (option for scene in scenes for option in scene["options"]))
     document = {"least": least, "slider": {"low": low, "high": high}, "scenes": scenes}
-    text = json.dumps(plain(document), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    text = json.dumps(all_visible(plain(document)), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 

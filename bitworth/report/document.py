@@ -35,7 +35,10 @@ def result_as_json(result: StudyResult) -> Json:
         "deployments": [_recommendation(row) for row in result.deployments],
         "recoveries": [_recovery(row) for row in result.recoveries],
         "recoveries_by_group": [_recovery(row) for row in result.groups],
+        "noise": [asdict(row) for row in result.noise],
         "divergences": {format: _divergence(row) for format, row in result.divergences.items()},
+        "likenesses": [asdict(row) for row in result.likenesses],
+        "answers_apart": [asdict(pair) for pair in result.apart],
         "costs": [cost_as_json(cost) for cost in result.costs],
         "savings": [asdict(row) for row in savings(result.costs)],
         "checkpoints": {format: _checkpoint(row) for format, row in result.checkpoints.items()},
@@ -102,6 +105,7 @@ def _figures(cost: QueryCost) -> Json:
         "requests": cost.requests,
         "source": cost.source,
         "seconds": {name: asdict(figure) for name, figure in cost.figures.items()},
+        "rates": [asdict(point) for point in cost.rates],
         "facts": _facts(cost.facts),
     }
 
@@ -195,6 +199,11 @@ def _recovery(row: Recovery) -> Json:
         "source": row.source,
         "p_value": row.p_value,
         "p_holm": row.p_holm,
+        "columns": row.columns,
+        "groups_ci95_pct": row.groups_ci95_pct,
+        "lost": row.lost,
+        "won": row.won,
+        "mcnemar_p": row.mcnemar_p,
     }
 
 

@@ -9,6 +9,7 @@ from bitworth.report.figures import (
     UNKNOWN,
     chance,
     counterpart,
+    flips,
     hardware_name,
     interval,
     number,
@@ -16,6 +17,7 @@ from bitworth.report.figures import (
     seconds,
     times,
 )
+from bitworth.report.sheets import noise_sheet
 from bitworth.report.tables import facts_words, markdown_table, markdown_text
 from bitworth.report.words import MOST_FLIPS, constraint_words, headline, moment, scenario_title, shape_words
 from bitworth.types import QueryCost, Recommendation, Recovery, StudyResult
@@ -33,7 +35,9 @@ def render_markdown(result: StudyResult) -> str:
         *_recommendations(result),
         *_recoveries(result),
         *_groups(result),
+        *_noise(result),
         *_divergences(result),
+        *_likenesses(result),
         *_costs(result),
         *_savings(result),
         *_checkpoints(result),
@@ -72,9 +76,15 @@ def _recoveries(result: StudyResult) -> Iterable[str]:
         return
     yield "## Recovery"
     rows = [
-        (*_kept(row), "" if row.questions_needed is None else f"{row.questions_needed:,}") for row in result.recoveries
+        (
+            *_kept(row),
+            flips(row),
+            "" if row.p_holm is None else chance(row.p_holm),
+            "" if row.questions_needed is None else f"{row.questions_needed:,}",
+        )
+        for row in result.recoveries
     ]
-    yield markdown_table(("task", *_KEPT, "needed"), rows, text_columns=(0, 1, 7))
+    yield markdown_table(("task", *_KEPT, "lost / won", "p adjusted", "needed"), rows, text_columns=(0, 1, 7))
 
 
 def _groups(result: StudyResult) -> Iterable[str]:
@@ -84,6 +94,13 @@ def _groups(result: StudyResult) -> Iterable[str]:
     yield "## Recovery by subject or language"
     rows = [(*_kept(row), chance(row.p_holm)) for row in result.groups]
     yield markdown_table(("task/group", *_KEPT, "p adjusted for all rows of the format"), rows, text_columns=(0, 1, 7))
+
+
+def _noise(result: StudyResult) -> Iterable[str]:
+    sheet = noise_sheet(result)
+    if sheet is not None:
+        yield f"## {sheet.title}"
+        yield markdown_table(sheet.head, sheet.rows, text_columns=(0, 1))
 
 
 _KEPT = ("format", "baseline", "score", "recovery", "95 % interval", "questions", "verdict")
@@ -119,6 +136,24 @@ def _divergences(result: StudyResult) -> Iterable[str]:
     ]
     titles = ("format", "perplexity", "baseline's", "KL, nats", "top token differs", "tokens")
     yield markdown_table(titles, rows, text_columns=(0,))
+
+
+def _likenesses(result: StudyResult) -> Iterable[str]:
+    if not result.likenesses:
+        return
+    yield "## Likeness of what was written to the baseline's"
+    rows = [
+        (
+            row.task,
+            row.format,
+            row.measure,
+            *map(number, (row.mean, row.p10, row.median, row.p90)),
+            f"{row.questions:,}",
+        )
+        for row in result.likenesses
+    ]
+    titles = ("task", "format", "measure", "mean", "10 % below", "median", "10 % above", "answers")
+    yield markdown_table(titles, rows, text_columns=(0, 1, 2))
 
 
 def _costs(result: StudyResult) -> Iterable[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import yaml
 
 from bitworth.errors import BitworthError
+from bitworth.guard.documents import config_of, yaml_of
 from bitworth.ledger import revive
 from bitworth.types import Audit, Calibration, Recipe
 
@@ -32,7 +32,7 @@ class Origin:
 def read_origin(folder: Path) -> Origin:
     """What `folder` (a checkpoint's) holds beside the weights; an absent or foreign file says nothing."""
     try:
-        page = json.loads((folder / _PROVENANCE).read_text(encoding="utf-8"))
+        page = config_of((folder / _PROVENANCE).read_bytes())
         base = Path(page["base"]["path"])
         return Origin(
             recipe=_noun(Recipe, page.get("recipe")),
@@ -49,7 +49,7 @@ def read_license(folder: Path) -> dict[str, Any]:
     """The licence that the front matter of the folder's README.md states; empty where it states none."""
     try:
         text = (folder / "README.md").read_text(encoding="utf-8")
-        front = yaml.safe_load(text.split("---", 2)[1]) if text.startswith("---") else None
+        front = yaml_of(text.split("---", 2)[1]) if text.startswith("---") else None
     except (OSError, ValueError, IndexError, yaml.YAMLError):
         return {}
     if not isinstance(front, dict) or not isinstance(front.get("license"), str):

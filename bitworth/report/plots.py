@@ -53,6 +53,15 @@ class Point:
     named: bool = False
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Line:
+    """One option's values over rates: (x, y) by rising x."""
+
+    name: str
+    points: tuple[tuple[float, float], ...]
+    mark: Mark
+
+
 def recovery_domain(bounds: Iterable[float], least_pct: float) -> tuple[float, float]:
     """One axis for all recoveries: everything up to 15 points beyond the least allowed and 100; whole percents."""
     finite = [bound for bound in bounds if math.isfinite(bound)] + [least_pct, 100.0]
@@ -125,6 +134,32 @@ def frontier_plot(points: Sequence[Point], *, domain: tuple[float, float], least
     return draw(chart, alt=alt)
 
 
+def curve_plot(lines: Sequence[Line], *, x: str, y: str, alt: str) -> str:
+    """A line an option; the vertical axis is logarithmic where values span more than a factor of ten."""
+    import altair as vega
+
+    width, height = FRONTIER_PX
+    rows = [{"x": at, "y": value, "name": line.name, **_look(line.mark)} for line in lines for at, value in line.points]
+    values = [row["y"] for row in rows]
+    wide = min(values) > 0 and max(values) / min(values) > 10
+    scale = vega.Scale(type="log", nice=False) if wide else vega.Scale(zero=True, nice=False)
+    ticks = _ticks((min(values) / 1.2, max(values) * 1.2)) if wide else {"tickCount": 6}
+    across = vega.X("x:Q", scale=vega.Scale(zero=True, nice=False), axis=vega.Axis(title=x, tickCount=6))
+    up = vega.Y("y:Q", scale=scale, axis=vega.Axis(title=None, labelExpr=_SHORT, **ticks))
+    layers = []
+    for line in lines:
+        data = _values([row for row in rows if row["name"] == line.name])
+        layers.append(data.mark_line(color=sentinel(line.mark.colour), strokeWidth=2).encode(x=across, y=up))
+        layers.append(_symbols(data, across, up, size=60))
+    chart = vega.layer(*layers).properties(
+        width=width,
+        height=height,
+        autosize={"type": "fit", "contains": "padding"},
+        title=vega.Title(text=y, anchor="start", frame="bounds", offset=6),
+    )
+    return draw(chart, alt=alt)
+
+
 def best(points: Sequence[Point]) -> list[Point]:
     """The points that no other beats on both axes, by rising queries per dollar."""
     found: list[Point] = []
@@ -179,6 +214,11 @@ def _point_datum(point: Point, domain: tuple[float, float]) -> dict[str, Any]:
         "fill": _PAPER if point.open else colour,
         "shape": point.mark.shape,
     }
+
+
+def _look(mark: Mark) -> dict[str, Any]:
+    colour = sentinel(mark.colour)
+    return {"colour": colour, "fill": colour, "shape": mark.shape}
 
 
 def _within(bounds: tuple[float, float], domain: tuple[float, float]) -> tuple[float, float]:

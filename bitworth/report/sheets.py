@@ -6,14 +6,15 @@ import csv
 import io
 import math
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import astuple, dataclass, fields
 from urllib.parse import quote
 
+from bitworth.guard.text import visible
 from bitworth.load.savings import savings
 from bitworth.report.figures import hardware_name, interval, number, percent, seconds, usd_per_1k
 from bitworth.report.words import scenario_title
-from bitworth.types import QueryCost, Recommendation, Recovery, StudyResult
+from bitworth.types import Likeness, QueryCost, RatePoint, Recommendation, Recovery, StudyResult
 
 Value = str | float | int | None
 _QUANTITIES = {"latency": "latency", "first_token": "first token", "per_output_token": "per output token"}
@@ -44,6 +45,52 @@ def recovery_sheet(task: str, rows: Sequence[Recovery]) -> Sheet:
     )
 
 
+def noise_sheet(result: StudyResult) -> Sheet | None:
+    """The engine's noise where tasks were asked several times, beside what the format loses; None where none was."""
+    if not result.noise:
+        return None
+    rows = {(row.task, row.format): row for row in result.recoveries}
+    shown, values = [], []
+    for noise in result.noise:
+        row = rows.get((noise.task, noise.format))
+        lost = None if row is None else 100 * (row.baseline - row.quantized)
+        shares = (noise.answers_differ_pct, noise.scores_differ_pct)
+        runs = len(noise.scores_pct)
+        values.append((noise.task, noise.format, runs, noise.questions, *shares, noise.score_sd_pct, lost))
+        told = (
+            *(percent(share) for share in shares),
+            f"{noise.score_sd_pct:.2f}",
+            "" if lost is None else f"{lost:.2f}",
+        )
+        shown.append((noise.task, noise.format, str(runs), f"{noise.questions:,}", *told))
+    keys = (
+        "task",
+        "format",
+        "runs",
+        "questions",
+        "answers_differ_pct",
+        "scores_differ_pct",
+        "score_sd_pct",
+        "loss_pct",
+    )
+    head = (
+        "Task",
+        "Format",
+        "Runs",
+        "Questions",
+        "Answers that differ",
+        "Scores that differ",
+        "SD of the score, points",
+    )
+    return Sheet(
+        title="Noise of the engine beside the loss",
+        head=(*head, "Loss, points"),
+        rows=tuple(shown),
+        file="noise.csv",
+        csv=_address(keys, values),
+    )
+
+
 def cost_sheet(found: Recommendation) -> Sheet:
     """What is drawn of one scenario: every option with its recovery and its queries per dollar."""
     title = scenario_title(found.use_case, found.load)
@@ -61,6 +108,28 @@ def cost_sheet(found: Recommendation) -> Sheet:
         shown.append((cost.format, place, rate, _recovery(*kept), cost.source))
     head = ("Format", "Hardware", "Queries per dollar", "Recovery", "Figures")
     return Sheet(title=title, head=head, rows=tuple(shown), file=_file("cost", title), csv=_address(keys, values))
+
+
+def curve_sheet(title: str, by_format: Mapping[str, Sequence[RatePoint]]) -> Sheet:
+    """What was seen at each rate, by format."""
+    keys = ("format", *(field.name for field in fields(RatePoint)))
+    values = [(format, *astuple(point)) for format, points in by_format.items() for point in points]
+    shown = tuple(
+        (format, number(p.rate), number(p.queries_per_second), seconds(p.latency_p50_s), seconds(p.latency_p95_s))
+        for format, points in by_format.items()
+        for p in points
+    )
+    head = ("Format", "Requests a second", "Answered a second", "Latency, p50", "Latency, p95")
+    return Sheet(title=title, head=head, rows=shown, file=_file("latency", title), csv=_address(keys, values))
+
+
+def likeness_sheet(title: str, rows: Sequence[Likeness]) -> Sheet:
+    """Quantiles of one measure on one task."""
+    keys = ("format", "mean", "p10", "median", "p90", "questions")
+    values = [(r.format, r.mean, r.p10, r.median, r.p90, r.questions) for r in rows]
+    shown = tuple((r.format, *(number(v) for v in (r.mean, r.p10, r.median, r.p90)), f"{r.questions:,}") for r in rows)
+    head = ("Format", "Mean", "Lowest tenth below", "Median", "Highest tenth above", "Answers")
+    return Sheet(title=title, head=head, rows=shown, file=_file("likeness", title), csv=_address(keys, values))
 
 
 def percentile_sheet(costs: Sequence[QueryCost]) -> Sheet | None:
@@ -193,8 +262,15 @@ def _address(keys: Sequence[str], rows: Iterable[Sequence[Value]]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\r\n")
     writer.writerow(keys)
-    writer.writerows(["" if _unknown(value) else value for value in row] for row in rows)
+    writer.writerows([_cell(value) for value in row] for row in rows)
     return f"data:text/csv;charset=utf-8,{quote(text.getvalue(), safe=',')}"
+
+
+def _cell(value: Value) -> Value:
+    """Nothing for what is unknown; a text that a spreadsheet would compute begins with an apostrophe."""
+    if isinstance(value, str):
+        return f"'{visible(value)}" if value.startswith(("=", "+", "-", "@", "\t", "\r")) else visible(value)
+    return "" if _unknown(value) else value
 
 
 def _unknown(value: Value) -> bool:

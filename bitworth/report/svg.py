@@ -7,11 +7,15 @@ meets one image with a description instead of a tree of marks.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal
 from xml.etree import ElementTree
+
+from bitworth.guard.text import all_visible, visible
 
 _NAMES = ("--ink", "--muted", "--rule", "--shade", "--card", "--neutral", *(f"--hue-{index}" for index in range(7)))
 _NAMESPACE = re.compile(r"\{[^}]*\}")
@@ -44,8 +48,6 @@ def draw(chart: Any, *, alt: str, words: Sequence[Word] = ()) -> str:
     `words` are written over it here: vl-convert measures each text that it draws itself, which takes 5 ms apiece and
     adds up to most of a minute where many formats meet many tasks.
     """
-    import vl_convert
-
     muted, rule = sentinel("--muted"), sentinel("--rule")
     axis = {
         "domainColor": rule,
@@ -60,8 +62,17 @@ def draw(chart: Any, *, alt: str, words: Sequence[Word] = ()) -> str:
     }
     title = {"color": muted, "fontSize": 11.5, "fontWeight": "normal"}
     config = {"aria": False, "background": "transparent", "padding": 2, "view": {"stroke": None}}
-    spec = chart.configure(**config, axis=axis, title=title).to_dict(validate=False)
-    return _adopted(vl_convert.vegalite_to_svg(spec), alt, words)
+    spec = all_visible(chart.configure(**config, axis=axis, title=title).to_dict(validate=False))
+    return _adopted(_rendered(json.dumps(spec, sort_keys=True)), alt, words)
+
+
+@lru_cache(maxsize=256)
+def _rendered(spec: str) -> str:
+    """What vl-convert draws; a report that is written again after a cell has most of its plots from here."""
+    import vl_convert
+
+    drawn: str = vl_convert.vegalite_to_svg(spec)
+    return drawn
 
 
 def _adopted(text: str, alt: str, words: Sequence[Word]) -> str:
@@ -70,9 +81,9 @@ def _adopted(text: str, alt: str, words: Sequence[Word]) -> str:
     _rewrite(root)
     for word in words:
         place = {"x": f"{word.x:g}", "y": f"{word.y:g}", "text-anchor": word.anchor, "fill": "var(--ink)"}
-        ElementTree.SubElement(root[0], "text", {**place, "font-size": "13"}).text = word.text
+        ElementTree.SubElement(root[0], "text", {**place, "font-size": "13"}).text = visible(word.text)
     root.set("role", "img")
-    root.set("aria-label", alt)
+    root.set("aria-label", visible(alt))
     root.set("style", f"max-width:{width * 1.12:.0f}px")
     return ElementTree.tostring(root, encoding="unicode")
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
+from bitworth.guard.text import visible
 from bitworth.types import EngineFacts
 
-_SPECIAL = re.compile(r"([\\`*_{}\[\]<>|#~])")
+_SPECIAL = re.compile(r"([\\`*_{}\[\]<>|#~&$]|(?<=[a-z]):(?=//)|(?<=\bwww)\.)")
+#: What would make a list item or a heading of the line that it begins.
+_BEGINS = re.compile(r"^(\d{0,9})([-+=.)])(?=[-+=\s]|$)")
 
 
 def markdown_table(titles: Sequence[str], rows: Iterable[Sequence[str]], *, text_columns: Sequence[int]) -> str:
@@ -19,7 +22,7 @@ def markdown_table(titles: Sequence[str], rows: Iterable[Sequence[str]], *, text
 
 def markdown_text(value: str) -> str:
     """The value as plain text: on one line, and nothing in it is markup."""
-    return _SPECIAL.sub(r"\\\1", " ".join(value.split()))
+    return _BEGINS.sub(r"\1\\\2", _SPECIAL.sub(r"\\\1", visible(" ".join(value.split()))))
 
 
 def facts_words(facts: EngineFacts) -> str:

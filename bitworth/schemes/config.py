@@ -61,18 +61,19 @@ def scheme_from_config(config: Mapping[str, Any]) -> Scheme:
     Raises:
         BitworthError: another method's checkpoint, several schemes in one, or a format not known here.
     """
-    method = config.get("quant_method")
+    method = _mapping(config).get("quant_method")
     if method != "compressed-tensors":
         raise BitworthError(
             f"The checkpoint is quantized by '{method}'; bitworth reads compressed-tensors checkpoints."
         )
-    groups = list((config.get("config_groups") or {}).values())
+    groups = list(_mapping(config.get("config_groups") or {}).values())
     if len(groups) != 1:
         raise BitworthError(
             f"The checkpoint mixes {len(groups)} quantization schemes; bitworth reads one a checkpoint."
         )
-    scheme = _scheme_of(groups[0].get("weights") or {}, groups[0].get("input_activations"))
-    cache = config.get("kv_cache_scheme")
+    weights, inputs = (_mapping(groups[0]).get(name) for name in ("weights", "input_activations"))
+    scheme = _scheme_of(_mapping(weights or {}), None if inputs is None else _mapping(inputs))
+    cache = None if config.get("kv_cache_scheme") is None else _mapping(config["kv_cache_scheme"])
     if cache is not None and _told(cache) != _told(_grid_args(schemes.FP8_CACHE)):
         raise BitworthError(
             "The checkpoint's key-value cache is quantized otherwise than to FP8 with one scale a tensor, which is all "
@@ -97,7 +98,7 @@ def _scheme_of(weights: Mapping[str, Any], inputs: Mapping[str, Any] | None) -> 
         if near is None and [_numbers(args) for args in found] == [_numbers(args) for args in expected]:
             near = (name, found)
     if near is None:
-        bits = inputs["num_bits"] if inputs else 16
+        bits = inputs.get("num_bits") if inputs else 16
         named = f"w{weights.get('num_bits')}a{bits}, {weights.get('type', 'int')}"
         raise BitworthError(f"Unknown number format '{named}'; known: {', '.join(schemes.NAMES)}.")
     raise BitworthError(
@@ -114,4 +115,13 @@ def _told(args: Mapping[str, Any] | None) -> dict[str, Any] | None:
 
 
 def _numbers(args: Mapping[str, Any] | None) -> tuple[Any, Any] | None:
-    return None if args is None else (args["num_bits"], args["type"])
+    return None if args is None else (args.get("num_bits"), args.get("type"))
+
+
+def _mapping(part: Any) -> Mapping[str, Any]:
+    if not isinstance(part, Mapping):
+        raise BitworthError(
+            "The checkpoint's quantization_config is not one of compressed-tensors: it holds a value where arguments "
+            "should be; fetch or quantize the checkpoint again."
+        )
+    return part

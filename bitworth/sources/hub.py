@@ -9,6 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from bitworth.errors import BitworthError, WorkFailed, disk_reason
+from bitworth.guard.documents import config_of
+from bitworth.guard.folders import is_within
+from bitworth.guard.headers import read_header
 from bitworth.sources.cache import Note, cached, silent
 
 MODEL_FILES = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")
@@ -160,22 +163,19 @@ def _check_whole(folder: Path, identifier: str) -> None:
 def _listed(index: Path) -> set[str]:
     """The shards that the index names; none where it cannot be read."""
     try:
-        return set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        names = set(config_of(index.read_bytes())["weight_map"].values())
+        return names if all(isinstance(name, str) and is_within(name) for name in names) else set()
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return set()
 
 
 def _has_all_bytes(path: Path) -> bool:
-    """True when the file is as long as its own header says: 8 bytes, a JSON header, and the tensors."""
+    """True when the file is as long as its own header says."""
     try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(min(length, size)))
-        ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
-        return bool(size == 8 + length + max(ends, default=0))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        read_header(path)
+    except (OSError, ValueError):
         return False
+    return True
 
 
 def _failure(error: Exception, identifier: str, kind: str) -> BitworthError:

@@ -153,11 +153,27 @@ class EngineFacts:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RatePoint:
+    """What a sweep saw at one rate of requests a second, and whether that kept to the limits; seconds."""
+
+    rate: float
+    queries_per_second: float
+    latency_p50_s: float
+    latency_p95_s: float
+    first_token_p95_s: float | None
+    keeps: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Measurement:
-    """What an engine did under a load: one Timing a request (warm-up left out), and what produced them."""
+    """What an engine did under a load: one Timing a request (warm-up left out), and what produced them.
+
+    A sweep's timings are those of its best rate, `rates` what it saw at each.
+    """
 
     timings: tuple[Timing, ...]
     facts: EngineFacts
+    rates: tuple[RatePoint, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -165,7 +181,8 @@ class QueryCost:
     """One format under one use case and load on one hardware row; `unsupported` says why there is no figure.
 
     Latencies are means (seconds) unless named otherwise; the interval is 95 %. `figures` holds seconds with their
-    intervals by name, such as `latency_mean`, `first_token_p95`, `per_output_token_p99` (`quantity_statistic`).
+    intervals by name, such as `latency_mean`, `first_token_p95`, `per_output_token_p99` (`quantity_statistic`);
+    `rates` is what a sweep saw on its way.
     """
 
     format: str
@@ -185,3 +202,4 @@ class QueryCost:
     facts: EngineFacts | None = None
     unsupported: str | None = None
     figures: Mapping[str, Figure] = field(default_factory=dict)
+    rates: tuple[RatePoint, ...] = ()

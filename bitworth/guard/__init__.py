@@ -1,0 +1,1 @@
+"""What comes from others, taken with care: documents, headers, folders, chat templates, text to be shown, and keys."""
