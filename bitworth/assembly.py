@@ -160,7 +160,7 @@ def recoveries_of(answers: Answers, least_pct: float) -> tuple[tuple[Recovery, .
 
 def suites_of(answers: Answers, suites: Sequence[str], least_pct: float) -> tuple[tuple[Recovery, ...], list[Missing]]:
     """Recovery of every suite that the study names, by format; and the averages that cannot be had, and why."""
-    baseline, answers = _apart(answers)
+    baseline, answers = _split(answers)
     found, lacking = [], []
     for suite in suites:
         for format, tasks in answers.items():

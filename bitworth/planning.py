@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from bitworth import fingerprint, sources, tasks
+from bitworth.engines import NAMES as ENGINES
 from bitworth.errors import BitworthError
 from bitworth.hardware import machine
 from bitworth.ledger import key_of, revive
@@ -362,9 +363,10 @@ def check_engine(study: Study) -> None:
     Raises:
         BitworthError: a URL, which serves one model only.
     """
-    if study.engine not in ("torch", "vllm", "fake"):
+    if study.engine not in ENGINES:
+        known = " or ".join(name for name in ENGINES if name != "fake")
         raise BitworthError(
-            f"engine '{study.engine}': a study runs torch or vllm, which load each format in turn; time a server that "
+            f"engine '{study.engine}': a study runs {known}, which load each format in turn; time a server that "
             "is running already with `bitworth benchmark CHECKPOINT --engine URL`."
         )
 
