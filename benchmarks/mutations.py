@@ -150,3 +150,4 @@ def _places(value: Any) -> list[tuple[Any, Any]]:
             if isinstance(box[key], dict | list):
                 waiting.append(box[key])
     return found
+

@@ -156,9 +156,7 @@ def _study(folder: Path) -> Parser:
 
     text = yaml.safe_dump(_STUDY).encode()
     anchors = b"model: &m x\nformats: [baseline, {name: a, base: w8a8-fp}]\ntasks: [{name: mmlu, limit: 3}]\nname: *m\n"
-    return _file(
-        folder, "study, as YAML", "study.yaml", (text, anchors), other_bytes, lambda path: _use(load_study(path))
-    )
+    return _file(folder, "study, as YAML", "study.yaml", (text, anchors), other_bytes, lambda path: _use(load_study(path)))
 
 
 def _read_mapping(data: bytes) -> object:
@@ -372,8 +370,7 @@ _GUIDELLM: dict[str, Any] = {
         {
             "config": {"strategy": {"type_": "constant", "rate": 2.0, "streams": 2}},
             "requests": {
-                "successful": [{"info": {"timings": _TIMES, "error": None}, "prompt_tokens": 8, "output_tokens": 4}]
-                * 2,
+                "successful": [{"info": {"timings": _TIMES, "error": None}, "prompt_tokens": 8, "output_tokens": 4}] * 2,
                 "errored": [{"info": {"timings": _TIMES, "error": "no"}, "prompt_tokens": 8, "output_tokens": None}],
                 "incomplete": [],
             },
@@ -517,9 +514,7 @@ def _cells() -> list[tuple[Cell, dict[str, Any]]]:
     load, case = asdict(Load(kind="synchronous")), asdict(_CASE)
     found = []
     for format in ("baseline", "w8a8-fp"):
-        answers = [
-            asdict(Answer(task="mmlu", item=str(at), prediction="A", score=float(at % 3 > 0))) for at in range(6)
-        ]
+        answers = [asdict(Answer(task="mmlu", item=str(at), prediction="A", score=float(at % 3 > 0))) for at in range(6)]
         inputs = {"checkpoint": format, "task": {"name": "mmlu", "shots": None}, "data": "d", "versions": {"a": 1}}
         cell = Cell(kind="evaluate", title=f"mmlu on {format}", format=format, inputs=inputs)
         found.append((cell, {"answers": answers, "facts": facts, "task": {}, "machine": {"processor": "p"}}))
@@ -558,13 +553,7 @@ def _stored(folder: Path) -> Parser:
             fits = hashlib.sha256(canonical(result).encode(errors="backslashreplace")).hexdigest()
         except (ValueError, TypeError, KeyError, RecursionError, AttributeError):
             return None
-        record = {
-            "cell": asdict(cell),
-            "finished": "2026-01-01T00:00:00",
-            "seconds": 1,
-            "result": result,
-            "sha256": fits,
-        }
+        record = {"cell": asdict(cell), "finished": "2026-01-01T00:00:00", "seconds": 1, "result": result, "sha256": fits}
         path = ledger.path(cell)
         before = path.read_bytes()
         try:
