@@ -133,7 +133,8 @@ def questions_of(
 
 def choices(loaded: Any, shots: int | None, engine: TorchModel, peer: Any, data: Path, _tokens: int) -> Row:
     """Given choices, scored by both."""
-    theirs = lm_evals(peer, loaded.task, data, [question.item for question in loaded.questions], shots=shots)
+    items, chat = [question.item for question in loaded.questions], engine.has_chat_template
+    theirs = lm_evals(peer, loaded.task, data, items, shots=shots, chat=chat)
     prompts = same = scores = 0
     apart = 0.0
     for question, answer in zip(loaded.questions, answer_questions(engine, loaded), strict=True):
@@ -164,7 +165,7 @@ def texts(loaded: Any, shots: int | None, engine: TorchModel, peer: Any, data: P
         task.set_config(key="generation_kwargs", value=asked, update=True)
 
     items = [question.item for question in loaded.questions]
-    theirs = lm_evals(peer, loaded.task, data, items, shots=shots, change=shorten)
+    theirs = lm_evals(peer, loaded.task, data, items, shots=shots, change=shorten, chat=engine.has_chat_template)
     answers = answer_questions(engine, loaded)
     prompts = same = scores = 0
     for question, answer in zip(loaded.questions, answers, strict=True):

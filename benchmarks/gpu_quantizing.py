@@ -25,6 +25,7 @@ from bitworth import recipes, schemes
 from bitworth.model import Block
 from bitworth.quantizers.refine import PASSES
 from bitworth.sequential import BlockPass
+from bitworth.stages import Producers
 from bitworth.types import Gptq, Recipe
 
 
@@ -118,7 +119,8 @@ def walk(shape: Shape, recipe: Recipe, blocks: int, device: torch.device) -> flo
     ]
     rotary = rotary_of(config, hidden[0][:1])
     kwargs = {count: {"position_embeddings": rotary, "attention_mask": None} for count in (1, shape.chunk)}
-    layout, producers, seconds = schemes.layout_of(recipe.scheme), {}, 0.0
+    layout, seconds = schemes.layout_of(recipe.scheme), 0.0
+    producers: Producers = {}
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else sys.maxsize
     waiting = shape.tokens * (3 * shape.hidden + max(shape.middle, 2 * shape.hidden)) * dtype.itemsize
     for index in range(blocks):

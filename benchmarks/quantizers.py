@@ -204,7 +204,7 @@ def auto_round(job: dict[str, Any]) -> None:
         scheme="W4A16",
         group_size=job["group_size"],
         iters=ROUNDS[job["peer"]],
-        dataset=list(ids.split(8)),
+        dataset=list(torch.split(ids, 8)),
         nsamples=len(ids),
         seqlen=job["length"],
         device_map="cpu",

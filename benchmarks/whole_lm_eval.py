@@ -31,8 +31,12 @@ def lm_evals(
     *,
     shots: int | None = None,
     change: Callable[[Any], None] | None = None,
+    chat: bool = True,
 ) -> dict[str, list[dict[str, Any]]]:
-    """Item to what lm-eval logged of it, an entry a filter; `change` is given each of its tasks before it is asked."""
+    """Item to what lm-eval logged of it, an entry a filter.
+
+    `change` is given each of its tasks before it is asked; `chat` says that the model has a chat template.
+    """
     from lm_eval.evaluator import evaluate
 
     task = tasks.get(name)
@@ -47,8 +51,8 @@ def lm_evals(
             {"tasks": {"one": one}, "groups": {}, "group_map": {}},
             samples={"one": sorted(places)},
             bootstrap_iters=0,
-            apply_chat_template=task.chat,
-            fewshot_as_multiturn=task.multiturn,
+            apply_chat_template=task.chat and chat,
+            fewshot_as_multiturn=task.multiturn and chat,
         )
         for entry in logged["samples"]["one"]:
             found[places[entry["doc_id"]]].append(entry)

@@ -91,7 +91,7 @@ def _assemble(ledger: Ledger, root: Path, changed: Mapping[str, Any] | None) -> 
         missing=(*missing_of(ledger, results), *unfit, *partial_suites),
         evaluated_with={c.format: revive(EngineFacts, r["facts"]) for c, r in _done(results, "evaluate")},
         hardware=tuple(study.hardware_values()),
-        machine=next((dict(r["machine"]) for c, r in reversed(results) if r is not None), {}),
+        machine=next((dict(r.get("machine", {})) for c, r in reversed(results) if r is not None), {}),
         settings=settings_of(study),
         finished=max((str(record["finished"]) for _, record in records if record is not None), default=None),
         groups=groups_of(answers, least.min_recovery_pct),
@@ -195,8 +195,11 @@ def groups_of(answers: Answers, least_pct: float) -> tuple[Recovery, ...]:
 def costs_of(
     results: Results, hardware: Sequence[Hardware], predicted: PredictedRows | None = None
 ) -> tuple[QueryCost, ...]:
-    """Every timing at the price of every hardware row; a row that was not timed is predicted, or says so."""
-    costs = []
+    """Every timing at the price of every hardware row; a row that was not timed is predicted, or says so.
+
+    Where machines of several rows were timed, each row has its own machine's figures.
+    """
+    costs: dict[tuple[Any, ...], QueryCost] = {}
     for cell, result in _done(results, "benchmark"):
         use_case, load = revive(UseCase, cell.inputs["use_case"]), revive(Load, cell.inputs["load"])
         measurement, reason = None, result["unsupported"]
@@ -204,17 +207,19 @@ def costs_of(
             timings = tuple(revive(Timing, row) for row in result["timings"])
             rates = tuple(revive(RatePoint, row) for row in result.get("rates", ()))  # an older ledger has none
             measurement = Measurement(timings=timings, facts=revive(EngineFacts, result["facts"]), rates=rates)
-        for row in hardware:
-            here = _timed_on(row, measurement.facts) if measurement is not None else is_this_machine(row)
-            if here:
-                costs.append(_cost(cell.format, measurement, use_case, load, row, reason))
+        for at, row in enumerate(hardware):
+            place = (cell.format, use_case, load, at)
+            if _timed_on(row, cell, measurement):
+                costs[place] = _cost(cell.format, measurement, use_case, load, row, reason)
+            elif place in costs:
+                continue
             elif predicted is not None:
                 one_shape = not {"mix", "trace"} & cell.inputs.keys()
-                costs.append(predicted.cost(cell.format, use_case, load, row, one_shape=one_shape))
+                costs[place] = predicted.cost(cell.format, use_case, load, row, one_shape=one_shape)
             else:
                 why = f"not timed on {row.name}; run the study there"
-                costs.append(_cost(cell.format, None, use_case, load, row, why))
-    return tuple(costs)
+                costs[place] = _cost(cell.format, None, use_case, load, row, why)
+    return tuple(costs.values())
 
 
 def missing_of(ledger: Ledger, results: Results) -> list[Missing]:
@@ -255,8 +260,14 @@ def _cost(
         return cost_of(format, None, use_case, load, row, unsupported=str(error))
 
 
-def _timed_on(row: Hardware, facts: EngineFacts) -> bool:
-    return row.name == LOCAL or row.name.lower() in facts.device.lower()
+def _timed_on(row: Hardware, cell: Cell, measurement: Measurement | None) -> bool:
+    """Whether the cell's figures, or its reason why there are none, are that row's."""
+    asked = cell.inputs.get("machine", {}).get("hardware")
+    if asked is not None:
+        return bool(asked == row.words)
+    if measurement is None:
+        return is_this_machine(row)
+    return row.name == LOCAL or row.name.lower() in measurement.facts.device.lower()
 
 
 def answers_of(results: Results) -> Answers:

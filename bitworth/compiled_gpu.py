@@ -9,6 +9,7 @@ Without Triton, on other devices and for other grids those loops run.
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 from typing import Any
 
@@ -20,11 +21,11 @@ from bitworth.types import Grid
 _ROWS = 32
 _MOST_COLUMNS = 256  # of a block; more do not fit the registers
 
-if importlib.util.find_spec("triton") is None:
-    triton: Any = None
-else:  # Triton finds what a kernel refers to among its module's globals
-    import triton
-    import triton.language as tl
+triton: Any = None
+tl: Any = None
+if importlib.util.find_spec("triton") is not None:  # kernels find what they refer to among their module's globals
+    triton = importlib.import_module("triton")
+    tl = importlib.import_module("triton.language")
 
 
 def covers(grid: Grid, device: torch.device, columns: int) -> bool:
@@ -90,7 +91,7 @@ if triton is not None:
         """One column out of registers."""
         return tl.sum(tl.where(here_B[:, None], values_BR, 0.0), axis=0)
 
-    @triton.jit
+    @triton.jit  # type: ignore[untyped-decorator]
     def _round_columns(  # type: ignore[no-untyped-def]
         left, scale, factor, codes, errors, rows, columns, low, high, ROWS: tl.constexpr, COLUMNS: tl.constexpr
     ):
@@ -111,7 +112,7 @@ if triton is not None:
             tl.store(codes + column * rows + row_R, code_R, mask=row_R < rows)
             tl.store(errors + column * rows + row_R, error_R, mask=row_R < rows)
 
-    @triton.jit
+    @triton.jit  # type: ignore[untyped-decorator]
     def _descend_columns(  # type: ignore[no-untyped-def]
         near, rounded, scale, hessian, codes, steps, rows, columns, low, high, ROWS: tl.constexpr, COLUMNS: tl.constexpr
     ):

@@ -188,7 +188,7 @@ def _run(jobs: Sequence[Job], progress: Progress) -> list[list[QuantizeResult]]:
 @contextmanager
 def _started(jobs: Sequence[Job]) -> Iterator[list[_Running]]:
     context = multiprocessing.get_context("spawn")
-    running = []
+    running: list[_Running] = []
     try:
         for job in jobs:
             ours, theirs = context.Pipe()

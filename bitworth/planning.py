@@ -6,6 +6,7 @@ nothing again, and a changed calibration runs only what rests on it.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -49,11 +50,18 @@ class Subject:
     needs: tuple[str, ...] = ()
 
 
-def plan_cells(study: Study, *, by_name: bool = False, note: Note = silent) -> tuple[Cell, ...]:
+def plan_cells(
+    study: Study,
+    *,
+    by_name: bool = False,
+    note: Note = silent,
+    machines: Sequence[Mapping[str, str]] = (),
+) -> tuple[Cell, ...]:
     """The study's cells: each format's quantization, answers and divergence together, then all timings.
 
     Sources that names stand for are fetched first, since what they hold is part of the keys; `by_name` puts the hub's
     names in their place and fetches nothing from it, for a list of cells whose keys nothing will be kept under.
+    Timings are taken on each of `machines`, in words as `hardware.machine` gives them; on this one unless given.
 
     Raises:
         BitworthError: the model, a text or benchmark rows cannot be had.
@@ -82,7 +90,10 @@ def plan_cells(study: Study, *, by_name: bool = False, note: Note = silent) -> t
         trace = Path(asked_for.trace) if asked_for.trace is not None else None
         for load in study.load_values() if trace is None else [Load(kind="trace")]:
             for subject in subjects:
-                cells.append(benchmark_cell(subject, workload, load, study.engine, study.requests, trace))
+                cells += [
+                    benchmark_cell(subject, workload, load, study.engine, study.requests, trace, place=place)
+                    for place in machines or [machine()]
+                ]
     return tuple(cells)
 
 
@@ -276,9 +287,20 @@ def diverge_cell(subject: Subject, baseline: Subject | None, text: Path, window:
 
 
 def benchmark_cell(
-    subject: Subject, workload: Workload, load: Load, engine: str, requests: int, trace: Path | None = None
+    subject: Subject,
+    workload: Workload,
+    load: Load,
+    engine: str,
+    requests: int,
+    trace: Path | None = None,
+    *,
+    place: Mapping[str, str] | None = None,
 ) -> Cell:
-    """One checkpoint's requests under one load, on this machine; a trace counts by what its file holds."""
+    """One checkpoint's requests under one load; a trace counts by what its file holds.
+
+    `place` is the machine, in words; this one unless given. Its `hardware`, where it has one, is which row of the
+    study's hardware the machine is there for.
+    """
     inputs = {
         "checkpoint": subject.identity,
         "use_case": asdict(workload.use_case),
@@ -286,7 +308,7 @@ def benchmark_cell(
         "load": {name: value for name, value in asdict(load).items() if name != "limits" or value is not None},
         "engine": engine,
         "requests": requests,
-        "machine": machine(),
+        "machine": dict(place or machine()),
         "versions": _versions("torch", "transformers"),
     }
     where = {"checkpoint": subject.path}
@@ -296,6 +318,8 @@ def benchmark_cell(
     elif len(workload.parts) > 1:
         inputs["mix"] = [{"use_case": asdict(case), "weight": weight} for case, weight in workload.parts]
     title = f"{workload.name}, {load.name}, {subject.format}"
+    if place is not None and "hardware" in place:
+        title += f" on {place['hardware']}"
     return Cell(kind="benchmark", title=title, format=subject.format, inputs=inputs, where=where, needs=subject.needs)
 
 

@@ -26,6 +26,8 @@ _FIELDS: dict[str, dict[str, _Kinds]] = {
 }
 _TIMED: dict[str, _Kinds] = {"timings": list, "facts": dict}
 
+_OPTIONAL: dict[str, _Kinds] = {"machine": dict, "rates": list}
+
 
 def check_cell(cell: Cell) -> None:
     """Raise where a planned cell lacks what its kind is known by.
@@ -47,7 +49,7 @@ def check_record(cell: Cell, record: Mapping[str, Any]) -> None:
     result = record["result"]
     if not isinstance(result, Mapping):
         raise _unreadable(cell, "it is no object")
-    _require(cell, result, {"machine": dict} if "machine" in result else {})
+    _require(cell, result, {name: kind for name, kind in _OPTIONAL.items() if name in result})
     _require(cell, result, _FIELDS.get(cell.kind, {}))
     if cell.kind == "benchmark" and result["unsupported"] is None:
         _require(cell, result, _TIMED)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -52,6 +52,7 @@ def run(
     out: Path | str,
     *,
     executor: Executor | None = None,
+    machines: Sequence[Mapping[str, str]] = (),
     watcher: Watcher | None = None,
     note: Note = silent,
 ) -> StudyResult:
@@ -61,6 +62,7 @@ def run(
         study: a study, or the path of its file.
         out: the results folder; what earlier runs finished there is kept and used.
         executor: where cells run; in a local worker process unless given.
+        machines: those that timings are taken on, where that is not this one; see `planning.plan_cells`.
         watcher: told how the cells fare.
         note: told what happens besides the cells (downloads, damaged files).
 
@@ -68,7 +70,7 @@ def run(
         BitworthError: the study, its sources or the folder will not do. A cell that fails stops nothing: it is in
             the result's `missing`.
     """
-    with session(study, out, note=note) as opened:
+    with session(study, out, note=note, machines=machines) as opened:
         opened.run(executor=executor, watcher=watcher)
         return opened.finish()
 
@@ -95,11 +97,20 @@ class Session:
 
 
 @contextmanager
-def session(study: Study | Path | str, out: Path | str, *, note: Note = silent) -> Iterator[Session]:
-    """Plan a study and hold its results folder until the end of the block; see `run` for what it raises."""
+def session(
+    study: Study | Path | str,
+    out: Path | str,
+    *,
+    note: Note = silent,
+    machines: Sequence[Mapping[str, str]] = (),
+) -> Iterator[Session]:
+    """Plan a study and hold its results folder until the end of the block; see `run` for what it raises.
+
+    `machines` are those that timings are taken on, where that is not this one; see `planning.plan_cells`.
+    """
     checked, ledger = _study(study), Ledger(Path(out))
     with ledger.lock():
-        cells = plan_cells(checked, note=note)
+        cells = plan_cells(checked, note=note, machines=machines)
         config = _config_of(sources.resolve_model(checked.model))
         ledger.write_study(checked.model_dump(mode="json"), cells, config)
         tracker = Tracker(cells, seconds_taken(ledger, cells))
@@ -140,7 +151,7 @@ def run_cells(
     watcher: Watcher | None = None,
     note: Note = silent,
 ) -> None:
-    """Run the cells that have no result; each result is on disk before the next cell starts."""
+    """Run the cells that have no result; each result is on disk before what needs it starts."""
     run_batches(ledger, [cells], executor=executor, watcher=watcher, note=note)
 
 
@@ -152,7 +163,7 @@ def run_batches(
     watcher: Watcher | None = None,
     note: Note = silent,
 ) -> None:
-    """`run_cells` batch after batch, by the same worker; the next batch is drawn when the last is in the ledger."""
+    """`run_cells` batch after batch, by the same workers; the next batch is drawn when the last is in the ledger."""
     damaged = ledger.damaged()
     if damaged:
         note(f"{len(damaged)} stored results do not match their checksum ({damaged[0].name}); they are run again")
@@ -174,19 +185,35 @@ def _study(study: Study | Path | str) -> Study:
     return checked
 
 
-def _pending(ledger: Ledger, cells: tuple[Cell, ...], recorder: _Recorder) -> Iterator[Cell]:
-    """Cells to run, in order; one whose needs failed is reported without being run."""
+def _pending(ledger: Ledger, cells: tuple[Cell, ...], recorder: _Recorder) -> Iterator[Cell | None]:
+    """Cells to run, in order, each when what it needs has been reported; None while nothing else can start.
+
+    A cell whose needs failed is reported without being run. It ends when every cell of the batch has been reported.
+    """
     titles = {key_of(cell): cell.title for cell in cells}
-    wanted = {need for cell in cells if not ledger.done(cell) for need in cell.needs}
-    for cell in cells:
-        key = key_of(cell)
-        if ledger.done(cell) and not (key in wanted and not _whole(ledger, cell)):
+    left = _unfinished(ledger, cells)
+    while left or recorder.running:
+        open_ = left.keys() | recorder.running
+        key = next((key for key, cell in left.items() if open_.isdisjoint(cell.needs)), None)
+        if key is None:
+            yield None
             continue
+        cell = left.pop(key)
         failed = [titles[need] for need in cell.needs if need in recorder.failed]
         if failed:
             recorder.ended(cell, None, f"It was not run: {failed[0]} failed.", 0.0)
             continue
+        recorder.running.add(key)
         yield cell
+
+
+def _unfinished(ledger: Ledger, cells: tuple[Cell, ...]) -> dict[str, Cell]:
+    """By key, in order: the cells without a result, and those whose checkpoint they need and is not there."""
+    absent = {key_of(cell): cell for cell in cells if not ledger.done(cell)}
+    wanted = {need for cell in absent.values() for need in cell.needs}
+    return {
+        key: cell for cell in cells if (key := key_of(cell)) in absent or (key in wanted and not _whole(ledger, cell))
+    }
 
 
 def _whole(ledger: Ledger, cell: Cell) -> bool:
@@ -207,6 +234,7 @@ class _Recorder:
     def __init__(self, ledger: Ledger, watcher: Watcher) -> None:
         self._ledger, self._watcher = ledger, watcher
         self.failed: set[str] = set()
+        self.running: set[str] = set()
 
     def started(self, cell: Cell) -> None:
         self._watcher.started(cell)
@@ -215,6 +243,7 @@ class _Recorder:
         self._watcher.told(cell, what, done, total)
 
     def ended(self, cell: Cell, result: dict[str, Any] | None, cause: str | None, seconds: float) -> None:
+        self.running.discard(key_of(cell))
         if result is not None:
             self._ledger.put(cell, result, seconds=seconds)
         else:

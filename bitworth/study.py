@@ -68,8 +68,12 @@ def _kind(value: Any) -> Any:
     return {"kind": value} if isinstance(value, str) else value
 
 
+_Count = Annotated[int, Field(gt=0, le=10**9)]
+_Seed = Annotated[int, Field(ge=0, lt=2**63)]
+
+
 class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class FormatEntry(_Part):
@@ -77,7 +81,7 @@ class FormatEntry(_Part):
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$", max_length=80)
     base: str | None = None
-    group_size: int | None = Field(None, gt=0)
+    group_size: _Count | None = None
     clip: Literal["none", "mse", "mse-hessian"] | None = None
     damping: float | None = Field(None, gt=0, lt=1)
     ordering: Ordering | None = None
@@ -112,7 +116,7 @@ class SourceEntry(_Part):
     """One source of a calibration mix: a file, hub:organization/name, demo:calibration, `random` or `self`."""
 
     source: str = Field(min_length=1)
-    weight: float = Field(1.0, gt=0, allow_inf_nan=False)
+    weight: float = Field(1.0, gt=0)
 
 
 class CalibrationEntry(_Part):
@@ -120,9 +124,9 @@ class CalibrationEntry(_Part):
 
     source: str | None = Field(None, min_length=1)
     sources: list[Annotated[SourceEntry, BeforeValidator(_sourced)]] = []
-    samples: int = Field(128, gt=0)
-    length: int = Field(512, gt=1)
-    seed: int = 0
+    samples: _Count = 128
+    length: int = Field(512, gt=1, le=10**9)
+    seed: _Seed = 0
     chat_template: Rule = "auto"
     bos: Rule = "auto"
     stream: StreamKind = "own"
@@ -153,13 +157,13 @@ class TaskEntry(_Part):
     """A task or a suite, how many of its questions (of each task), their seed, how answers are drawn, how often."""
 
     name: str
-    limit: int | None = Field(None, gt=0)
-    seed: int = 0
-    shots: int | None = Field(None, ge=0)
-    samples: int | None = Field(None, gt=0)
+    limit: _Count | None = None
+    seed: _Seed = 0
+    shots: int | None = Field(None, ge=0, le=1000)
+    samples: _Count | None = None
     temperature: float | None = Field(None, ge=0)
     chat: bool | None = None
-    repeats: int | None = Field(None, gt=1)
+    repeats: int | None = Field(None, gt=1, le=1000)
 
     @model_validator(mode="after")
     def _known(self) -> TaskEntry:
@@ -173,8 +177,8 @@ class DivergenceEntry(_Part):
     """Text on which perplexity, KL and flips are measured."""
 
     text: str = "demo:heldout"
-    window: int = Field(512, gt=1)
-    windows: int | None = Field(None, gt=0)
+    window: int = Field(512, gt=1, le=10**9)
+    windows: _Count | None = None
 
 
 class UseCaseEntry(_Part):
@@ -185,7 +189,7 @@ class UseCaseEntry(_Part):
 
     name: str
     scale: float = Field(1.0, gt=0, le=1)
-    mix: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] | None = Field(None, min_length=1)
+    mix: dict[str, Annotated[float, Field(gt=0)]] | None = Field(None, min_length=1)
     trace: str | None = Field(None, min_length=1)
 
     @model_validator(mode="after")
@@ -217,7 +221,7 @@ class LoadEntry(_Part):
 
     kind: Literal["synchronous", "throughput", "constant", "poisson", "sweep"]
     rate: float | None = Field(None, gt=0)
-    streams: int | None = Field(None, gt=0)
+    streams: _Count | None = None
     max_first_token_s: float | None = Field(None, gt=0)
     max_inter_token_s: float | None = Field(None, gt=0)
     max_latency_s: float | None = Field(None, gt=0)
@@ -247,12 +251,12 @@ class HardwareEntry(_Part):
     """
 
     name: str
-    count: int = Field(1, gt=0)
+    count: int = Field(1, gt=0, le=10**5)
     usd_per_hour: float | None = Field(None, gt=0)
     memory_gib: float | None = Field(None, gt=0)
     bandwidth_gb_s: float | None = Field(None, gt=0)
     tera_ops: dict[Literal["bf16", "int8", "fp8"], Annotated[float, Field(gt=0)]] | None = None
-    processors: int | None = Field(None, gt=0)
+    processors: _Count | None = None
     clock_ghz: float | None = Field(None, gt=0)
     link_gb_s: float | None = Field(None, gt=0)
     capability: str | None = Field(None, pattern=r"^\d+\.\d$|^gfx\d+$")
@@ -301,7 +305,7 @@ class ConstraintEntry(_Part):
     max_usd_per_1k_queries: float | None = Field(None, gt=0)
     max_usd_per_month: float | None = Field(None, gt=0)
     queries_per_second: float | None = Field(None, gt=0)
-    available: dict[str, Annotated[int, Field(ge=0)]] = {}
+    available: dict[str, Annotated[int, Field(ge=0, le=10**9)]] = {}
 
 
 class Study(_Part):
@@ -310,7 +314,7 @@ class Study(_Part):
     name: str = "study"
     model: str
     formats: list[Annotated[FormatEntry, BeforeValidator(_named)]] = Field(min_length=1)
-    group_size: int | None = Field(None, gt=0)
+    group_size: _Count | None = None
     allow_group_fallback: bool = False
     calibration: CalibrationEntry = CalibrationEntry()
     data: str | None = None
@@ -320,12 +324,12 @@ class Study(_Part):
     loads: list[Annotated[LoadEntry, BeforeValidator(_kind)]] = [LoadEntry(kind="synchronous")]
     hardware: list[Annotated[HardwareEntry, BeforeValidator(_named)]] = [HardwareEntry(name="local")]
     engine: str = "torch"
-    requests: int = Field(8, gt=0)
+    requests: _Count = 8
     device: str | None = Field(None, pattern=r"^(cpu|cuda(:\d+)?)$")
-    devices: int = Field(1, gt=0)
+    devices: int = Field(1, gt=0, le=1024)
     unsafe_code_execution: bool = False
     constraints: ConstraintEntry = ConstraintEntry()
-    traffic: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = {}
+    traffic: dict[str, Annotated[float, Field(gt=0)]] = {}
 
     @model_validator(mode="after")
     def _one_kind_of_device(self) -> Study:
@@ -434,6 +438,10 @@ def parse_study(raw: Any, *, where: str = "the study") -> Study:
         return Study.model_validate(raw)
     except ValidationError as error:
         raise BitworthError(f"{where}: {_sentence(error)}") from error
+    except UnicodeError as error:
+        raise BitworthError(
+            f"{where} holds half a surrogate pair, which is no text; write the character out."
+        ) from error
 
 
 def unknown(what: str, name: str, known: Any) -> str:

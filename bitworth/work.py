@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from bitworth.errors import BitworthError, Unsupported
 from bitworth.execute import Tell
+from bitworth.execute.parts import of_part
 from bitworth.hardware import machine
 from bitworth.ledger import Ledger, revive
 from bitworth.planning import calibration_of, workload_of
@@ -112,7 +113,7 @@ def _company(cell: Cell, root: Path) -> list[Cell]:
     def but_for_the_recipe(one: Cell) -> dict[str, Any]:
         return {name: value for name, value in one.inputs.items() if name != "recipe"}
 
-    if not (root / "plan.json").is_file() or not fits(cell):
+    if "alone" in cell.where or not (root / "plan.json").is_file() or not fits(cell):
         return []
     others = [other for other in Ledger(root).read_plan() if other.format != cell.format and fits(other)]
     return [other for other in others if but_for_the_recipe(other) == but_for_the_recipe(cell)]
@@ -139,10 +140,20 @@ def _evaluate(cell: Cell, root: Path, tell: Tell) -> dict[str, Any]:
         measure=lambda text: len(tokenizer.encode(text)),
     )
     prompts = asdict(check_prompts(loaded, tokenizer, context_tokens(checkpoint, tokenizer)))
+    loaded = _part_of(loaded, cell.where.get("part"))
     with _engine(cell.where.get("engine"), checkpoint, loaded, cell.inputs.get("device")) as model:
         answers = answer_questions(model, loaded, progress=tell)
     found = {"answers": [asdict(a) for a in answers], "task": dict(loaded.facts), "facts": asdict(model.facts)}
     return {**found, "prompts": prompts}
+
+
+def _part_of(loaded: Loaded | LoadedOpen, part: str | None) -> Loaded | LoadedOpen:
+    """The task with the questions of that part alone; see `execute.parts`."""
+    from bitworth.tasks import LoadedOpen
+
+    if isinstance(loaded, LoadedOpen):
+        return replace(loaded, questions=tuple(of_part(loaded.questions, part)))
+    return replace(loaded, questions=tuple(of_part(loaded.questions, part)))
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from torch import Tensor
 from bitworth.checkpoint import INDEX, PROVENANCE
 from bitworth.errors import BitworthError, Interrupted, WorkFailed, disk_reason
 from bitworth.fingerprint import TOKENIZER_FILES
+from bitworth.guard.folders import own_file
 from bitworth.shards import bytes_in, join, listed
 
 SHARD_BYTES = 5_000_000_000  # pieces are joined up to this size

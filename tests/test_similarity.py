@@ -132,7 +132,10 @@ def encoder_folder() -> Path:
 
 
 def greedy_f1(folder: Path, layers: int, one: str, two: str) -> float:
-    """BERTScore's F by its definition (arXiv 1904.09675, equation 2), with transformers alone."""
+    """BERTScore's F by its definition (arXiv 1904.09675, section 3), with transformers alone.
+
+    As in its authors' code the two special tokens count for nothing themselves, but others may be matched with them.
+    """
     import torch
     from transformers import AutoModel, AutoTokenizer
 
@@ -141,10 +144,10 @@ def greedy_f1(folder: Path, layers: int, one: str, two: str) -> float:
     def vectors(text: str) -> torch.Tensor:
         with torch.inference_mode():
             states = model(**tokenizer(text, return_tensors="pt"), output_hidden_states=True).hidden_states[layers]
-        return torch.nn.functional.normalize(states[0, 1:-1], dim=-1)  # without [CLS] and [SEP]
+        return torch.nn.functional.normalize(states[0], dim=-1)
 
     likeness = vectors(one) @ vectors(two).T
-    recall, precision = likeness.max(dim=1).values.mean(), likeness.max(dim=0).values.mean()
+    recall, precision = (likeness.max(dim=dim).values[1:-1].mean() for dim in (1, 0))
     return float(2 * recall * precision / (recall + precision))
 
 

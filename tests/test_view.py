@@ -361,6 +361,23 @@ def test_what_is_remembered_gives_the_same_result(one: Path, two: Path) -> None:
         assert Folder(root).result() == assemble(root)
 
 
+def test_what_is_remembered_is_all_that_counts(tmp_path: Path) -> None:
+    """Written answers and log-probabilities, which tell where two models part, and groups and clusters."""
+    ledger = Ledger(study_of(tmp_path))
+    for cell in ledger.read_plan():
+        found = ledger.get(cell)
+        if cell.kind == "evaluate" and found is not None:
+            for at, row in enumerate(found["answers"]):
+                written = cell.inputs["task"]["name"] == "mmlu"
+                said = {"text": f"{cell.format} says {at % 7}"} if written else {"logprobs": [-1.0 - at % 5, -2.0]}
+                row |= {**said, "group": f"subject {at % 3}", "cluster": str(at // 2), "measures": {"strict": 1.0}}
+            ledger.put(cell, found, seconds=50.0)
+    folder, whole = Folder(tmp_path), assemble(tmp_path)
+    assert whole.groups
+    assert folder.result() == whole
+    assert folder.result() == whole  # from memory
+
+
 def test_a_folder_that_settled_is_not_listed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = study_of(tmp_path)
     for path in [*root.glob("cells/*"), *root.glob("failures")]:

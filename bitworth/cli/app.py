@@ -25,6 +25,7 @@ from bitworth.cli.gate import gate, parse_available, parse_limits
 from bitworth.cli.imports import import_report
 from bitworth.cli.judge import judge
 from bitworth.cli.ledger import ledger as ledger_verbs
+from bitworth.cli.on import On, PartQuestions, StorageUrl, placed
 from bitworth.cli.paper import paper
 from bitworth.cli.predict import predict
 from bitworth.cli.quantize import quantize
@@ -32,6 +33,7 @@ from bitworth.cli.report import report
 from bitworth.cli.tasks import tasks
 from bitworth.cli.view import view
 from bitworth.errors import WorkFailed
+from bitworth.execute.parts import QUESTIONS
 from bitworth.ledger import Ledger
 
 if TYPE_CHECKING:
@@ -65,17 +67,30 @@ def _main(
 
 
 @app.command()
-def run(study: StudyFile, out: Out, json: Json = False, quiet: Quiet = False) -> None:
-    """Run a study: quantize, evaluate, benchmark, recommend, report."""
+def run(
+    study: StudyFile,
+    out: Out,
+    on: On = None,
+    storage: StorageUrl = None,
+    part_questions: PartQuestions = QUESTIONS,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Run a study: quantize, evaluate, benchmark, recommend, report; here, or on a Ray cluster."""
     from bitworth import running
     from bitworth.report import result_as_json
     from bitworth.report.terminal import terminal_summary
+    from bitworth.study import load_study
 
     terminal = Terminal(as_json=json, quiet=quiet)
-    with running.session(study, out, note=terminal.note) as session:
+    asked = load_study(study)
+    with (
+        placed(on, storage, out, asked.hardware_values(), terminal.note, part_questions) as (executor, machines),
+        running.session(asked, out, note=terminal.note, machines=machines) as session,
+    ):
         kept = session.tracker.done
         with terminal.watching(len(session.cells), kept, session.tracker) as watcher:
-            session.run(watcher=watcher)
+            session.run(executor=executor, watcher=watcher)
         terminal.note(_tally(session.tracker.now(), kept))
         result = session.finish()
     report = str((out / "report.html").resolve())

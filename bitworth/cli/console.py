@@ -119,7 +119,7 @@ class _Left(TimeRemainingColumn):
 
 
 class CellWatcher:
-    """Shows cells as they run: two bars on a terminal, a line a finished cell elsewhere."""
+    """Shows cells as they run: a bar for all and one for each on a terminal, a line a finished cell elsewhere."""
 
     def __init__(
         self, terminal: Terminal, bars: Progress | None, total: int | None, done: int, tracker: Tracker | None = None
@@ -129,24 +129,24 @@ class CellWatcher:
         self._all = (
             bars.add_task("cells", total=total, completed=done, **self._says(self._study_left)) if bars else None
         )
-        self._one: TaskID | None = None
+        self._bar_of: dict[str, TaskID] = {}
 
     def started(self, cell: Cell) -> None:
         """A bar for the cell."""
         if self._bars is not None:
-            self._one = self._bars.add_task(escape(cell.title), total=None, **self._says(self._cell_left))
+            words = self._says(lambda: self._cell_left(cell))
+            self._bar_of[cell.title] = self._bars.add_task(escape(cell.title), total=None, **words)
 
     def told(self, cell: Cell, what: str, done: int, total: int) -> None:
         """The cell's bar moves."""
-        if self._bars is not None and self._one is not None:
-            self._bars.update(self._one, completed=done, total=total or None)
+        if self._bars is not None and cell.title in self._bar_of:
+            self._bars.update(self._bar_of[cell.title], completed=done, total=total or None)
 
     def ended(self, cell: Cell, result: dict[str, Any] | None, cause: str | None, seconds: float) -> None:
         """The cell's bar goes, a line stays."""
         self._done += 1
-        if self._bars is not None and self._one is not None:
-            self._bars.remove_task(self._one)
-            self._one = None
+        if self._bars is not None and cell.title in self._bar_of:
+            self._bars.remove_task(self._bar_of.pop(cell.title))
         if self._bars is not None and self._all is not None:
             self._bars.update(self._all, completed=self._done)
         how = f"{seconds:.0f} s" if result is not None else f"failed: {cause}"
@@ -164,14 +164,15 @@ class CellWatcher:
 
         return left_words(self._tracker.now()) if self._tracker is not None else ""
 
-    def _cell_left(self) -> str:
+    def _cell_left(self, cell: Cell) -> str:
         """`3.2 a second, 40 s left`."""
         from bitworth.progress import duration, rate_words
 
         running = self._tracker.now().running if self._tracker is not None else ()
-        if not running or running[0].left_s is None:
+        row = next((row for row in running if row.title == cell.title), None)
+        if row is None or row.left_s is None:
             return ""
-        return f"{rate_words(running[0])}, {duration(running[0].left_s)} left"
+        return f"{rate_words(row)}, {duration(row.left_s)} left"
 
 
 def pairs_table(title: str, document: dict[str, Any]) -> RenderableType:

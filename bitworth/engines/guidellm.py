@@ -22,6 +22,7 @@ from typing import Any
 
 from bitworth.engines.schedule import streams_of
 from bitworth.errors import BitworthError, Unsupported, WorkFailed
+from bitworth.guard import keys
 from bitworth.guard.documents import MOST_NESTED, json_of
 from bitworth.load.metrics import MOST_FAILED
 from bitworth.types import EngineFacts, Load, Timing, UseCase
@@ -141,7 +142,7 @@ def read_report(path: Path) -> tuple[GuideRun, ...]:
         return tuple(_run_of(row, version) for row in report["benchmarks"])
     except OSError as error:
         raise BitworthError(f"The report {path} cannot be read: {error.strerror}.") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ArithmeticError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise BitworthError(
             f"{path} is not a JSON report of GuideLLM 0.8 ({type(error).__name__}: {error}); write one with "
             "`guidellm run ... --output kind=json,path=FILE`."
@@ -172,12 +173,16 @@ def _timing(row: Mapping[str, Any], began: float, *, timed: bool) -> Timing:
     error = row["info"].get("error")
     first = at.get("first_token_iteration")
     ended = at.get("last_token_iteration") or at.get("request_end") or at["resolve_end"]
+    counts = [int(row.get(name) or 0) for name in ("prompt_tokens", "output_tokens")]
+    seconds = [time for time in (at["request_start"], first, ended, at["targeted_start"] if timed else None) if time]
+    if not all(math.isfinite(time) for time in (*seconds, began)) or not all(0 <= count < 1e12 for count in counts):
+        raise ValueError("a time or a count that cannot be")
     return Timing(
         start_s=at["request_start"] - began,
         first_token_s=None if first is None else first - began,
         end_s=ended - began,
-        prompt_tokens=int(row.get("prompt_tokens") or 0),
-        output_tokens=int(row.get("output_tokens") or 0),
+        prompt_tokens=counts[0],
+        output_tokens=counts[1],
         error=str(error) if error else None,
         due_s=at["targeted_start"] - began if timed else None,
     )

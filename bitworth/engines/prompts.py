@@ -74,7 +74,10 @@ def end_tokens(folder: Path, tokenizer: Any) -> frozenset[int]:
             listed = config_of(path.read_bytes()).get("eos_token_id") if path.is_file() else None
         except (OSError, ValueError) as error:
             raise BitworthError(f"{path} cannot be read; fetch the model again.") from error
-        found |= set(listed if isinstance(listed, list) else [listed])
+        tokens = listed if isinstance(listed, list) else [listed]
+        if not all(token is None or type(token) is int for token in tokens):
+            raise BitworthError(f"{path} gives an eos_token_id that is no token; fetch the model again.")
+        found |= set(tokens)
     return frozenset(int(token) for token in found if token is not None)
 
 

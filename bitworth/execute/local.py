@@ -14,8 +14,8 @@ from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from typing import Any
 
-from bitworth.errors import BitworthError
-from bitworth.execute import Tell, Watcher, Work
+from bitworth.execute import Watcher, Work
+from bitworth.execute.attempt import attempt
 from bitworth.execute.processes import cause_of_death, settle_in, stop
 from bitworth.types import Cell
 
@@ -27,10 +27,10 @@ class LocalExecutor:
         self._process: SpawnProcess | None = None
         self._pipe: Connection | None = None
 
-    def run(self, cells: Iterable[Cell], work: Work, root: str, watcher: Watcher) -> None:
+    def run(self, cells: Iterable[Cell | None], work: Work, root: str, watcher: Watcher) -> None:
         """Run each cell and report it; the worker is gone when this returns or raises."""
         try:
-            for cell in cells:
+            for cell in filter(None, cells):
                 watcher.started(cell)
                 began = time.monotonic()
                 result, cause = self._one(cell, work, root, watcher)
@@ -86,18 +86,4 @@ def _serve(pipe: Connection, parent: int) -> None:
             cell, work, root = pipe.recv()
         except EOFError:
             return
-        pipe.send(("ended", *_attempt(cell, work, root, lambda *message: pipe.send(("told", *message)))))
-
-
-def _attempt(cell: Cell, work: Work, root: str, tell: Tell) -> tuple[dict[str, Any] | None, str | None]:
-    try:
-        return work(cell, root, tell), None
-    except BitworthError as error:
-        return None, str(error)
-    except MemoryError:
-        return None, "The cell needs more memory than this machine has."
-    except Exception as error:  # a cell's fault must not take the study down; it is kept as the cell's cause
-        import traceback
-
-        place = traceback.extract_tb(error.__traceback__)[-1]
-        return None, f"{type(error).__name__}: {error} ({os.path.basename(place.filename)}:{place.lineno})."
+        pipe.send(("ended", *attempt(cell, work, root, lambda *message: pipe.send(("told", *message)))))

@@ -1,8 +1,8 @@
 """What a safetensors file lists, believed only where it fits the file.
 
 The layout: 8 bytes (little endian) with the length of the header, the header as JSON, the tensors' bytes. A header is
-checked in full before any tensor is looked for: its length, names given twice, dtypes, shapes, and that the tensors fill
-the file from the first byte to the last without a gap or an overlap.
+checked in full before any tensor is looked for: its length, names given twice, dtypes, shapes, and that the tensors
+fill the file from the first byte to the last without a gap or an overlap.
 """
 
 from __future__ import annotations

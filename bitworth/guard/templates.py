@@ -40,7 +40,8 @@ def apply_template(tokenizer: Any, turns: list[Any], **how: Any) -> str:
             return str(tokenizer.apply_chat_template(turns, tokenize=False, **how))
     except _TooLong as error:
         raise BitworthError(
-            f"The model's chat template did not end within {SECONDS:g} s; it is broken or hostile, so use another model."
+            f"The model's chat template did not end within {SECONDS:g} s; it is broken or hostile, so use another "
+            "model."
         ) from error
     except (MemoryError, OverflowError, RecursionError) as error:
         raise BitworthError(

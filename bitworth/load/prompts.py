@@ -26,6 +26,7 @@ from bitworth.guard.models import no_tokenizer
 ANY_VOCABULARY = range(3, 256)
 #: Words that texts are made of; more would take long to find in a large vocabulary.
 _MOST_WORDS = 8192
+_MOST_TOKENS = 1 << 22
 _ROUNDS = 200
 
 
@@ -73,23 +74,34 @@ def ordinary_tokens(checkpoint: Path) -> list[int]:
     config = _json(checkpoint / "config.json")
     if config is None:
         raise BitworthError(f"{checkpoint} has no readable config.json, so it is not a model folder.")
-    text = config.get("text_config") or config
+    text = _part(config, "text_config") or config
     size = text.get("vocab_size") or config.get("vocab_size")
-    if not isinstance(size, int) or size < 2:
+    if type(size) is not int or not 2 <= size <= _MOST_TOKENS:
         raise BitworthError(f"{checkpoint}/config.json gives no vocab_size to draw prompts from.")
-    named = [text.get(f"{name}_token_id") for name in ("bos", "eos", "pad")]
-    special = {token for ids in named for token in (ids if isinstance(ids, list) else [ids])}
+    special = {token for name in ("bos", "eos", "pad") for token in _whole(text.get(f"{name}_token_id"))}
     tokenizer = _json(checkpoint / "tokenizer.json") or {}
-    special |= {row.get("id") for row in tokenizer.get("added_tokens") or []}
-    known = _ids((tokenizer.get("model") or {}).get("vocab"))
+    added = tokenizer.get("added_tokens")
+    special |= _whole([row.get("id") for row in added if isinstance(row, dict)] if isinstance(added, list) else None)
+    known = _ids(_part(tokenizer, "model").get("vocab"))
     tokens = [token for token in range(size) if token not in special and (known is None or token in known)]
     return tokens or list(range(size))
+
+
+def _part(document: dict[str, Any], name: str) -> dict[str, Any]:
+    """The object of that name; empty where it is none."""
+    found = document.get(name)
+    return found if isinstance(found, dict) else {}
+
+
+def _whole(ids: Any) -> set[int]:
+    """The whole numbers among one or several."""
+    return {token for token in (ids if isinstance(ids, list) else [ids]) if type(token) is int}
 
 
 def _ids(vocabulary: Any) -> set[int] | None:
     """Ids of a tokenizer's vocabulary: text to id, or [text, score] in order of ids."""
     if isinstance(vocabulary, dict):
-        return set(vocabulary.values())
+        return _whole(list(vocabulary.values()))
     return set(range(len(vocabulary))) if isinstance(vocabulary, list) else None
 
 

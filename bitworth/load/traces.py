@@ -9,7 +9,6 @@ The names of Mooncake's published traces (`timestamp` in milliseconds, `input_le
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +19,9 @@ import numpy as np
 from bitworth.errors import BitworthError
 from bitworth.guard.documents import json_of
 from bitworth.types import Shape, UseCase
+
+_MOST = 1e12
+"""Of milliseconds and of tokens; a longer trace is a mistake."""
 
 
 def read_trace(path: Path) -> tuple[Shape, ...]:
@@ -103,6 +105,6 @@ def _shape(line: str, where: str) -> tuple[float, int, int]:
 
 def _number(fields: Mapping[str, Any], name: str, where: str) -> float:
     value = fields.get(name)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not -_MOST < value < _MOST:
         raise BitworthError(f"{where}: {name} is {'missing' if value is None else 'not a number'}.")
     return float(value)

@@ -7,7 +7,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,10 @@ from bitworth.guard.documents import config_of
 _EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
 _CHOSEN = ("num_experts_per_tok", "num_experts_per_token", "top_k_experts")
 _UNGATED = {"gpt2", "gpt_neox", "opt", "phi", "bloom", "starcoder2", "nemotron"}
+
+
+_LARGEST, _MOST_LAYERS = 2**31, 10_000
+"""Sizes beyond these are a mistake, and would only be multiplied."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,20 +108,22 @@ def read_architecture(source: Path | Mapping[str, Any]) -> Architecture:
     """
     config, where = (_load(source), source) if isinstance(source, Path) else (source, "the config")
     text = config.get("text_config") or config
+    if not isinstance(text, Mapping):
+        raise BitworthError(f"{where} has a text_config that is no object; it should be the language model's sizes.")
     if text.get("kv_lora_rank"):
         raise BitworthError(f"{where} describes latent attention (kv_lora_rank), which bitworth does not predict yet.")
 
-    def size(*names: str, default: int | None = None) -> int:
+    def size(*names: str, default: int | None = None, most: int = _LARGEST) -> int:
         found = next((text[name] for name in names if text.get(name) is not None), default)
-        if not isinstance(found, int) or isinstance(found, bool) or found < 0 or (found == 0 and default != 0):
-            raise BitworthError(f"{where} gives no usable {names[0]}; it should be a whole number above 0.")
+        if type(found) is not int or not 0 <= found <= most or (found == 0 and default != 0):
+            raise BitworthError(f"{where} gives no usable {names[0]}; it should be a whole number from 1 to {most}.")
         return found
 
-    layers, hidden = size("num_hidden_layers", "n_layer"), size("hidden_size", "n_embd")
-    heads = size("num_attention_heads", "n_head")
+    layers, hidden = size("num_hidden_layers", "n_layer", most=_MOST_LAYERS), size("hidden_size", "n_embd")
+    heads = size("num_attention_heads", "n_head", most=hidden)
     experts = size(*_EXPERTS, default=0)
     width = size("intermediate_size", "n_inner", default=4 * hidden)
-    mixtures = _mixtures(text, layers) if experts else 0
+    mixtures = _mixtures(text, layers, size) if experts else 0
     expert_width = size("moe_intermediate_size", default=width)
     shared = size("shared_expert_intermediate_size", default=size("n_shared_experts", default=0) * expert_width)
     if mixtures and size(*_CHOSEN) > experts:
@@ -130,31 +136,37 @@ def read_architecture(source: Path | Mapping[str, Any]) -> Architecture:
         head_dim=size("head_dim", default=hidden // heads),
         width=width,
         vocabulary=size("vocab_size"),
-        matrices=2 if text.get("model_type") in _UNGATED else 3,
+        matrices=2 if str(text.get("model_type")) in _UNGATED else 3,
         mixtures=mixtures,
         experts=experts if mixtures else 0,
         chosen=size(*_CHOSEN) if mixtures else 0,
         expert_width=expert_width if mixtures else 0,
         shared_width=shared if mixtures else 0,
-        window=_window(text, layers),
+        window=_window(text, layers, size),
         tied=bool(text.get("tie_word_embeddings", config.get("tie_word_embeddings", False))),
     )
 
 
-def _mixtures(text: Mapping[str, Any], layers: int) -> int:
+def _mixtures(text: Mapping[str, Any], layers: int, size: Callable[..., int]) -> int:
     """Blocks with experts: all but the first dense ones, those listed as dense, or every n-th."""
-    dense = set(text.get("mlp_only_layers") or []) | set(range(int(text.get("first_k_dense_replace") or 0)))
-    step = int(text.get("decoder_sparse_step") or text.get("interleave_moe_layer_step") or 1)
-    return sum((index + 1) % step == 0 and index not in dense for index in range(layers))
+    dense, first = _listed(text, "mlp_only_layers"), size("first_k_dense_replace", default=0)
+    step = size("decoder_sparse_step", "interleave_moe_layer_step", default=1)
+    return sum((index + 1) % step == 0 and index >= first and index not in dense for index in range(layers))
 
 
-def _window(text: Mapping[str, Any], layers: int) -> int | None:
+def _window(text: Mapping[str, Any], layers: int, size: Callable[..., int]) -> int | None:
     """The sliding window, where all blocks have it."""
-    window = text.get("sliding_window")
-    kinds = text.get("layer_types") or ["sliding_attention"] * layers
-    if not window or text.get("use_sliding_window") is False or any(kind != "sliding_attention" for kind in kinds):
+    kinds = _listed(text, "layer_types") or ["sliding_attention"] * layers
+    if text.get("use_sliding_window") is False or any(kind != "sliding_attention" for kind in kinds):
         return None
-    return int(window)
+    return size("sliding_window", default=0) or None
+
+
+def _listed(text: Mapping[str, Any], name: str) -> list[Any]:
+    found = text.get(name) or []
+    if not isinstance(found, list):
+        raise BitworthError(f"The config gives {name} as something other than a list; fetch the model again.")
+    return found
 
 
 def _load(source: Path) -> Mapping[str, Any]:

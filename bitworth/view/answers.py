@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from bitworth.ledger import Ledger
+from bitworth.readback import check_cell
 from bitworth.types import BASELINE, Cell
 
 PER_PAGE = 50
@@ -53,10 +54,15 @@ class AnswerPage:
 
 
 def answered(plan: Sequence[Cell]) -> dict[str, list[str]]:
-    """Tasks of a plan to the formats that it asks them of, the baseline left out."""
+    """Tasks of a plan to the formats that it asks them of, the baseline left out.
+
+    Raises:
+        BitworthError: a cell of the plan is of another shape than its kind has.
+    """
     found: dict[str, list[str]] = {}
     for cell in plan:
-        if cell.kind == "evaluate":
+        if cell.kind == "evaluate" and not cell.is_repeat:
+            check_cell(cell)
             formats = found.setdefault(cell.inputs["task"]["name"], [])
             if cell.format != BASELINE:
                 formats.append(cell.format)
@@ -88,7 +94,12 @@ def answer_page(ledger: Ledger, task: str, format: str, *, which: Which = "chang
 def _answers(ledger: Ledger, task: str, format: str) -> dict[str, Mapping[str, Any]]:
     """Item to stored answer."""
     for cell in ledger.read_plan():
-        if cell.kind == "evaluate" and cell.format == format and cell.inputs["task"]["name"] == task:
+        if (
+            cell.kind == "evaluate"
+            and not cell.is_repeat
+            and cell.format == format
+            and cell.inputs["task"]["name"] == task
+        ):
             return {str(row["item"]): row for row in (ledger.get(cell) or {}).get("answers", ())}
     return {}
 

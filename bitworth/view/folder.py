@@ -1,7 +1,7 @@
 """A results folder that is looked at again and again, of which only what changed is read.
 
 A look costs one `stat` a folder of cells; a folder that changed is listed again; a result file is read once for each
-state it is in (inode, size, time). What is kept of answers is what recoveries take: question, score, group, cluster.
+state it is in (inode, size, time). What is kept of answers is what an assembly takes: no samples, no further measures.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ from bitworth.ledger import Ledger, key_of, revive
 from bitworth.progress import RunProgress, read_progress
 from bitworth.types import Answer, Cell, StudyResult
 
-_KEPT = ("task", "item", "score", "group", "cluster")
+_SHARED = ("task", "item", "prediction", "group", "cluster")
+"""Fields whose values many answers have in common."""
+_OWN = ("score", "logprobs", "text")
 _SETTLED_S = 2.0
 """A folder changed so lately may change again within the same tick of its clock, so it is listed at the next look."""
 
@@ -187,12 +189,17 @@ def signature(path: Path) -> Signature | None:
 
 
 def _slim(record: dict[str, Any] | None) -> dict[str, Any] | None:
-    """The record with its answers cut to what recoveries take; equal strings are one string."""
-    if record is not None and "answers" in record["result"]:
+    """The record with its answers cut to what an assembly takes; one that is not of their shape is left to it."""
+    if record is not None and _holds_rows(record["result"].get("answers")):
         record["result"]["answers"] = revive(list[Answer], [_kept(row) for row in record["result"]["answers"]])
     return record
 
 
+def _holds_rows(answers: Any) -> bool:
+    return isinstance(answers, list) and all(isinstance(row, dict) for row in answers)
+
+
 def _kept(row: Mapping[str, Any]) -> dict[str, Any]:
-    kept = {name: row.get(name) for name in _KEPT}
-    return {**{name: sys.intern(v) if isinstance(v, str) else v for name, v in kept.items()}, "prediction": ""}
+    """The fields that count; equal strings are one string."""
+    shared = {name: sys.intern(v) if isinstance(v := row[name], str) else v for name in _SHARED if name in row}
+    return {**shared, **{name: row[name] for name in _OWN if name in row}}
