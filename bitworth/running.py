@@ -136,8 +136,9 @@ def standing(ledger: Ledger, cells: Iterable[Cell]) -> list[Planned]:
     """Where each cell stands."""
     rows = []
     for cell in cells:
-        cause = None if ledger.get(cell) is not None else ledger.failure(cell)
-        state = "done" if ledger.get(cell) is not None else "failed" if cause else "to do"
+        done = ledger.done(cell)
+        cause = None if done else ledger.failure(cell)
+        state = "done" if done else "failed" if cause else "to do"
         rows.append(Planned(cell=cell, state=state, cause=cause))
     return rows
 
@@ -208,7 +209,7 @@ def _pending(ledger: Ledger, cells: tuple[Cell, ...], recorder: _Recorder) -> It
 
 def _unfinished(ledger: Ledger, cells: tuple[Cell, ...]) -> dict[str, Cell]:
     """By key, in order: the cells without a result, and those whose checkpoint they need and is not there."""
-    absent = {key_of(cell): cell for cell in cells if ledger.get(cell) is None}
+    absent = {key_of(cell): cell for cell in cells if not ledger.done(cell)}
     wanted = {need for cell in absent.values() for need in cell.needs}
     return {
         key: cell for cell in cells if (key := key_of(cell)) in absent or (key in wanted and not _whole(ledger, cell))
@@ -217,8 +218,8 @@ def _unfinished(ledger: Ledger, cells: tuple[Cell, ...]) -> dict[str, Cell]:
 
 def _whole(ledger: Ledger, cell: Cell) -> bool:
     """True when the checkpoint that a quantize cell made still lies there at its full size."""
-    result = ledger.get(cell)
-    if cell.kind != "quantize" or result is None:
+    result = ledger.get(cell) if cell.kind == "quantize" else None
+    if result is None:
         return True
     folder = ledger.root / result["path"]
     if not is_within(result["path"]):  # a results folder may come from elsewhere

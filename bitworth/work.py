@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import partial
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,9 +38,28 @@ def work(cell: Cell, root: str, tell: Tell) -> dict[str, Any]:
     Raises:
         BitworthError: why there is no result.
     """
+    _check_versions(cell)
     runner = {"quantize": _quantize, "evaluate": _evaluate, "diverge": _diverge, "benchmark": _benchmark}[cell.kind]
     result = runner(cell, Path(root), tell)
     return {**result, "machine": machine(), "peak_rss_mib": peak_rss_mib()}
+
+
+def _check_versions(cell: Cell) -> None:
+    """Refuse a worker that would compute with other packages than the cell's key says.
+
+    Raises:
+        BitworthError: a package of another version, or none.
+    """
+    for name, wanted in cell.inputs.get("versions", {}).items():
+        try:
+            here = version(name)
+        except PackageNotFoundError:
+            here = "none"
+        if here != wanted:
+            raise BitworthError(
+                f"This worker has {name} {here}, but the study was planned with {name} {wanted}; install the same "
+                "versions wherever its cells run."
+            )
 
 
 def peak_rss_mib() -> float:

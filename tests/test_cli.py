@@ -127,6 +127,7 @@ VERBS = {
         "--available",
         "--json",
     },
+    "ledger": set(),
     "gate": {
         "--out",
         "--format",

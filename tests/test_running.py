@@ -245,11 +245,11 @@ def test_a_url_cannot_serve_a_whole_study(tiny_study: dict[str, Any], tmp_path: 
 def test_a_disk_that_fills_up_stops_the_run_and_keeps_what_is_done(
     study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from bitworth import ledger as module
+    from bitworth.ledger import folder as module
 
     real, count = module.write_atomic, 0
 
-    def fills_up(path: Path, text: str) -> None:
+    def fills_up(path: Path, text: str | bytes) -> None:
         nonlocal count
         count += "cells" in path.parts
         if count > 3:

@@ -569,3 +569,15 @@ def test_the_page_of_a_study_that_another_process_runs(tiny_study: dict[str, Any
     finally:
         driver.kill()
         driver.wait()
+
+
+def test_packed_results_are_seen(tmp_path: Path) -> None:
+    from bitworth.ledger.compaction import compact
+
+    root = study_of(tmp_path / "study")
+    before, results = Folder(root).look(), Folder(root).result()
+    with Ledger(root).lock():
+        compact(Ledger(root))
+    assert not list(root.glob("cells/*/*"))
+    assert Folder(root).look() == before
+    assert Folder(root).result() == results

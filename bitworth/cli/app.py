@@ -24,6 +24,7 @@ from bitworth.cli.export import export
 from bitworth.cli.gate import gate, parse_available, parse_limits
 from bitworth.cli.imports import import_report
 from bitworth.cli.judge import judge
+from bitworth.cli.ledger import ledger as ledger_verbs
 from bitworth.cli.on import On, PartQuestions, StorageUrl, placed
 from bitworth.cli.paper import paper
 from bitworth.cli.predict import predict
@@ -143,6 +144,7 @@ for verb in (quantize, evaluate, judge, benchmark, predict, check, tasks, report
 app.command()(view)
 app.command()(export)
 app.command("import")(import_report)
+app.add_typer(ledger_verbs, name="ledger")
 
 
 @app.command()

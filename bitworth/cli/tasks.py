@@ -145,7 +145,7 @@ def run_cells(
     with tempfile.TemporaryDirectory(prefix="bitworth-") as scratch:
         ledger = Ledger(out or Path(scratch))
         with ledger.lock():
-            done = sum(ledger.get(cell) is not None for cell in cells)
+            done = sum(ledger.done(cell) for cell in cells)
             with terminal.watching(len(cells), done) as watcher:
                 running.run_cells(ledger, cells, watcher=watcher, note=terminal.note)
         found, missing = {}, []

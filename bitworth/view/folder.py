@@ -10,7 +10,7 @@ import os
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,14 +46,14 @@ class RememberingLedger(Ledger):
 
     def __init__(self, root: Path) -> None:
         super().__init__(root)
-        self._records: dict[Path, tuple[Signature, dict[str, Any] | None]] = {}
+        self._records: dict[Path, tuple[tuple[Any, ...], dict[str, Any] | None]] = {}
         self._plan: tuple[Signature | None, tuple[Cell, ...]] = (None, ())
         self.reads = 0
 
     def record(self, cell: Cell) -> dict[str, Any] | None:
         """As `Ledger.record`, with answers as values that hold no more than recoveries take."""
         path = self.path(cell)
-        now = signature(path)
+        now = self.state(cell)
         if now is None:
             self._records.pop(path, None)
             return None
@@ -140,7 +140,11 @@ class Folder:
 
     def _names_by_kind(self) -> dict[str, _Listing]:
         """What lies in the folder of each kind of cell, and among the failures (no kind)."""
+        packed: dict[str, set[str]] = {}
+        for name in self._ledger.packs.newest():
+            packed.setdefault(name.split("/")[1], set()).add(name.split("/")[2])
         found = {kind: self._listing(self.root / "cells" / kind) for kind in self._files()}
+        found = {kind: replace(one, names=one.names | packed.get(kind, set())) for kind, one in found.items()}
         return {**found, "": self._listing(self.root / "failures")}
 
     def _files(self) -> dict[str, list[str]]:
