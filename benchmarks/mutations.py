@@ -143,7 +143,8 @@ def _value(rng: random.Random) -> Any:
 
 def _places(value: Any) -> list[tuple[Any, Any]]:
     """(list or mapping, index or key) of every part."""
-    found, waiting = [], [value]
+    found: list[tuple[Any, Any]] = []
+    waiting = [value]
     while waiting and len(found) < 5000:
         box = waiting.pop()
         for key in box if isinstance(box, dict) else range(len(box)):

@@ -56,6 +56,7 @@ VERBS = {
         "--min-recovery",
         "--out",
         "--quiet",
+        "--repeats",
         "--samples",
         "--seed",
         "--shots",
@@ -126,6 +127,7 @@ VERBS = {
         "--queries-per-second",
         "--available",
         "--json",
+        "--recovery-of",
     },
     "ledger": set(),
     "gate": {

@@ -87,6 +87,10 @@ def test_recoveries_and_costs_are_those_of_the_document(root: Path, tables: dict
     document = json.loads(json.dumps(result_as_json(assemble(root))))
     for row, said in zip(tables["recoveries"].to_pylist(), document["recoveries"], strict=True):
         low, high = said.pop("recovery_ci95_pct")
+        assert row["columns"] == ", ".join(said.pop("columns"))
+        assert (row["groups_ci95_low_pct"], row["groups_ci95_high_pct"]) == tuple(
+            said.pop("groups_ci95_pct") or (None, None)
+        )
         assert row["level"] == "task"
         assert (row["recovery_ci95_low_pct"], row["recovery_ci95_high_pct"]) == (low, high)
         assert {name: row[name] for name in said} == said

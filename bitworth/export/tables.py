@@ -95,6 +95,12 @@ _RECOVERIES: Mapping[str, Kind] = {
     "p_value": "float",
     "p_holm": "float",
     "source": "text",
+    "columns": "text",
+    "groups_ci95_low_pct": "float",
+    "groups_ci95_high_pct": "float",
+    "lost": "int",
+    "won": "int",
+    "mcnemar_p": "float",
 }
 
 
@@ -104,6 +110,7 @@ def _recoveries(result: StudyResult) -> Iterator[Row]:
 
 
 def _recovery(row: Recovery, level: str, study: str) -> Row:
+    groups_low, groups_high = row.groups_ci95_pct or (None, None)
     return {
         "study": study,
         "format": row.format,
@@ -121,6 +128,12 @@ def _recovery(row: Recovery, level: str, study: str) -> Row:
         "p_value": known(row.p_value),
         "p_holm": known(row.p_holm),
         "source": row.source,
+        "columns": ", ".join(row.columns),
+        "groups_ci95_low_pct": known(groups_low),
+        "groups_ci95_high_pct": known(groups_high),
+        "lost": row.lost,
+        "won": row.won,
+        "mcnemar_p": known(row.mcnemar_p),
     }
 
 

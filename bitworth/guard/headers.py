@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from bitworth.guard.documents import MOST_NESTED, json_of
 
@@ -105,7 +105,7 @@ def _listed(name: str, entry: Any) -> Listed:
     return Listed(dtype=dtype, shape=tuple(shape), first=places[0], last=places[1])
 
 
-def _counts(value: Any) -> bool:
+def _counts(value: Any) -> TypeGuard[list[int]]:
     """Whether it is a list of whole numbers from 0 to what an address can hold."""
     return isinstance(value, list) and all(type(part) is int and 0 <= part < 1 << 63 for part in value)
 
