@@ -206,7 +206,8 @@ def test_a_format_that_lacks_a_task_gets_no_average(tiny_study: dict[str, Any], 
     data = tmp_path / "data"
     shutil.copytree(tiny_study["data"], data)
     rows = [
-        {"sentence": f"The _ sat {i}.", "option1": f"cat {i}", "option2": f"mat {i}", "answer": "1"} for i in range(10)
+        {"sentence": f"The _ sat {i}.", "option1": f"cat {i}", "option2": f"mat {i}", "answer": "12"[i % 2]}
+        for i in range(10)
     ]
     write_jsonl(data / "winogrande" / "xl_validation.jsonl", rows)
     tasks = [*tiny_study["tasks"], "winogrande"]
