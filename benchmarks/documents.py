@@ -155,7 +155,7 @@ def cells_of_a_study() -> list[tuple[Cell, dict[str, Any]]]:
     """The cells of a study of two formats, one task, one use case, as far as they are read."""
     facts = asdict(EngineFacts(engine="fake", kernel="none", device="none", versions={"torch": "1"}))
     load, case = asdict(Load(kind="synchronous")), asdict(CASE)
-    found = []
+    found: list[tuple[Cell, dict[str, Any]]] = []
     for format in ("baseline", "w8a8-fp"):
         answers = [
             asdict(Answer(task="mmlu", item=str(at), prediction="A", score=float(at % 3 > 0), text=f"{format} {at}"))

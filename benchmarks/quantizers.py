@@ -1,10 +1,10 @@
-"""W4A16 and W8A8 weight quantizers beside llm-compressor's: what each loses, how long it takes, what memory it needs.
+"""W4A16 and W8A8 weight quantizers beside llm-compressor's and AutoRound's: what each loses, its time, its memory.
 
 Every quantizer runs alone in a process of its own on the same model, the same calibration tokens and the same groups;
 seconds and peak memory are the whole process's, imports included. One evaluator, bitworth's, reads all checkpoints.
-Last come four recipes in one process over one shared stream, against the sum of the peer's runs one by one (its AWQ
-needs an accelerator and is not in the sum).
-llm-compressor lives in `.venv-peers/llmcompressor`, which `make peers` builds. --quick cuts the model to two blocks.
+Last come four recipes in one process over one shared stream, against the sum of llm-compressor's runs one by one (its
+AWQ needs an accelerator and is not in the sum) and against the sum of our own four, each on a stream of its own.
+The peers live in `.venv-peers`, which `make peers` builds. --quick cuts the model to two blocks.
 """
 
 from __future__ import annotations
@@ -24,12 +24,15 @@ from typing import Any
 from claims import Claim, say
 
 ROOT = Path(__file__).resolve().parents[1]
-PEER = ROOT / ".venv-peers" / "llmcompressor" / "bin" / "python"
+PEERS = ROOT / ".venv-peers"
+PEER, AUTOROUND = (PEERS / name / "bin" / "python" for name in ("llmcompressor", "autoround"))
 OURS = ("w4a16-int-rtn", "w4a16-int-gptq", "w4a16-int-gptq-published", "w4a16-int-awq", "w8a8-int-gptq", "w8a8-fp")
 QUICK = ("w4a16-int-rtn", "w4a16-int-gptq")
 #: llm-compressor's W4A16 GPTQ with the observer of its weights' scales: its default, and the search by squared error.
 RIVALS = {"llm-compressor gptq": "memoryless_minmax", "llm-compressor gptq, mse": "memoryless_mse"}
 INT8, FP8 = "llm-compressor w8a8-int gptq", "llm-compressor w8a8-fp"
+#: AutoRound's W4A16, symmetric, by its iterations a block; without any it rounds to nearest, in ranges it searches.
+ROUNDS = {"autoround, rounding": 0, "autoround, 50 iterations": 50}
 LEAD, LEAD_INT8 = "w4a16-int-gptq", "w8a8-int-gptq"
 TOGETHER = ("w8a8-fp", "w8a8-int-gptq", "w4a16-int-gptq", "w4a16-int-awq")
 STREAM = "four recipes, one stream"
@@ -52,8 +55,9 @@ def main() -> None:
     if arguments.worker:
         worker(json.loads(arguments.worker))
         return
-    if not PEER.is_file():
-        raise SystemExit(f"llm-compressor is not installed in {PEER.parents[1]}; run `make peers` first.")
+    for python in (PEER, AUTOROUND):
+        if not python.is_file():
+            raise SystemExit(f"{python.parents[1].name} is not installed in {PEERS}; run `make peers` first.")
     with tempfile.TemporaryDirectory(prefix="bitworth-quantizers-") as scratch:
         rows = measure(arguments, Path(scratch))
     say(claims_of(rows, quick=arguments.quick), as_json=arguments.json)
@@ -99,6 +103,8 @@ def measure(arguments: argparse.Namespace, scratch: Path) -> list[Row]:
         made.append((name, *alone(sys.executable, {**job, "recipes": [name], "out": str(scratch / name)})))
     for name in RIVALS if arguments.quick else (*RIVALS, INT8, FP8):
         made.append((name, *alone(str(PEER), {**job, "peer": name, "out": str(scratch / name)})))
+    for name in [name for name, iterations in ROUNDS.items() if not (arguments.quick and iterations)]:
+        made.append((name, *alone(str(AUTOROUND), {**job, "peer": name, "out": str(scratch / name)})))
     if not arguments.quick:
         costs = alone(sys.executable, {**job, "recipes": TOGETHER, "out": str(scratch / STREAM)})
         made += [(f"{STREAM}/{name}", *costs) for name in TOGETHER]
@@ -141,7 +147,7 @@ def alone(python: str, job: dict[str, Any]) -> tuple[float, float]:
 def worker(job: dict[str, Any]) -> None:
     """What runs in the process of its own."""
     if "peer" in job:
-        llm_compressor(job)
+        (auto_round if job["peer"] in ROUNDS else llm_compressor)(job)
         return
     from bitworth.quantization import quantize
     from bitworth.recipes import recipe
@@ -184,6 +190,31 @@ def llm_compressor(job: dict[str, Any]) -> None:
     tokenizer.save_pretrained(job["out"])
 
 
+def auto_round(job: dict[str, Any]) -> None:
+    """Its own defaults but for the iterations, on the given tokens; saved in the compressed-tensors layout."""
+    import torch
+    from auto_round import AutoRound  # type: ignore[import-not-found]
+    from transformers import AutoTokenizer
+
+    ids = torch.tensor(json.loads(Path(job["tokens"]).read_text()))
+    tokenizer = AutoTokenizer.from_pretrained(job["model"])
+    rounder = AutoRound(
+        job["model"],
+        tokenizer=tokenizer,
+        scheme="W4A16",
+        group_size=job["group_size"],
+        iters=ROUNDS[job["peer"]],
+        dataset=list(torch.split(ids, 8)),
+        nsamples=len(ids),
+        seqlen=job["length"],
+        device_map="cpu",
+    )
+    out = Path(job["out"])
+    rounder.quantize_and_save(str(out.with_name(f"{out.name} saved")), format="llm_compressor")
+    [saved] = out.with_name(f"{out.name} saved").iterdir()  # a folder named after the model and the format
+    saved.rename(out)
+
+
 def evaluate(
     model: Path, text: str, made: list[tuple[str, float, float]], scratch: Path, arguments: argparse.Namespace
 ) -> list[Row]:
@@ -218,6 +249,10 @@ def claims_of(rows: list[Row], *, quick: bool) -> list[Claim]:
         for figure, limit in limits.items():
             if not (quick and figure == "perplexity"):
                 claims.append(ratio(f"{figure}: {LEAD} / {rival}", lead, by_name[rival], figure, limit))
+    for rival in [name for name in ROUNDS if name in by_name]:
+        for figure in limits:
+            if not (quick and figure == "perplexity"):
+                claims.append(ratio(f"{figure}: {LEAD} / {rival}", lead, by_name[rival], figure, 1.0))
     better = by_name["w4a16-int-rtn"].kl_nats / lead.kl_nats
     claims.append(Claim(f"kl_nats: w4a16-int-rtn / {LEAD}", ">= 1.5", better, "ratio", better >= 1.5))
     if quick:
@@ -227,11 +262,18 @@ def claims_of(rows: list[Row], *, quick: bool) -> list[Claim]:
     ours = by_name[f"{STREAM}/{LEAD}"].seconds
     share = ours / sum(by_name[name].seconds for name in ("llm-compressor gptq", INT8, FP8))
     claims.append(Claim(f"seconds: {STREAM} / its runs one by one", "<= 0.25", share, "ratio", share <= 0.25))
-    costs = by_name[f"{STREAM}/{LEAD}"].kl_nats / lead.kl_nats
-    return [
-        *claims,
-        Claim(f"kl_nats: {LEAD} on the shared stream / on its own", "<= 1.25", costs, "ratio", costs <= 1.25),
-    ]
+    return [*claims, *streams_of(by_name)]
+
+
+def streams_of(by_name: dict[str, Row]) -> list[Claim]:
+    """What it costs and saves that GPTQ reads the unquantized stream, which all recipes share."""
+    saved = by_name[f"{STREAM}/{LEAD}"].seconds / sum(by_name[name].seconds for name in TOGETHER)
+    claims = [Claim(f"seconds: {STREAM} / the same on their own", "<= 0.6", saved, "ratio", saved <= 0.6)]
+    for name in (LEAD, LEAD_INT8):
+        costs = by_name[f"{STREAM}/{name}"].kl_nats / by_name[name].kl_nats
+        claim = f"kl_nats: {name} on the shared stream / on its own"
+        claims.append(Claim(claim, "<= 1.25", costs, "ratio", costs <= 1.25))
+    return claims
 
 
 def ratio(name: str, ours: Row, theirs: Row, figure: str, limit: float) -> Claim:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import fmean, median
@@ -38,7 +38,7 @@ from bitworth.prediction.serving import Fleet
 from bitworth.prediction.simulation import simulate
 from bitworth.recipes import recipe
 from bitworth.sources import demo_model
-from bitworth.types import Load, UseCase
+from bitworth.types import Load, Timing, UseCase
 from bitworth.workloads import NAMES, use_case
 
 PEER = Path(__file__).resolve().parents[1] / ".venv-peers" / "guidellm" / "bin" / "guidellm"
@@ -48,7 +48,6 @@ ALONE = Load(kind="synchronous")
 FITTED = (ALONE, Load(kind="throughput", streams=2), Load(kind="throughput", streams=8))
 FORETOLD_STREAMS, RATES = (4, 16), (0.3, 0.6, 0.9, 1.5)
 COMPARED = (ALONE, Load(kind="throughput", streams=4))
-SEEDS = 5
 
 
 def main() -> None:
@@ -114,7 +113,7 @@ class Bench:
         for share in RATES:
             load = Load(kind="poisson", rate=share * most)
             run = self.timed(load, self.requests)
-            rate, seconds = simulated(fitted, load, self.requests)
+            rate, seconds = simulated(fitted, load, run.timings[0])
             metrics = run.metrics[0]
             claims.append(self._error(f"Poisson {share:g} of the most", rate / metrics.queries_per_second - 1))
             latency = 100 * (seconds / metrics.latency.mean_s - 1)
@@ -164,19 +163,12 @@ def misfit(deployment: Deployment, seen: Observation) -> list[float]:
     return [round(guess / figure - 1, 3) for guess, figure in zip(told, seen.figures, strict=False)]
 
 
-def simulated(deployment: Deployment, load: Load, requests: int) -> tuple[float, float]:
-    """Completed requests a second and mean latency of runs as long as the measured one, a tenth more sent before."""
-    rates: list[float] = []
-    latencies: list[float] = []
-    for seed in range(SEEDS):
-        ramp = requests // 10
-        timings = sorted(
-            simulate(Fleet(deployment=deployment), SHAPE, load, requests=ramp + requests, seed=seed),
-            key=lambda timing: timing.start_s,
-        )[ramp:]
-        rates.append(len(timings) / (max(t.end_s for t in timings) - min(t.start_s for t in timings)))
-        latencies += [timing.latency_s for timing in timings]
-    return fmean(rates), fmean(latencies)
+def simulated(deployment: Deployment, load: Load, measured: Sequence[Timing]) -> tuple[float, float]:
+    """Completed requests a second and mean latency of requests sent when the measured ones were."""
+    sent = [timing.start_s for timing in measured]
+    timings = simulate(Fleet(deployment=deployment), SHAPE, load, times=[at - sent[0] for at in sent])
+    latencies = [timing.latency_s for timing in timings]
+    return len(timings) / (max(t.end_s for t in timings) - min(t.start_s for t in timings)), fmean(latencies)
 
 
 if __name__ == "__main__":

@@ -12,13 +12,15 @@ from typing import Any
 
 from bitworth.apart import differing, likenesses
 from bitworth.benchmarking import cost_of
-from bitworth.errors import WorkFailed
+from bitworth.columns import recover_suite
+from bitworth.errors import BitworthError, WorkFailed
 from bitworth.evaluation import compare, compare_groups, unfit_because
 from bitworth.hardware import LOCAL, is_this_machine
 from bitworth.ledger import Ledger, revive
 from bitworth.predicted_rows import PredictedRows
 from bitworth.readback import check_cell, check_record
 from bitworth.recommendation import Effort, mix_costs, recommend
+from bitworth.statistics import noise_of
 from bitworth.study import Study, parse_study
 from bitworth.types import (
     AVERAGE,
@@ -31,6 +33,7 @@ from bitworth.types import (
     Load,
     Measurement,
     Missing,
+    Noise,
     QuantizeResult,
     QueryCost,
     RatePoint,
@@ -46,14 +49,16 @@ Answers = dict[str, dict[str, list[Answer]]]
 """Format to task to answers."""
 
 
-def assemble(root: Path, changed: Mapping[str, Any] | None = None) -> StudyResult:
+def assemble(root: Path, changed: Mapping[str, Any] | None = None, *, ledger: Ledger | None = None) -> StudyResult:
     """What the results under `root` say; `changed` replaces fields of the study's constraint.
 
+    `ledger` reads them, where that is to be another than the plain one.
+
     Raises:
-        BitworthError: the folder holds no study.
+        BitworthError: the folder holds no study, or it asks for no such task or suite as `recovery_of` names.
     """
     with _unswept():
-        return _assemble(Ledger(root), root, changed)
+        return _assemble(ledger or Ledger(root), root, changed)
 
 
 def _assemble(ledger: Ledger, root: Path, changed: Mapping[str, Any] | None) -> StudyResult:
@@ -61,8 +66,14 @@ def _assemble(ledger: Ledger, root: Path, changed: Mapping[str, Any] | None) -> 
     records = [(cell, _light(cell, ledger.record(cell))) for cell in ledger.read_plan()]
     results = [(cell, None if record is None else record["result"]) for cell, record in records]
     least = replace(study.constraint(), **(changed or {}))
+    try:
+        study.check_counted(least.recovery_of)
+    except ValueError as error:
+        raise BitworthError(f"{root}: {error}.") from error
     answers = answers_of(results)
     recoveries, unfit = recoveries_of(answers, least.min_recovery_pct)
+    suites, partial_suites = suites_of(answers, study.suites(), least.min_recovery_pct)
+    recoveries = (*recoveries, *suites)
     costs = costs_of(
         results, study.hardware_values(), PredictedRows(config=ledger.read_config(), recipes=study.recipes())
     )
@@ -77,13 +88,14 @@ def _assemble(ledger: Ledger, root: Path, changed: Mapping[str, Any] | None) -> 
         divergences={c.format: revive(Divergence, r["divergence"]) for c, r in _done(results, "diverge")},
         costs=costs,
         recommendations=decide(costs),
-        missing=(*missing_of(ledger, results), *unfit),
+        missing=(*missing_of(ledger, results), *unfit, *partial_suites),
         evaluated_with={c.format: revive(EngineFacts, r["facts"]) for c, r in _done(results, "evaluate")},
         hardware=tuple(study.hardware_values()),
         machine=next((dict(r.get("machine", {})) for c, r in reversed(results) if r is not None), {}),
         settings=settings_of(study),
         finished=max((str(record["finished"]) for _, record in records if record is not None), default=None),
         groups=groups_of(answers, least.min_recovery_pct),
+        noise=noise_rows(results),
         deployments=deployments_of(costs, study, decide),
         apart=tuple(pair for *side, format in _sides(answers) for pair in differing(*side, format=format)),
         likenesses=tuple(row for *side, format in _sides(answers) for row in likenesses(*side, format=format)),
@@ -118,7 +130,7 @@ def effort_of(records: Sequence[tuple[Cell, Mapping[str, Any] | None]], study: S
     """What a further question took on the machine that asked, to the format and to the baseline."""
     taken: dict[tuple[str, str], float] = {}
     for cell, record in records:
-        if cell.kind == "evaluate" and record is not None and record["result"]["answers"]:
+        if cell.kind == "evaluate" and not cell.is_repeat and record is not None and record["result"]["answers"]:
             questions = len(record["result"]["answers"])
             taken[cell.format, cell.inputs["task"]["name"]] = float(record.get("seconds", 0.0)) / questions
     both = {(format, task): own + taken.get((BASELINE, task), 0.0) for (format, task), own in taken.items() if own}
@@ -146,6 +158,28 @@ def recoveries_of(answers: Answers, least_pct: float) -> tuple[tuple[Recovery, .
     return tuple(found), unfit
 
 
+def suites_of(answers: Answers, suites: Sequence[str], least_pct: float) -> tuple[tuple[Recovery, ...], list[Missing]]:
+    """Recovery of every suite that the study names, by format; and the averages that cannot be had, and why."""
+    baseline, answers = _split(answers)
+    found, lacking = [], []
+    for suite in suites:
+        for format, tasks in answers.items():
+            try:
+                found.append(recover_suite(suite, baseline, tasks, min_recovery_pct=least_pct, format=format))
+            except BitworthError as error:
+                lacking.append(Missing(title=f"recovery of {format} on {suite}", cause=str(error)))
+    return tuple(found), lacking
+
+
+def noise_rows(results: Results) -> tuple[Noise, ...]:
+    """The engine's noise on every task that was asked several times, by format."""
+    runs: dict[tuple[str, str], list[list[Answer]]] = {}
+    for cell, result in _done(results, "evaluate"):
+        asked = runs.setdefault((cell.format, cell.inputs["task"]["name"]), [])
+        asked.append(revive(list[Answer], result["answers"]))
+    return tuple(noise_of(task, format, found) for (format, task), found in runs.items() if len(found) > 1)
+
+
 def groups_of(answers: Answers, least_pct: float) -> tuple[Recovery, ...]:
     """Recoveries of every subject or language of the tasks that tell them apart, by format, then in order of names."""
     baseline, answers = _split(answers)
@@ -161,8 +195,11 @@ def groups_of(answers: Answers, least_pct: float) -> tuple[Recovery, ...]:
 def costs_of(
     results: Results, hardware: Sequence[Hardware], predicted: PredictedRows | None = None
 ) -> tuple[QueryCost, ...]:
-    """Every timing at the price of every hardware row; a row that was not timed is predicted, or says so."""
-    costs = []
+    """Every timing at the price of every hardware row; a row that was not timed is predicted, or says so.
+
+    Where machines of several rows were timed, each row has its own machine's figures.
+    """
+    costs: dict[tuple[Any, ...], QueryCost] = {}
     for cell, result in _done(results, "benchmark"):
         use_case, load = revive(UseCase, cell.inputs["use_case"]), revive(Load, cell.inputs["load"])
         measurement, reason = None, result["unsupported"]
@@ -170,17 +207,19 @@ def costs_of(
             timings = tuple(revive(Timing, row) for row in result["timings"])
             rates = tuple(revive(RatePoint, row) for row in result.get("rates", ()))  # an older ledger has none
             measurement = Measurement(timings=timings, facts=revive(EngineFacts, result["facts"]), rates=rates)
-        for row in hardware:
-            here = _timed_on(row, measurement.facts) if measurement is not None else is_this_machine(row)
-            if here:
-                costs.append(_cost(cell.format, measurement, use_case, load, row, reason))
+        for at, row in enumerate(hardware):
+            place = (cell.format, use_case, load, at)
+            if _timed_on(row, cell, measurement):
+                costs[place] = _cost(cell.format, measurement, use_case, load, row, reason)
+            elif place in costs:
+                continue
             elif predicted is not None:
                 one_shape = not {"mix", "trace"} & cell.inputs.keys()
-                costs.append(predicted.cost(cell.format, use_case, load, row, one_shape=one_shape))
+                costs[place] = predicted.cost(cell.format, use_case, load, row, one_shape=one_shape)
             else:
                 why = f"not timed on {row.name}; run the study there"
-                costs.append(_cost(cell.format, None, use_case, load, row, why))
-    return tuple(costs)
+                costs[place] = _cost(cell.format, None, use_case, load, row, why)
+    return tuple(costs.values())
 
 
 def missing_of(ledger: Ledger, results: Results) -> list[Missing]:
@@ -194,7 +233,10 @@ def missing_of(ledger: Ledger, results: Results) -> list[Missing]:
 
 def settings_of(study: Study) -> dict[str, str]:
     """What the study asked for, in words."""
-    tasks = [f"{t.name} ({t.limit or 'all'} questions, seed {t.seed})" for t in study.task_specs()]
+    tasks = [
+        f"{t.name} ({t.limit or 'all'} questions, seed {t.seed}{f', asked {t.repeats} times' if t.repeats else ''})"
+        for t in study.task_specs()
+    ]
     calibration = study.calibration
     settings = {
         "tasks": ", ".join(tasks) or "none",
@@ -218,14 +260,22 @@ def _cost(
         return cost_of(format, None, use_case, load, row, unsupported=str(error))
 
 
-def _timed_on(row: Hardware, facts: EngineFacts) -> bool:
-    return row.name == LOCAL or row.name.lower() in facts.device.lower()
+def _timed_on(row: Hardware, cell: Cell, measurement: Measurement | None) -> bool:
+    """Whether the cell's figures, or its reason why there are none, are that row's."""
+    asked = cell.inputs.get("machine", {}).get("hardware")
+    if asked is not None:
+        return bool(asked == row.words)
+    if measurement is None:
+        return is_this_machine(row)
+    return row.name == LOCAL or row.name.lower() in measurement.facts.device.lower()
 
 
 def answers_of(results: Results) -> Answers:
     """What every format answered to every task."""
     answers: Answers = {}
     for cell, result in _done(results, "evaluate"):
+        if cell.is_repeat:
+            continue
         rows = revive(list[Answer], result["answers"])
         answers.setdefault(cell.format, {})[cell.inputs["task"]["name"]] = rows
     return answers

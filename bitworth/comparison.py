@@ -24,6 +24,8 @@ from bitworth.study import Study, parse_study
 from bitworth.types import AVERAGE, Answer, Cell, QueryCost
 
 _LEVEL = 0.05
+_ASKED = ("task", "use_case", "load", "batch", "repeat")
+"""Inputs of a cell that say what is asked, not what could change its result."""
 Change = Literal["better", "worse", "no change shown"]
 
 
@@ -120,7 +122,7 @@ class Side:
         """By (format, task); batches of one task are put together."""
         found: dict[tuple[str, str], Answered] = {}
         for cell, result in self.results:
-            if cell.kind != "evaluate":
+            if cell.kind != "evaluate" or cell.is_repeat:
                 continue
             key, data = (cell.format, cell.inputs["task"]["name"]), _asked(cell)
             rows = {answer.item: answer for answer in revive(list[Answer], result["answers"])}
@@ -366,9 +368,7 @@ def _inputs(side: Side, format: str, other: str) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for cell, _ in side.results:
         if cell.format == format:
-            kept = {
-                key: value for key, value in cell.inputs.items() if key not in ("task", "use_case", "load", "batch")
-            }
+            kept = {key: value for key, value in cell.inputs.items() if key not in _ASKED}
             task = f" {cell.inputs['task']['name']}" if cell.kind == "evaluate" else ""
             found |= {f"{cell.kind}{task} {name}: {key}": value for key, value in _flat(kept).items()}
     return found

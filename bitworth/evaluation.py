@@ -18,7 +18,7 @@ from bitworth.divergence import diverge_models
 from bitworth.engines.generator import Completer
 from bitworth.engines.scorer import Scorer
 from bitworth.errors import BitworthError
-from bitworth.statistics import holm, mean_recovery
+from bitworth.statistics import holm, mcnemar_exact, mean_recovery
 from bitworth.tasks import Loaded, LoadedOpen
 from bitworth.types import AVERAGE, Answer, Divergence, Recovery, TaskSpec
 
@@ -156,8 +156,9 @@ def compare(
         BitworthError: no common task, an item twice, or different questions of a task.
     """
     pairs = _pairs(baseline, quantized, format)
-    rows = [_recovery(task, format, {task: pair}, min_recovery_pct) for task, pair in pairs.items()]
-    return [*_adjusted(rows), _recovery(AVERAGE, format, pairs, min_recovery_pct)]
+    rows = [_of_task(task, format, pair, min_recovery_pct) for task, pair in pairs.items()]
+    rows = [*_adjusted(rows), _mean(AVERAGE, format, pairs, min_recovery_pct)]
+    return [_over_groups(row, pairs) for row in rows]
 
 
 def compare_groups(
@@ -177,7 +178,7 @@ def compare_groups(
         for group in sorted(groups) if len(groups) > 1 else ():
             chosen = [pair for pair in pairs if pair[0].group == group]
             if unfit_because([answer for answer, _ in chosen]) is None:
-                rows.append(_recovery(f"{task}/{group}", format, {task: chosen}, min_recovery_pct))
+                rows.append(_of_task(f"{task}/{group}", format, chosen, min_recovery_pct))
     return _adjusted(rows)
 
 
@@ -200,8 +201,8 @@ def compare_suites(
         absent = [task for task in tasks if task not in pairs]
         if absent:
             raise BitworthError(f"Suite {suite}: {format} and its baseline did not both answer {absent[0]}.")
-        rows.append(_recovery(suite, format, {task: pairs[task] for task in tasks}, min_recovery_pct))
-    return _adjusted(rows)
+        rows.append(_mean(suite, format, {task: pairs[task] for task in tasks}, min_recovery_pct))
+    return [_over_groups(row, pairs) for row in _adjusted(rows)]
 
 
 def unfit_because(answers: Sequence[Answer]) -> str | None:
@@ -233,8 +234,38 @@ def _adjusted(rows: Sequence[Recovery]) -> list[Recovery]:
     return [replace(row, p_holm=p) for row, p in zip(rows, adjusted, strict=True)]
 
 
+def _of_task(name: str, format: str, pairs: Pairs, least_pct: float) -> Recovery:
+    """A task's row, or a group's, with the flips either way where answers are right or wrong."""
+    row = _recovery(name, format, {name: pairs}, least_pct)
+    if not all(answer.score in (0, 1) for pair in pairs for answer in pair):
+        return row
+    lost, won = (sum(one.score > other.score for one, other in way) for way in (pairs, [(q, b) for b, q in pairs]))
+    p_value = mcnemar_exact(*([answer.score for answer in side] for side in zip(*pairs, strict=True)))
+    return replace(row, lost=lost, won=won, mcnemar_p=p_value)
+
+
+def _mean(name: str, format: str, pairs: Mapping[str, Pairs], least_pct: float) -> Recovery:
+    return replace(_recovery(name, format, pairs, least_pct), columns=tuple(pairs))
+
+
+def _over_groups(row: Recovery, pairs: Mapping[str, Pairs]) -> Recovery:
+    """The row with the interval of clustering by subject or language, where any of its tasks has several of these."""
+    mine = {task: pairs[task] for task in row.columns or (row.task,)}
+    groups = {task: [str(answer.group) for answer, _ in found] for task, found in mine.items()}
+    several = {task for task, names in groups.items() if len(set(names)) > 1}
+    if not several:
+        return row
+    labels = {task: groups[task] if task in several else _clusters(found) for task, found in mine.items()}
+    found = mean_recovery(_scores(mine), min_recovery_pct=row.min_recovery_pct, clusters=labels)
+    return replace(row, groups_ci95_pct=found.ci95_pct)
+
+
+def _scores(pairs: Mapping[str, Pairs]) -> dict[str, tuple[list[float], list[float]]]:
+    return {task: ([b.score for b, _ in rows], [q.score for _, q in rows]) for task, rows in pairs.items()}
+
+
 def _recovery(name: str, format: str, pairs: Mapping[str, Pairs], least_pct: float) -> Recovery:
-    scores = {task: ([b.score for b, _ in rows], [q.score for _, q in rows]) for task, rows in pairs.items()}
+    scores = _scores(pairs)
     clusters = {task: _clusters(rows) for task, rows in pairs.items()}
     found = mean_recovery(scores, min_recovery_pct=least_pct, clusters=clusters)
     baseline, quantized = (fmean(fmean(pair[side]) for pair in scores.values()) for side in (0, 1))

@@ -81,7 +81,7 @@ def judge_release(
 
     Args:
         result: what the study says.
-        constraint: the limits; recovery always counts, of the average and of `tasks`.
+        constraint: the limits; recovery always counts, of its `recovery_of` and of `tasks`.
         format: whose release it is; None takes the only quantized one.
         tasks: tasks that must hold the least recovery on their own.
         where: which use cases, loads and devices count for cost and latency.
@@ -91,7 +91,7 @@ def judge_release(
         BitworthError: no such format or task, several formats and none named, no scenario that counts.
     """
     name = _format(result, format)
-    found = [_recovery(result, constraint, name, task) for task in (AVERAGE, *tasks)]
+    found = [_recovery(result, constraint, name, task) for task in dict.fromkeys((constraint.recovery_of, *tasks))]
     if constraint.latency_limits or constraint.max_usd_per_1k_queries is not None:
         rows = [row for row in result.costs if row.format == name and (where or Where()).takes(row)]
         if not rows:
@@ -129,7 +129,7 @@ def _recovery(result: StudyResult, constraint: Constraint, format: str, task: st
         row = next((row for row in result.recoveries if (row.format, row.task) == (format, task)), None)
         figure = None if row is None else _figure(row)
     if figure is None:
-        if task != AVERAGE and task not in {row.task for row in result.recoveries}:
+        if task not in (AVERAGE, constraint.recovery_of) and task not in {row.task for row in result.recoveries}:
             raise BitworthError(f"No recovery on a task '{task}' was measured.")
         says = f"{what}: undecided, it was not measured{' on every task' if task == AVERAGE else ''}"
         return _condition(what, "undecided", least, "%", None, says)

@@ -16,6 +16,7 @@ import platform
 import re
 import shutil
 import subprocess
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 
@@ -130,7 +131,12 @@ def is_this_machine(row: Hardware) -> bool:
     if row.name == LOCAL:
         return True
     found = gpus()
-    return len(found) == row.count and all(_is_model(row.name, name) for name in found)
+    return len(found) == row.count and is_of(row, found)
+
+
+def is_of(row: Hardware, names: Sequence[str]) -> bool:
+    """Whether GPUs, by their full names, are all that row's; False where there are none."""
+    return bool(names) and all(_is_model(row.name, name) for name in names)
 
 
 def gpus() -> tuple[str, ...]:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from bitworth.errors import BitworthError
 from bitworth.numerics import half_range, to_codes
+from bitworth.ranks import ALONE, Ranks
 from bitworth.scales import ScaleType
 from bitworth.types import Grid
 
@@ -88,7 +89,7 @@ def _caches(module: nn.Module) -> bool:
 
 
 @contextmanager
-def watching(block: nn.Module, grid: Grid, dtype: torch.dtype) -> Iterator[dict[str, Tensor]]:
+def watching(block: nn.Module, grid: Grid, dtype: torch.dtype, ranks: Ranks = ALONE) -> Iterator[dict[str, Tensor]]:
     """Sees all keys and values of a block's attentions; on leaving, what it gave holds their scales by tensor name.
 
     Scales are the largest magnitude over half the code range, as they read back from `dtype`, shape (1,).
@@ -120,6 +121,7 @@ def watching(block: nn.Module, grid: Grid, dtype: torch.dtype) -> Iterator[dict[
     if len(peaks) < 2 * len(found):
         raise BitworthError(f"{type(block).__name__} hands no keys and values over; choose a recipe without +kv-fp8.")
     for full, peak in peaks.items():
+        ranks.take_largest(peak)
         scales[full] = ScaleType(dtype).read_back(peak / half_range(grid))
 
 

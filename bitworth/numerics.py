@@ -22,7 +22,8 @@ from bitworth.types import Clip, Grid
 
 FLOAT8 = torch.float8_e4m3fn
 _MAGNITUDES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)  # of E2M1, in the order of their bits
-_CLIP_ELEMENTS = 1 << 17  # searched at once, so that the temporaries stay in the processor's cache
+#: Weights searched at once: the temporaries stay in the processor's cache; a GPU's launches are few.
+_CLIP_ELEMENTS, _GPU_CLIP_ELEMENTS = 1 << 17, 1 << 25
 
 
 def group_size_of(grid: Grid, columns: int) -> int:
@@ -107,7 +108,8 @@ def clipped_scale(
         factors = torch.tensor(_factors(grid, clip))
         candidates_OGS = as_stored(scale_of(weight_OI, grid).unsqueeze(-1) * factors, dtype)
         return compiled.least_squares_scale(weight_OI, candidates_OGS, grid, importance_I)
-    rows = max(1, _CLIP_ELEMENTS // weight_OI.shape[1])
+    elements = _CLIP_ELEMENTS if weight_OI.device.type == "cpu" else _GPU_CLIP_ELEMENTS
+    rows = max(1, elements // weight_OI.shape[1])
     parts = [_clip_rows(part, grid, clip, dtype, importance_I) for part in torch.split(weight_OI.float(), rows)]
     return torch.cat(parts)
 

@@ -6,12 +6,14 @@ nothing again, and a changed calibration runs only what rests on it.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from bitworth import fingerprint, sources, tasks
+from bitworth.engines import NAMES as ENGINES
 from bitworth.errors import BitworthError
 from bitworth.hardware import machine
 from bitworth.ledger import key_of, revive
@@ -48,11 +50,18 @@ class Subject:
     needs: tuple[str, ...] = ()
 
 
-def plan_cells(study: Study, *, by_name: bool = False, note: Note = silent) -> tuple[Cell, ...]:
+def plan_cells(
+    study: Study,
+    *,
+    by_name: bool = False,
+    note: Note = silent,
+    machines: Sequence[Mapping[str, str]] = (),
+) -> tuple[Cell, ...]:
     """The study's cells: each format's quantization, answers and divergence together, then all timings.
 
     Sources that names stand for are fetched first, since what they hold is part of the keys; `by_name` puts the hub's
     names in their place and fetches nothing from it, for a list of cells whose keys nothing will be kept under.
+    Timings are taken on each of `machines`, in words as `hardware.machine` gives them; on this one unless given.
 
     Raises:
         BitworthError: the model, a text or benchmark rows cannot be had.
@@ -71,17 +80,26 @@ def plan_cells(study: Study, *, by_name: bool = False, note: Note = silent) -> t
         if subject.format in by_format:
             cells.append(by_format[subject.format])
         unsafe = study.unsafe_code_execution
-        cells += [evaluate_cell(subject, spec, data, found, unsafe=unsafe) for spec, data, found in asked]
+        answering = [cell for entry in asked for cell in repeated_cells(subject, *entry, unsafe=unsafe)]
         if study.divergence is not None:
             text = sources.resolve_file(study.divergence.text, "divergence text", note=note)
             entry = study.divergence
-            cells.append(diverge_cell(subject, baseline, text, entry.window, entry.windows))
+            answering.append(diverge_cell(subject, baseline, text, entry.window, entry.windows))
+        cells += [_on(study.device, cell) for cell in answering]
     for asked_for, workload in zip(study.use_cases, study.workload_values(), strict=True):
         trace = Path(asked_for.trace) if asked_for.trace is not None else None
         for load in study.load_values() if trace is None else [Load(kind="trace")]:
             for subject in subjects:
-                cells.append(benchmark_cell(subject, workload, load, study.engine, study.requests, trace))
+                cells += [
+                    benchmark_cell(subject, workload, load, study.engine, study.requests, trace, place=place)
+                    for place in machines or [machine()]
+                ]
     return tuple(cells)
+
+
+def _on(device: str | None, cell: Cell) -> Cell:
+    """The cell on a device that the study names; where it names none, the key is what it always was."""
+    return cell if device is None else replace(cell, inputs={**cell.inputs, "device": device})
 
 
 def _named(model: str) -> Subject:
@@ -110,7 +128,10 @@ def quantize_cell(
         spec = study.calibration_spec()
         inputs["calibration"], places = calibration_inputs(spec, baseline.identity, by_name=by_name, note=note)
         where |= places
+    if study.devices > 1:  # sums in another order, which is no other checkpoint
+        where["devices"] = str(study.devices)
     cell = Cell(kind="quantize", title=f"quantize {recipe.name}", format=recipe.name, inputs=inputs, where=where)
+    cell = _on(study.device, cell)
     return Cell(**{**_fields(cell), "where": {**where, "out": f"checkpoints/{recipe.name}-{key_of(cell)[:8]}"}})
 
 
@@ -206,18 +227,20 @@ def evaluate_cell(
     batch: tuple[int, int] | None = None,
     engine: str = "torch",
     unsafe: bool = False,
+    repeat: int = 0,
 ) -> Cell:
     """One task's questions put to one checkpoint.
 
     With `batch` that stretch of their seeded order (`tasks.load`); with `unsafe` programs that the model writes run
-    even where nothing isolates them.
+    even where nothing isolates them. From `repeat` 1 on it is the same asked again, for the engine's noise.
     """
     if batch is not None:
         spec = replace(spec, limit=None)
     exact = engine == "torch"
     inputs: dict[str, Any] = {
         "checkpoint": subject.identity,
-        "task": asdict(spec),
+        # How often it is asked changes no answer; a task has the key that it had before it could be asked again.
+        "task": {name: value for name, value in asdict(spec).items() if name != "repeats"},
         "data": found,
         "engine": "torch, exact arithmetic" if exact else engine,
         "versions": _versions("torch", "transformers", "lm_eval"),
@@ -228,7 +251,20 @@ def evaluate_cell(
     if batch is not None:
         inputs["batch"] = list(batch)
         title = f"{spec.name} from question {batch[0] + 1} on, {subject.format}"
+    if repeat:
+        inputs["repeat"] = repeat
+        title = f"{title}, asked again ({repeat + 1})"
     return Cell(kind="evaluate", title=title, format=subject.format, inputs=inputs, where=where, needs=subject.needs)
+
+
+def repeated_cells(
+    subject: Subject, spec: TaskSpec, data: Path | None, found: str, *, engine: str = "torch", unsafe: bool = False
+) -> list[Cell]:
+    """One task's questions put to one checkpoint as often as the spec says."""
+    return [
+        evaluate_cell(subject, spec, data, found, engine=engine, unsafe=unsafe, repeat=repeat)
+        for repeat in range(spec.repeats or 1)
+    ]
 
 
 def diverge_cell(subject: Subject, baseline: Subject | None, text: Path, window: int, windows: int | None) -> Cell:
@@ -251,9 +287,20 @@ def diverge_cell(subject: Subject, baseline: Subject | None, text: Path, window:
 
 
 def benchmark_cell(
-    subject: Subject, workload: Workload, load: Load, engine: str, requests: int, trace: Path | None = None
+    subject: Subject,
+    workload: Workload,
+    load: Load,
+    engine: str,
+    requests: int,
+    trace: Path | None = None,
+    *,
+    place: Mapping[str, str] | None = None,
 ) -> Cell:
-    """One checkpoint's requests under one load, on this machine; a trace counts by what its file holds."""
+    """One checkpoint's requests under one load; a trace counts by what its file holds.
+
+    `place` is the machine, in words; this one unless given. Its `hardware`, where it has one, is which row of the
+    study's hardware the machine is there for.
+    """
     inputs = {
         "checkpoint": subject.identity,
         "use_case": asdict(workload.use_case),
@@ -261,7 +308,7 @@ def benchmark_cell(
         "load": {name: value for name, value in asdict(load).items() if name != "limits" or value is not None},
         "engine": engine,
         "requests": requests,
-        "machine": machine(),
+        "machine": dict(place or machine()),
         "versions": _versions("torch", "transformers"),
     }
     where = {"checkpoint": subject.path}
@@ -271,6 +318,8 @@ def benchmark_cell(
     elif len(workload.parts) > 1:
         inputs["mix"] = [{"use_case": asdict(case), "weight": weight} for case, weight in workload.parts]
     title = f"{workload.name}, {load.name}, {subject.format}"
+    if place is not None and "hardware" in place:
+        title += f" on {place['hardware']}"
     return Cell(kind="benchmark", title=title, format=subject.format, inputs=inputs, where=where, needs=subject.needs)
 
 
@@ -312,7 +361,9 @@ def evaluation_cells(
     """
     asked = evaluation_inputs(specs, data, note=note, partly=True)
     both = [baseline, subject] if baseline is not None else [subject]
-    cells = [evaluate_cell(who, *entry, engine=engine, unsafe=unsafe) for who in both for entry in asked]
+    cells = [
+        cell for who in both for entry in asked for cell in repeated_cells(who, *entry, engine=engine, unsafe=unsafe)
+    ]
     if text is not None:
         file = sources.resolve_file(text, "divergence text", note=note)
         cells.append(diverge_cell(subject, baseline, file, window, windows))
@@ -336,9 +387,10 @@ def check_engine(study: Study) -> None:
     Raises:
         BitworthError: a URL, which serves one model only.
     """
-    if study.engine not in ("torch", "vllm", "fake"):
+    if study.engine not in ENGINES:
+        known = " or ".join(name for name in ENGINES if name != "fake")
         raise BitworthError(
-            f"engine '{study.engine}': a study runs torch or vllm, which load each format in turn; time a server that "
+            f"engine '{study.engine}': a study runs {known}, which load each format in turn; time a server that "
             "is running already with `bitworth benchmark CHECKPOINT --engine URL`."
         )
 

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, fields, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -23,16 +24,17 @@ from bitworth import schemes
 from bitworth.audit import audit_of
 from bitworth.calibration import calibrate
 from bitworth.checkpoint import PROVENANCE
-from bitworth.errors import BitworthError
+from bitworth.errors import BitworthError, Interrupted
 from bitworth.footprint import states_budget, waiting_bytes
 from bitworth.ledger import revive
 from bitworth.model import Arguments, Decoder
+from bitworth.ranks import ALONE, Ranks, device_named
 from bitworth.schemes.config import quantization_config
 from bitworth.sequential import skipped
 from bitworth.states import InFiles, InMemory, Shape
 from bitworth.streams import Build, Stream, streams_of
 from bitworth.types import Calibration, Gptq, QuantizeResult, Recipe, TextAudit
-from bitworth.writer import Writer, check_replaceable
+from bitworth.writer import Onlooker, Writer, check_replaceable
 
 Progress = Callable[[str, int, int], None]
 """Called with (what, done, total)."""
@@ -56,7 +58,8 @@ def quantize(
     calibration: Calibration | None = None,
     allow_group_fallback: bool = False,
     states_mib: float | None = None,
-    device: str | None = None,
+    device: str | torch.device | None = None,
+    ranks: Ranks = ALONE,
     progress: Progress = lambda *_: None,
 ) -> list[QuantizeResult]:
     """Quantize a model by each recipe.
@@ -72,16 +75,38 @@ def quantize(
         allow_group_fallback: take a group size that fits every layer where the asked one does not.
         states_mib: most memory for hidden states, which go to files beyond it; half of what is free unless given.
         device: where to compute; the GPU where there is one.
-        progress: told of every block.
+        ranks: the processes that call this together, each with a device and a part of the calibration sequences; all
+            get the results, and the first one writes. `bitworth.devices` starts them.
+        progress: told of every block, in the first rank.
 
     Raises:
         BitworthError: the model, the calibration or the group size will not do.
-        WorkFailed: a layer or the disk failed; nothing half-written is left.
+        WorkFailed: a layer, the disk or the device's memory failed; nothing half-written is left.
     """
     decoder = open_decoder(model, device)
+    with _device_memory(decoder.device):
+        return _quantize(
+            decoder, recipes, out, calibration, allow_group_fallback, states_mib, ranks,
+            progress if ranks.first else lambda *_: None,
+        )  # fmt: skip
+
+
+def _quantize(
+    decoder: Decoder,
+    recipes: Sequence[Recipe],
+    out: Path | Mapping[str, Path],
+    calibration: Calibration | None,
+    allow_group_fallback: bool,
+    states_mib: float | None,
+    ranks: Ranks,
+    progress: Progress,
+) -> list[QuantizeResult]:
+    model = decoder.folder
     shared_notes: list[str] = []
     fitted = [fit_groups(decoder, recipe, allow_group_fallback) for recipe in recipes]
-    tokens, text = _tokens(model, [recipe for recipe, _ in fitted], calibration, shared_notes.append, progress)
+    tokens, text = ranks.from_first(
+        lambda: _tokens(model, [recipe for recipe, _ in fitted], calibration, shared_notes.append, progress)
+    )
     folders = out if isinstance(out, Mapping) else folders_of(out, recipes)
     for folder in folders.values():
         check_replaceable(folder, model)
@@ -91,14 +116,15 @@ def quantize(
         builds = []
         for recipe, notes in fitted:
             key = _key(decoder, recipe, calibration, tokens)
-            found = _made_before(folders[recipe.name], key)
+            found = ranks.from_first(partial(_made_before, folders[recipe.name], key))
             if found is not None:
                 made[recipe.name] = found
                 continue
             used = [*notes, *(shared_notes if recipe.needs_calibration else ()), *_warnings(recipe)]
-            builds.append(Build(recipe, stack.enter_context(Writer(folders[recipe.name], model)), key, notes=used))
-        streams = streams_of(builds, shared=calibration is not None and calibration.stream == "shared")
-        kwargs = _prepare(decoder, streams, tokens, states_mib)
+            builds.append(Build(recipe, _writer(folders[recipe.name], model, stack, ranks), key, notes=used))
+        shared = calibration is not None and calibration.stream == "shared"
+        streams = streams_of(builds, shared=shared, ranks=ranks)
+        kwargs = _prepare(decoder, streams, tokens, states_mib, ranks)
         for index in range(min((stream.done for stream in streams), default=len(decoder)), len(decoder)):
             progress("blocks", index + 1, len(decoder))
             with decoder.loaded(index) as block:
@@ -106,9 +132,33 @@ def quantize(
                     if stream.done <= index:
                         stream.walk(decoder, block, kwargs[index] if kwargs else None)
             trim()
-        for build in builds:
-            made[build.recipe.name] = _finish(decoder, build, calibration, text)
+        made |= ranks.from_first(
+            lambda: {build.recipe.name: _finish(decoder, build, calibration, text) for build in builds}
+        )
     return [made[recipe.name] for recipe, _ in fitted]
+
+
+def _writer(folder: Path, model: Path, stack: ExitStack, ranks: Ranks) -> Writer | Onlooker:
+    """The checkpoint's writer in the first rank, what stands for it in the others."""
+    opened: list[Writer] = []
+    ranks.from_first(lambda: opened.append(stack.enter_context(Writer(folder, model))))
+    return opened[0] if opened else Onlooker(folder)
+
+
+@contextmanager
+def _device_memory(device: torch.device) -> Iterator[None]:
+    """Say in one sentence that a device's memory did not suffice.
+
+    Raises:
+        Interrupted: it did not.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise Interrupted(
+            f"The memory of {device} does not suffice; finished blocks are kept, so run the same command again when "
+            "nothing else uses it, or with fewer or shorter calibration sequences, which starts afresh."
+        ) from error
 
 
 def fit_groups(decoder: Decoder, recipe: Recipe, allow_fallback: bool) -> tuple[Recipe, list[str]]:
@@ -148,9 +198,13 @@ def folders_of(out: Path, recipes: Sequence[Recipe]) -> dict[str, Path]:
     return {recipe.name: out if len(recipes) == 1 else out / recipe.name for recipe in recipes}
 
 
-def open_decoder(model: Path, device: str | None = None) -> Decoder:
-    """The model to walk: float32 on a CPU, where bfloat16 gains little or loses much; bfloat16 on a GPU."""
-    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+def open_decoder(model: Path, device: str | torch.device | None = None) -> Decoder:
+    """The model to walk: float32 on a CPU, where bfloat16 gains little or loses much; bfloat16 on a GPU.
+
+    Raises:
+        BitworthError: the model will not do, or there is no such device.
+    """
+    place = device_named(device)
     decoder = Decoder(model, device=place, compute=torch.float32 if place.type == "cpu" else torch.bfloat16)
     if decoder.dtype == torch.bfloat16:
         decoder.factors = _fast_factors(decoder.compute)
@@ -224,7 +278,7 @@ def _made_before(folder: Path, key: str) -> QuantizeResult | None:
 
 
 def _prepare(
-    decoder: Decoder, streams: list[Stream], tokens: Tensor | None, states_mib: float | None
+    decoder: Decoder, streams: list[Stream], tokens: Tensor | None, states_mib: float | None, ranks: Ranks
 ) -> list[Arguments] | None:
     """Give every stream the first block's inputs, or what a killed run left; the keyword arguments of every block."""
     walking = [stream for stream in streams if stream.builds[0].recipe.needs_calibration]
@@ -232,18 +286,27 @@ def _prepare(
         for stream in streams:
             stream.take_up([])
         return None
+    if len(tokens) < ranks.count:
+        raise BitworthError(
+            f"{len(tokens)} calibration sequences cannot be dealt to {ranks.count} devices; take fewer devices."
+        )
+    tokens = tokens[ranks.share(len(tokens))]
     chunks = chunks_of(tokens, chunk_tokens(decoder))
     width = decoder.width
     shapes: list[Shape] = [(chunk.shape[0], chunk.shape[1], width) for chunk in chunks]
     size = 4 * width * tokens.numel() * len(walking)
-    budget = states_budget(states_mib)
-    together = waiting_bytes(decoder, tokens.numel()) <= budget
+    # one rank's measure for all: the way through a block must be the same
+    budget = ranks.from_first(lambda: states_budget(states_mib) / ranks.count)
+    waiting = waiting_bytes(decoder, tokens.numel())
+    together = ranks.from_first(lambda: waiting <= (budget if decoder.device.type != "cuda" else _room(decoder.device)))
+    in_files = ranks.from_first(lambda: size > budget)
     for stream in walking:
         stream.together = together
-        if size > budget:
-            stream.states = InFiles(decoder.device, stream.folder, shapes, decoder.compute)
+        if in_files:
+            stream.states = InFiles(decoder.device, stream.folder, shapes, decoder.compute, label=stream.label)
         else:
-            stream.states = InMemory(decoder.device, _store(decoder.device, size), decoder.compute)
+            store = _store(decoder.device, size)
+            stream.states = InMemory(decoder.device, store, decoder.compute, label=stream.label)
     fresh = [stream for stream in streams if not stream.take_up(shapes)]
     starting = [stream.states for stream in fresh if stream.states is not None]
 
@@ -256,9 +319,12 @@ def _prepare(
 
 def _store(device: torch.device, size: int) -> torch.device:
     """Where hidden states of so many bytes are held: with what computes, if they leave it half its memory."""
-    if device.type == "cuda" and size > torch.cuda.mem_get_info(device)[0] / 2:
-        return torch.device("cpu")
-    return device
+    return torch.device("cpu") if device.type == "cuda" and size > _room(device) else device
+
+
+def _room(device: torch.device) -> float:
+    """Half of a GPU's free memory in bytes, for what is kept there beside weights and moments."""
+    return torch.cuda.mem_get_info(device)[0] / 2
 
 
 @contextmanager
@@ -284,6 +350,7 @@ def _reusing_memory() -> Iterator[Callable[[], None]]:
 def _finish(decoder: Decoder, build: Build, calibration: Calibration | None, text: TextAudit | None) -> QuantizeResult:
     began = time.monotonic()
     recipe, writer = build.recipe, build.writer
+    assert isinstance(writer, Writer)
     audit = audit_of(text, build.audit) if text and recipe.needs_calibration else None
     for name in decoder.others():
         writer.add({decoder.names.written(decoder.names.of(name)): decoder.reader.get(name)})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ from bitworth.guard.documents import config_of
 from bitworth.guard.folders import is_within
 from bitworth.ledger import Ledger, key_of
 from bitworth.planning import check_engine, plan_cells
+from bitworth.progress import Tracker, reporting, seconds_taken
 from bitworth.report import write_report
 from bitworth.sources import Note, is_elsewhere, silent
 from bitworth.study import Study, load_study
@@ -51,6 +52,7 @@ def run(
     out: Path | str,
     *,
     executor: Executor | None = None,
+    machines: Sequence[Mapping[str, str]] = (),
     watcher: Watcher | None = None,
     note: Note = silent,
 ) -> StudyResult:
@@ -60,6 +62,7 @@ def run(
         study: a study, or the path of its file.
         out: the results folder; what earlier runs finished there is kept and used.
         executor: where cells run; in a local worker process unless given.
+        machines: those that timings are taken on, where that is not this one; see `planning.plan_cells`.
         watcher: told how the cells fare.
         note: told what happens besides the cells (downloads, damaged files).
 
@@ -67,27 +70,24 @@ def run(
         BitworthError: the study, its sources or the folder will not do. A cell that fails stops nothing: it is in
             the result's `missing`.
     """
-    with session(study, out, note=note) as opened:
+    with session(study, out, note=note, machines=machines) as opened:
         opened.run(executor=executor, watcher=watcher)
         return opened.finish()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Session:
-    """A planned study that holds its results folder."""
+    """A planned study that holds its results folder; `tracker` knows how far it is."""
 
     ledger: Ledger
     cells: tuple[Cell, ...]
     note: Note
-
-    @property
-    def done(self) -> int:
-        """How many of its cells have a result."""
-        return sum(self.ledger.get(cell) is not None for cell in self.cells)
+    tracker: Tracker
 
     def run(self, *, executor: Executor | None = None, watcher: Watcher | None = None) -> None:
-        """Run the cells that have no result."""
-        run_cells(self.ledger, self.cells, executor=executor, watcher=watcher, note=self.note)
+        """Run the cells that have no result; `progress.json` says how far it is."""
+        with reporting(self.ledger.root, self.tracker, watcher or Unwatched()) as reporter:
+            run_cells(self.ledger, self.cells, executor=executor, watcher=reporter, note=self.note)
 
     def finish(self) -> StudyResult:
         """Write the report and say what the results add up to."""
@@ -97,14 +97,24 @@ class Session:
 
 
 @contextmanager
-def session(study: Study | Path | str, out: Path | str, *, note: Note = silent) -> Iterator[Session]:
-    """Plan a study and hold its results folder until the end of the block; see `run` for what it raises."""
+def session(
+    study: Study | Path | str,
+    out: Path | str,
+    *,
+    note: Note = silent,
+    machines: Sequence[Mapping[str, str]] = (),
+) -> Iterator[Session]:
+    """Plan a study and hold its results folder until the end of the block; see `run` for what it raises.
+
+    `machines` are those that timings are taken on, where that is not this one; see `planning.plan_cells`.
+    """
     checked, ledger = _study(study), Ledger(Path(out))
     with ledger.lock():
-        cells = plan_cells(checked, note=note)
+        cells = plan_cells(checked, note=note, machines=machines)
         config = _config_of(sources.resolve_model(checked.model))
         ledger.write_study(checked.model_dump(mode="json"), cells, config)
-        yield Session(ledger=ledger, cells=cells, note=note)
+        tracker = Tracker(cells, seconds_taken(ledger, cells))
+        yield Session(ledger=ledger, cells=cells, note=note, tracker=tracker)
 
 
 def plan(study: Study | Path | str, out: Path | str, *, note: Note = silent) -> list[Planned]:
@@ -126,8 +136,9 @@ def standing(ledger: Ledger, cells: Iterable[Cell]) -> list[Planned]:
     """Where each cell stands."""
     rows = []
     for cell in cells:
-        cause = None if ledger.get(cell) is not None else ledger.failure(cell)
-        state = "done" if ledger.get(cell) is not None else "failed" if cause else "to do"
+        done = ledger.done(cell)
+        cause = None if done else ledger.failure(cell)
+        state = "done" if done else "failed" if cause else "to do"
         rows.append(Planned(cell=cell, state=state, cause=cause))
     return rows
 
@@ -140,7 +151,7 @@ def run_cells(
     watcher: Watcher | None = None,
     note: Note = silent,
 ) -> None:
-    """Run the cells that have no result; each result is on disk before the next cell starts."""
+    """Run the cells that have no result; each result is on disk before what needs it starts."""
     run_batches(ledger, [cells], executor=executor, watcher=watcher, note=note)
 
 
@@ -152,7 +163,7 @@ def run_batches(
     watcher: Watcher | None = None,
     note: Note = silent,
 ) -> None:
-    """`run_cells` batch after batch, by the same worker; the next batch is drawn when the last is in the ledger."""
+    """`run_cells` batch after batch, by the same workers; the next batch is drawn when the last is in the ledger."""
     damaged = ledger.damaged()
     if damaged:
         note(f"{len(damaged)} stored results do not match their checksum ({damaged[0].name}); they are run again")
@@ -174,25 +185,41 @@ def _study(study: Study | Path | str) -> Study:
     return checked
 
 
-def _pending(ledger: Ledger, cells: tuple[Cell, ...], recorder: _Recorder) -> Iterator[Cell]:
-    """Cells to run, in order; one whose needs failed is reported without being run."""
+def _pending(ledger: Ledger, cells: tuple[Cell, ...], recorder: _Recorder) -> Iterator[Cell | None]:
+    """Cells to run, in order, each when what it needs has been reported; None while nothing else can start.
+
+    A cell whose needs failed is reported without being run. It ends when every cell of the batch has been reported.
+    """
     titles = {key_of(cell): cell.title for cell in cells}
-    wanted = {need for cell in cells if ledger.get(cell) is None for need in cell.needs}
-    for cell in cells:
-        key = key_of(cell)
-        if ledger.get(cell) is not None and not (key in wanted and not _whole(ledger, cell)):
+    left = _unfinished(ledger, cells)
+    while left or recorder.running:
+        open_ = left.keys() | recorder.running
+        key = next((key for key, cell in left.items() if open_.isdisjoint(cell.needs)), None)
+        if key is None:
+            yield None
             continue
+        cell = left.pop(key)
         failed = [titles[need] for need in cell.needs if need in recorder.failed]
         if failed:
             recorder.ended(cell, None, f"It was not run: {failed[0]} failed.", 0.0)
             continue
+        recorder.running.add(key)
         yield cell
+
+
+def _unfinished(ledger: Ledger, cells: tuple[Cell, ...]) -> dict[str, Cell]:
+    """By key, in order: the cells without a result, and those whose checkpoint they need and is not there."""
+    absent = {key_of(cell): cell for cell in cells if not ledger.done(cell)}
+    wanted = {need for cell in absent.values() for need in cell.needs}
+    return {
+        key: cell for cell in cells if (key := key_of(cell)) in absent or (key in wanted and not _whole(ledger, cell))
+    }
 
 
 def _whole(ledger: Ledger, cell: Cell) -> bool:
     """True when the checkpoint that a quantize cell made still lies there at its full size."""
-    result = ledger.get(cell)
-    if cell.kind != "quantize" or result is None:
+    result = ledger.get(cell) if cell.kind == "quantize" else None
+    if result is None:
         return True
     folder = ledger.root / result["path"]
     if not is_within(result["path"]):  # a results folder may come from elsewhere
@@ -207,6 +234,7 @@ class _Recorder:
     def __init__(self, ledger: Ledger, watcher: Watcher) -> None:
         self._ledger, self._watcher = ledger, watcher
         self.failed: set[str] = set()
+        self.running: set[str] = set()
 
     def started(self, cell: Cell) -> None:
         self._watcher.started(cell)
@@ -215,6 +243,7 @@ class _Recorder:
         self._watcher.told(cell, what, done, total)
 
     def ended(self, cell: Cell, result: dict[str, Any] | None, cause: str | None, seconds: float) -> None:
+        self.running.discard(key_of(cell))
         if result is not None:
             self._ledger.put(cell, result, seconds=seconds)
         else:

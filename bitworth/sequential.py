@@ -31,6 +31,7 @@ from bitworth.model import Arguments, Block, call, stacks
 from bitworth.quantizers import InputStats, Rounded, round_weight
 from bitworth.quantizers.awq import awq_scale
 from bitworth.quantizers.smoothquant import smoothing_scale
+from bitworth.ranks import ALONE, PeerLost, Ranks
 from bitworth.stages import Producers, Stage, one_sequence, trace
 from bitworth.types import Awq, Grid, Recipe, SmoothQuant, StageAudit
 
@@ -105,6 +106,7 @@ class BlockPass:
         propagate: bool = True,
         together: bool = True,
         producers: Producers | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
         """Prepare.
 
@@ -115,10 +117,11 @@ class BlockPass:
             propagate: the block's outputs are those of its quantized weights, not of its own.
             together: there is memory for all chunks to wait inside the block.
             producers: carried from block to block: what could take a scale, so that it is searched for once.
+            ranks: who quantizes the block too, each on its own chunks of the same length; all get the same layers.
         """
         assert len(recipes) == 1 or not propagate
         self._block, self._recipes, self._dtype, self._propagate = block, recipes, dtype, propagate
-        self._producers = {} if producers is None else producers
+        self._producers, self._ranks = {} if producers is None else producers, ranks
         self._linears = {name: layer for name, layer in block.linears().items() if not skipped(name)}
         self._weights: dict[str, Tensor] = {}  # what the block computes with where it propagates
         self._stage_of: dict[str, Stage] = {}
@@ -138,12 +141,13 @@ class BlockPass:
         if 1 in kwargs:  # not every architecture's arguments can be cut to one sequence by their first axis
             first = first[:1]
         exact, sample, one = one_sequence(module, first, kwargs[first.shape[0]])
+        sample = self._ranks.take_first(sample)  # so that all find the same stages, in the same order
         stages = trace(exact, list(self._linears), sample, one, self._producers if transforming else None)
         self._stage_of = {name: stage for stage in stages for name in stage.layers}
         try:
             for name, layer in self._linears.items():
                 layer.forward = self._forward(name, layer)  # type: ignore[method-assign, assignment]
-            if len(hidden) == 1 or (self._propagate and self._together and not self._has_experts()):
+            if self._all_wait(hidden):
                 self._in_step(hidden, kwargs)
             else:
                 self._measure_all(hidden, kwargs)
@@ -183,8 +187,11 @@ class BlockPass:
             stage.stats = InputStats(inputs.shape[-1], inputs.device)
         stage.stats.add(inputs)
 
-    def _has_experts(self) -> bool:
-        return any(stage.level != stage.layers[0] for stage in self._stage_of.values())
+    def _all_wait(self, hidden: Chunks) -> bool:
+        """Whether all chunks wait at every stage. Those of several ranks meet experts in orders of their own."""
+        experts = any(stage.level != stage.layers[0] for stage in self._stage_of.values())
+        single = self._ranks.agree(len(hidden) == 1) and (self._ranks.count == 1 or not experts)
+        return single or (self._propagate and self._together and not experts)
 
     def _in_step(self, hidden: Chunks, kwargs: Arguments) -> None:
         """All chunks through the block at once, each waiting at every stage until the stage is rounded."""
@@ -194,6 +201,7 @@ class BlockPass:
                 for chunk in walking:
                     chunk.switch()
                 for stage in dict.fromkeys(self._arrived):
+                    self._add_up(stage)
                     self._quantize(stage)
                 self._arrived.clear()
                 walking = [chunk for chunk in walking if not chunk.dead]
@@ -219,8 +227,18 @@ class BlockPass:
         self._pass(hidden, kwargs, keep=keep)
         self._collecting = None
         for stage in stages:
+            self._add_up(stage)
             if stage.stats is not None:
                 self._quantize(stage)
+
+    def _add_up(self, stage: Stage) -> None:
+        """Give the stage the statistics of all ranks; none where no token of theirs reached it."""
+        if self._ranks.count == 1:
+            return
+        weight = self._linears[stage.layers[0]].weight
+        stats = stage.stats or InputStats(weight.shape[1], weight.device)
+        stats.add_up(self._ranks)
+        stage.stats = stats if stats.tokens else None
 
     def _pass(self, hidden: Chunks, kwargs: Arguments, *, keep: bool) -> None:
         """Run one chunk after the other through the block; `keep` puts its outputs in their place."""
@@ -240,7 +258,7 @@ class BlockPass:
         with ExitStack() as stack:
             for recipe, result in zip(self._recipes, self.results, strict=True):
                 if recipe.scheme.kv_cache is not None:
-                    seen = watching(self._block.module, recipe.scheme.kv_cache, self._dtype)
+                    seen = watching(self._block.module, recipe.scheme.kv_cache, self._dtype, self._ranks)
                     result.cache_scales = stack.enter_context(seen)
             yield
 
@@ -286,19 +304,34 @@ class BlockPass:
         for transform in recipe.transforms:
             assert recipe.scheme.weight is not None
             scale = _scale_of(transform, stacked, recipe.scheme.weight, stats, self._dtype)
+            scale = self._ranks.take_first(scale)
             stacked, stats = stacked * scale, stats.divided_by(scale)
             total = scale if total is None else total * scale
         return stacked, stats, total
 
     def _round(self, stage: Stage, weight: Tensor, stats: InputStats, recipe: Recipe, result: BlockResult) -> None:
         try:
-            rounded = round_weight(weight, recipe, stats, dtype=self._dtype)
+            rounded = self._round_shared(weight, stats, recipe)
+        except PeerLost:
+            raise
         except WorkFailed as error:
             raise WorkFailed(f"{self._block.prefix}.{stage.layers[0]}: {error}.") from error
         parts = rounded.split([self._linears[name].out_features for name in stage.layers])
         for name, part in zip(stage.layers, parts, strict=True):
             result.rounded[name] = part
         result.notes.extend(f"{self._block.prefix}.{stage.layers[0]}: {note}" for note in rounded.notes)
+
+    def _round_shared(self, weight_OI: Tensor, stats: InputStats, recipe: Recipe) -> Rounded:
+        """Every rank rounds its part of the rows and gets the others'; all round all where there are too few."""
+        rows, grid = weight_OI.shape[0], recipe.scheme.weight
+        assert grid is not None
+        if self._ranks.count == 1 or rows < self._ranks.count:
+            return round_weight(weight_OI, recipe, stats, dtype=self._dtype)
+        made = round_weight(weight_OI, recipe, stats, dtype=self._dtype, rows=self._ranks.share(rows))
+        carried = torch.bfloat16 if grid.bits <= 8 else torch.float32  # which holds every code
+        made.codes_OI = self._ranks.gather_rows(made.codes_OI.to(carried), rows).float()
+        made.scale_OG = self._ranks.gather_rows(made.scale_OG, rows)
+        return made
 
     def _round_unreached(self) -> None:
         """Experts that no calibration token chose: rounded without data, and named."""

@@ -17,6 +17,8 @@ from bitworth.errors import BitworthError, WorkFailed
 from bitworth.types import Answer
 
 BERTSCORE_MODEL = "roberta-large"
+BERTSCORE_LAYERS = 17
+"""The layer that its authors take of that model."""
 MEASURES: Mapping[str, str | None] = {
     "identical": None,
     "rouge1": "rouge_score.rouge_scorer",
@@ -158,7 +160,8 @@ def _bertscore() -> Scorer:
 
     def score(ours: Sequence[str], theirs: Sequence[str]) -> list[float]:
         try:
-            _, _, f1 = module.score(list(theirs), list(ours), model_type=BERTSCORE_MODEL, verbose=False)
+            settings = {"model_type": BERTSCORE_MODEL, "num_layers": BERTSCORE_LAYERS}
+            _, _, f1 = module.score(list(theirs), list(ours), **settings, verbose=False)
         except (OSError, ValueError) as error:
             raise WorkFailed(f"BERTScore needs {BERTSCORE_MODEL} from the model hub ({_first(error)}).") from error
         return [float(value) for value in f1]

@@ -23,14 +23,24 @@ from bitworth.errors import Interrupted, disk_reason
 #: States in memory are kept on disk as often as that costs less than this part of the time.
 _SAVING_SHARE = 0.1
 
+#: What the files are called, before the number of the one of two.
+LABEL = "states"
+
 Shape = tuple[int, int, int]
 
 
 class InMemory:
     """States held as tensors; what a block makes of a chunk replaces it."""
 
-    def __init__(self, device: torch.device, store: torch.device, dtype: torch.dtype = torch.float32) -> None:
-        self._device, self._store, self._dtype = device, store, dtype
+    def __init__(
+        self,
+        device: torch.device,
+        store: torch.device,
+        dtype: torch.dtype = torch.float32,
+        *,
+        label: str = LABEL,
+    ) -> None:
+        self._device, self._store, self._dtype, self._label = device, store, dtype, label
         self._chunks: list[Tensor] = []
         self._last = 0  # the file saved last, which stays until the other one is whole
         self._saved_at, self._cost = -float("inf"), 0.0
@@ -51,13 +61,20 @@ class InMemory:
         """Replace a chunk."""
         self._chunks[index] = hidden.to(self._store)
 
-    def turn(self, folder: Path) -> str | None:
-        """Call when a block is done: the name of the file that now holds the states, or None when it was not time."""
+    def due(self) -> bool:
+        """Whether it is time to keep the states."""
+        return time.monotonic() - self._saved_at >= self._cost / _SAVING_SHARE
+
+    def turn(self, folder: Path, *, due: bool | None = None) -> str | None:
+        """Call when a block is done: the name of the file that now holds the states, or None when it was not time.
+
+        `due`: whether it is time, where that is agreed with others.
+        """
         began = time.monotonic()
-        if began - self._saved_at < self._cost / _SAVING_SHARE:
+        if not (self.due() if due is None else due):
             return None
         self._last = 1 - self._last
-        name = f"states-{self._last}"
+        name = f"{self._label}-{self._last}"
         with writing(folder / name) as file:
             for chunk in self._chunks:
                 chunk.float().cpu().numpy().tofile(file)
@@ -76,9 +93,16 @@ class InFiles:
     """States in two files that take turns: a block reads one and writes the other."""
 
     def __init__(
-        self, device: torch.device, folder: Path, shapes: Sequence[Shape], dtype: torch.dtype = torch.float32
+        self,
+        device: torch.device,
+        folder: Path,
+        shapes: Sequence[Shape],
+        dtype: torch.dtype = torch.float32,
+        *,
+        label: str = LABEL,
     ) -> None:
         self._device, self._folder, self._shapes, self._dtype = device, folder, list(shapes), dtype
+        self._label = label
         self._offsets = _offsets(shapes)
         self._now, self._filled = 0, 0
 
@@ -99,7 +123,11 @@ class InFiles:
         """What the next block will read."""
         self._write(1 - self._now, index, hidden)
 
-    def turn(self, folder: Path) -> str | None:
+    def due(self) -> bool:
+        """Files are kept after every block."""
+        return True
+
+    def turn(self, folder: Path, *, due: bool | None = None) -> str | None:
         """Call when a block is done: the name of the file that the next block reads."""
         self._now = 1 - self._now
         with writing(self._path(self._now), mode="ab"):
@@ -111,7 +139,7 @@ class InFiles:
         self._now = _number(path)
 
     def _path(self, which: int) -> Path:
-        return self._folder / f"states-{which}"
+        return self._folder / f"{self._label}-{which}"
 
     def _write(self, which: int, index: int, hidden: Tensor) -> None:
         path = self._path(which)

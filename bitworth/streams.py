@@ -17,11 +17,12 @@ from typing import Any
 from bitworth import schemes
 from bitworth.ledger import revive
 from bitworth.model import Arguments, Block, Decoder
+from bitworth.ranks import ALONE, Ranks
 from bitworth.sequential import BlockPass, BlockResult, round_block, skipped
 from bitworth.stages import Producers
-from bitworth.states import Shape, States, writing
+from bitworth.states import LABEL, Shape, States, writing
 from bitworth.types import Gptq, Recipe, StageAudit
-from bitworth.writer import Writer
+from bitworth.writer import Onlooker, Writer
 
 _JOURNAL = "journal.json"
 
@@ -31,7 +32,7 @@ class Build:
     """One checkpoint in the making; `key` identifies everything that could change it."""
 
     recipe: Recipe
-    writer: Writer
+    writer: Writer | Onlooker
     key: str
     notes: list[str] = field(default_factory=list)
     ignored: list[str] = field(default_factory=list)
@@ -54,10 +55,12 @@ class Build:
 class Stream:
     """Builds that read the same hidden states; `states` is None where they are made without data.
 
-    `together`: there is memory for all chunks to wait inside a block.
+    `together`: there is memory for all chunks to wait inside a block. `ranks`: who walks along, each with states of its
+    own; the first one writes.
     """
 
     builds: list[Build]
+    ranks: Ranks = ALONE
     propagate: bool = False
     together: bool = True
     states: States | None = None
@@ -70,11 +73,18 @@ class Stream:
         """Where the journal and the states are kept."""
         return self.builds[0].writer.scratch
 
+    @property
+    def label(self) -> str:
+        """What this rank's files of hidden states are called."""
+        return LABEL if self.ranks.first else f"{LABEL}-of-rank-{self.ranks.number}"
+
     def walk(self, decoder: Decoder, block: Block, kwargs: Arguments | None) -> None:
         """Take one block, write what it became and keep where that leaves the stream."""
         began = time.monotonic()
         recipes = [build.recipe for build in self.builds]
-        if self.states is None:
+        if self.states is None and not self.ranks.first:
+            results = []
+        elif self.states is None:
             results = [round_block(block, recipe, decoder.dtype) for recipe in recipes]
         else:
             assert kwargs is not None
@@ -85,12 +95,19 @@ class Stream:
                 propagate=self.propagate,
                 together=self.together,
                 producers=self.producers,
+                ranks=self.ranks,
             )
             walk.run(self.states, kwargs)
             results = walk.results
-        for build, result in zip(self.builds, results, strict=True):
-            _write(decoder, block, build, result)
-        states = self.states.turn(self.folder) if self.states is not None else None
+        if self.ranks.first:
+            for build, result in zip(self.builds, results, strict=True):
+                _write(decoder, block, build, result)
+        states = None
+        if self.states is not None:
+            states = self.states.turn(self.folder, due=self.ranks.from_first(self.states.due))
+        # The journal must not name files that are not whole yet; nor does anyone overwrite what it names before it is
+        # written, since the next block begins with what the first rank hands round.
+        self.ranks.agree(True)
         spent = (time.monotonic() - began) / len(self.builds)
         for build in self.builds:
             build.seconds += spent
@@ -98,8 +115,12 @@ class Stream:
             self._keep(block.index + 1, states)
 
     def _keep(self, blocks: int, states: str | None) -> None:
+        self.done = blocks
+        if not self.ranks.first:
+            return
         page = {
             "key": self.key,
+            "ranks": self.ranks.count,
             "blocks": blocks,
             "states": states,
             "producers": [[list(layers), producer] for layers, producer in self.producers.items()],
@@ -109,7 +130,6 @@ class Stream:
         with writing(new) as file:
             file.write(json.dumps(page).encode())
         new.rename(self.folder / _JOURNAL)
-        self.done = blocks
 
     @property
     def key(self) -> str:
@@ -118,39 +138,52 @@ class Stream:
 
     def take_up(self, shapes: Sequence[Shape]) -> bool:
         """Go on where a killed run of the same builds stopped; False, and everything cleared, where there is none."""
-        page = self._journal()
-        kept = page is not None and all(
-            build.writer.take_up(row["pieces"]) for build, row in zip(self.builds, page["builds"], strict=True)
-        )
-        if page is None or not kept:
+        page = self.ranks.from_first(self._kept)
+        if not self.ranks.agree(page is not None and self._has_states(page)) or page is None:
             for build in self.builds:
                 build.writer.clear()
+            self.ranks.agree(True)  # nobody writes before all is cleared
             return False
         for build, row in zip(self.builds, page["builds"], strict=True):
             build.take_up(row)
         self.producers = {tuple(layers): producer for layers, producer in page["producers"]}
         if self.states is not None:
-            self.states.load(self.folder / page["states"], shapes)
+            self.states.load(self._own(page["states"]), shapes)
         self.done = page["blocks"]
         return True
+
+    def _kept(self) -> dict[str, Any] | None:
+        """The journal, if all that it lists is there."""
+        page = self._journal()
+        if page is None:
+            return None
+        for build, row in zip(self.builds, page["builds"], strict=True):
+            if isinstance(build.writer, Writer) and not build.writer.take_up(row["pieces"]):
+                return None
+        return page
+
+    def _has_states(self, page: Mapping[str, Any]) -> bool:
+        return page["states"] is None or self._own(page["states"]).is_file()
+
+    def _own(self, states: str) -> Path:
+        """This rank's file beside the one that the journal names, which is the first rank's."""
+        return self.folder / states.replace(LABEL, self.label, 1)
 
     def _journal(self) -> dict[str, Any] | None:
         try:
             page: dict[str, Any] = json.loads((self.folder / _JOURNAL).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return None
-        same = page.get("key") == self.key
-        states = page.get("states")
-        return page if same and (states is None or (self.folder / states).is_file()) else None
+        return page if page.get("key") == self.key and page.get("ranks", 1) == self.ranks.count else None
 
 
-def streams_of(builds: Sequence[Build], *, shared: bool) -> list[Stream]:
+def streams_of(builds: Sequence[Build], *, shared: bool, ranks: Ranks = ALONE) -> list[Stream]:
     """Who walks with whom; `shared`: GPTQ too reads the unquantized stream."""
     without = [build for build in builds if not build.recipe.needs_calibration]
     alone = [build for build in builds if walks_alone(build.recipe, shared=shared)]
     together = [build for build in builds if build not in without and build not in alone]
-    streams = [Stream([build], propagate=True) for build in alone]
-    return [*streams, *(Stream(group) for group in (together, without) if group)]
+    streams = [Stream([build], ranks, propagate=True) for build in alone]
+    return [*streams, *(Stream(group, ranks) for group in (together, without) if group)]
 
 
 def walks_alone(recipe: Recipe, *, shared: bool) -> bool:
@@ -161,6 +194,7 @@ def walks_alone(recipe: Recipe, *, shared: bool) -> bool:
 
 def _write(decoder: Decoder, block: Block, build: Build, result: BlockResult) -> None:
     """One piece: the block's rounded layers, and its other tensors as they were or as a transform left them."""
+    assert isinstance(build.writer, Writer)
     layout = schemes.layout_of(build.recipe.scheme)
     piece = {}
     for name, rounded in result.rounded.items():

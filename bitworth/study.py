@@ -3,6 +3,8 @@
 model: demo:smollm2            # hub id, folder, or the demo's model
 formats: [baseline, w8a8-fp, w8a8-int-gptq, w4a16-int-gptq]
 group_size: 64
+device: cuda                   # where checkpoints are made and answers computed; the GPU where there is one
+devices: 4                     # that make a checkpoint together
 calibration: {source: demo:calibration, samples: 32, length: 512}  # or sources: [{source: FILE, weight: 2}, random]
 tasks: [{name: arc_challenge, limit: 100}]
 use_cases: [{name: rag, scale: 0.1}]  # or {name: office, mix: {rag: 2, docstring: 1}}, {name: day, trace: FILE.jsonl}
@@ -29,6 +31,7 @@ from bitworth.errors import BitworthError
 from bitworth.guard.documents import yaml_of
 from bitworth.load.traces import Workload, read_trace
 from bitworth.types import (
+    AVERAGE,
     BASELINE,
     Calibration,
     CalibrationSource,
@@ -151,7 +154,7 @@ class CalibrationEntry(_Part):
 
 
 class TaskEntry(_Part):
-    """A task or a suite, how many of its questions (of each task), their seed, and how answers are drawn."""
+    """A task or a suite, how many of its questions (of each task), their seed, how answers are drawn, how often."""
 
     name: str
     limit: _Count | None = None
@@ -160,6 +163,7 @@ class TaskEntry(_Part):
     samples: _Count | None = None
     temperature: float | None = Field(None, ge=0)
     chat: bool | None = None
+    repeats: int | None = Field(None, gt=1, le=1000)
 
     @model_validator(mode="after")
     def _known(self) -> TaskEntry:
@@ -290,9 +294,10 @@ class LatencyEntry(_Part):
 
 
 class ConstraintEntry(_Part):
-    """What a deployment must meet."""
+    """What a deployment must meet; `recovery_of` names the task or suite that counts, the average of all otherwise."""
 
     min_recovery_pct: float = Field(99.0, gt=0)
+    recovery_of: str = AVERAGE
     confidence_pct: float = Field(95.0, gt=0, lt=100)
     max_latency_s: float | None = Field(None, gt=0)
     max_first_token_s: float | None = Field(None, gt=0)
@@ -304,7 +309,7 @@ class ConstraintEntry(_Part):
 
 
 class Study(_Part):
-    """Everything a study asks for."""
+    """Everything a study asks for; `devices` of the kind `device` make a checkpoint, one computes the answers."""
 
     name: str = "study"
     model: str
@@ -320,9 +325,19 @@ class Study(_Part):
     hardware: list[Annotated[HardwareEntry, BeforeValidator(_named)]] = [HardwareEntry(name="local")]
     engine: str = "torch"
     requests: _Count = 8
+    device: str | None = Field(None, pattern=r"^(cpu|cuda(:\d+)?)$")
+    devices: int = Field(1, gt=0, le=1024)
     unsafe_code_execution: bool = False
     constraints: ConstraintEntry = ConstraintEntry()
     traffic: dict[str, Annotated[float, Field(gt=0)]] = {}
+
+    @model_validator(mode="after")
+    def _one_kind_of_device(self) -> Study:
+        if self.devices > 1 and self.device is not None and ":" in self.device:
+            raise ValueError(
+                f"devices: {self.devices} and device: {self.device} exclude each other; name the kind alone"
+            )
+        return self
 
     @model_validator(mode="after")
     def _consistent(self) -> Study:
@@ -336,6 +351,7 @@ class Study(_Part):
                 raise ValueError(f"{what} `{twice[0]}` is listed twice; give each its own name")
         if BASELINE not in [f.name for f in self.formats]:
             raise ValueError(f"formats must include `{BASELINE}`: every recovery and saving is against it")
+        self.check_counted(self.constraints.recovery_of)
         odd = next((name for name in self.traffic if name not in [u.name for u in self.use_cases]), None)
         if odd is not None:
             raise ValueError(f"traffic names use case `{odd}`, which is not among the study's use_cases")
@@ -354,6 +370,20 @@ class Study(_Part):
     def task_specs(self) -> list[TaskSpec]:
         """The tasks as values, suites expanded."""
         return task_registry.expand([TaskSpec(**entry.model_dump()) for entry in self.tasks])
+
+    def suites(self) -> tuple[str, ...]:
+        """The suites that are asked for by name."""
+        return tuple(entry.name for entry in self.tasks if entry.name in task_registry.SUITES)
+
+    def check_counted(self, name: str) -> None:
+        """Refuse a constraint on the recovery of a task or suite that is not asked for.
+
+        Raises:
+            ValueError: it is not.
+        """
+        counted = [AVERAGE, *(spec.name for spec in self.task_specs()), *self.suites()]
+        if name not in counted:
+            raise ValueError(unknown("task or suite for `recovery_of`", name, counted))
 
     def workload_values(self) -> list[Workload]:
         """The use cases, scaled, mixes and traces.

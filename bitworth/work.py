@@ -11,11 +11,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import partial
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bitworth.errors import BitworthError, Unsupported
 from bitworth.execute import Tell
+from bitworth.execute.parts import of_part
 from bitworth.hardware import machine
 from bitworth.ledger import Ledger, revive
 from bitworth.planning import calibration_of, workload_of
@@ -36,9 +38,28 @@ def work(cell: Cell, root: str, tell: Tell) -> dict[str, Any]:
     Raises:
         BitworthError: why there is no result.
     """
+    _check_versions(cell)
     runner = {"quantize": _quantize, "evaluate": _evaluate, "diverge": _diverge, "benchmark": _benchmark}[cell.kind]
     result = runner(cell, Path(root), tell)
     return {**result, "machine": machine(), "peak_rss_mib": peak_rss_mib()}
+
+
+def _check_versions(cell: Cell) -> None:
+    """Refuse a worker that would compute with other packages than the cell's key says.
+
+    Raises:
+        BitworthError: a package of another version, or none.
+    """
+    for name, wanted in cell.inputs.get("versions", {}).items():
+        try:
+            here = version(name)
+        except PackageNotFoundError:
+            here = "none"
+        if here != wanted:
+            raise BitworthError(
+                f"This worker has {name} {here}, but the study was planned with {name} {wanted}; install the same "
+                "versions wherever its cells run."
+            )
 
 
 def peak_rss_mib() -> float:
@@ -60,18 +81,21 @@ def _quantize(cell: Cell, root: Path, tell: Tell) -> dict[str, Any]:
 
 def _make(cells: Sequence[Cell], root: Path, tell: Tell) -> QuantizeResult:
     """The checkpoints of these cells in one walk; the first one's result."""
-    from bitworth.quantization import quantize
+    from bitworth.devices import quantize_on
 
     first = cells[0]
     outs = {cell.format: root / cell.where["out"] for cell in cells}
     for out in outs.values():
         out.parent.mkdir(parents=True, exist_ok=True)
-    return quantize(
+    return quantize_on(
+        int(first.where.get("devices", 1)),
         Path(first.where["model"]),
         [revive(Recipe, cell.inputs["recipe"]) for cell in cells],
         outs,
         calibration=calibration_of(first),
         allow_group_fallback=first.inputs["allow_group_fallback"],
+        device=first.inputs.get("device"),
+        spread="data",
         progress=tell,
     )[0]
 
@@ -89,7 +113,7 @@ def _company(cell: Cell, root: Path) -> list[Cell]:
     def but_for_the_recipe(one: Cell) -> dict[str, Any]:
         return {name: value for name, value in one.inputs.items() if name != "recipe"}
 
-    if not (root / "plan.json").is_file() or not fits(cell):
+    if "alone" in cell.where or not (root / "plan.json").is_file() or not fits(cell):
         return []
     others = [other for other in Ledger(root).read_plan() if other.format != cell.format and fits(other)]
     return [other for other in others if but_for_the_recipe(other) == but_for_the_recipe(cell)]
@@ -116,21 +140,33 @@ def _evaluate(cell: Cell, root: Path, tell: Tell) -> dict[str, Any]:
         measure=lambda text: len(tokenizer.encode(text)),
     )
     prompts = asdict(check_prompts(loaded, tokenizer, context_tokens(checkpoint, tokenizer)))
-    with _engine(cell.where.get("engine"), checkpoint, loaded) as model:
+    loaded = _part_of(loaded, cell.where.get("part"))
+    with _engine(cell.where.get("engine"), checkpoint, loaded, cell.inputs.get("device")) as model:
         answers = answer_questions(model, loaded, progress=tell)
     found = {"answers": [asdict(a) for a in answers], "task": dict(loaded.facts), "facts": asdict(model.facts)}
     return {**found, "prompts": prompts}
 
 
+def _part_of(loaded: Loaded | LoadedOpen, part: str | None) -> Loaded | LoadedOpen:
+    """The task with the questions of that part alone; see `execute.parts`."""
+    from bitworth.tasks import LoadedOpen
+
+    if isinstance(loaded, LoadedOpen):
+        return replace(loaded, questions=tuple(of_part(loaded.questions, part)))
+    return replace(loaded, questions=tuple(of_part(loaded.questions, part)))
+
+
 @contextmanager
-def _engine(name: str | None, checkpoint: Path, task: Loaded | LoadedOpen) -> Iterator[TorchModel | Completer]:
+def _engine(
+    name: str | None, checkpoint: Path, task: Loaded | LoadedOpen, device: str | None
+) -> Iterator[TorchModel | Completer]:
     """The exact engine (no name), or another, which can only write.
 
     Raises:
         BitworthError: another for a task that is not answered in writing.
     """
     if name is None:
-        yield _model(checkpoint)
+        yield _model(checkpoint, device)
         return
     from bitworth.engines import open_completer
     from bitworth.engines.prompts import encode_prompt, load_tokenizer
@@ -148,8 +184,9 @@ def _engine(name: str | None, checkpoint: Path, task: Loaded | LoadedOpen) -> It
 def _diverge(cell: Cell, root: Path, tell: Tell) -> dict[str, Any]:
     from bitworth.evaluation import diverge
 
-    model = _model(root / cell.where["checkpoint"])
-    baseline = _model(root / cell.where["baseline"]) if "baseline" in cell.where else None
+    device = cell.inputs.get("device")
+    model = _model(root / cell.where["checkpoint"], device)
+    baseline = _model(root / cell.where["baseline"], device) if "baseline" in cell.where else None
     text = Path(cell.where["text"]).read_text(encoding="utf-8")
     window, windows = cell.inputs["window"], cell.inputs["windows"]
     found = diverge(model, baseline, text, window=window, limit_windows=windows, progress=tell)
@@ -177,13 +214,13 @@ def _benchmark(cell: Cell, root: Path, tell: Tell) -> dict[str, Any]:
     return {"unsupported": None, "timings": timings, "rates": rates, "facts": asdict(found.facts)}
 
 
-def _model(checkpoint: Path) -> TorchModel:
+def _model(checkpoint: Path, device: str | None = None) -> TorchModel:
     from bitworth.engines.torch import load_exact
 
-    name = str(checkpoint)
+    name = f"{checkpoint} on {device}"
     if name not in _models:
         while len(_models) >= _KEPT:
             _models.popitem(last=False)
-        _models[name] = load_exact(checkpoint)
+        _models[name] = load_exact(checkpoint, device=device)
     _models.move_to_end(name)
     return _models[name]

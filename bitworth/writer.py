@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ class Writer:
 
     def __init__(self, folder: Path, source: Path, *, shard_bytes: int = SHARD_BYTES) -> None:
         self.folder, self._source, self._limit = folder, source, shard_bytes
-        self.scratch = folder.with_name(f".{folder.name}.partial")
+        self.scratch = scratch_of(folder)
         """Where pieces lie, and what else a run keeps to go on from."""
         self._aside = folder.with_name(f".{folder.name}.replaced")
         self._lock: int | None = None
@@ -169,6 +170,28 @@ class Writer:
         except (SafetensorError, OSError) as error:
             reason = disk_reason(error) if isinstance(error, OSError) else _safetensors_reason(error)
             raise Interrupted(f"{self.folder} could not be written: {reason}.") from error
+
+
+@dataclass(frozen=True, slots=True)
+class Onlooker:
+    """Stands for a `Writer` in a process that works on a checkpoint which another one writes."""
+
+    folder: Path
+    pieces: int = 0
+    size: int = 0
+
+    @property
+    def scratch(self) -> Path:
+        """Where the writer's pieces lie, and what else a run keeps to go on from."""
+        return scratch_of(self.folder)
+
+    def clear(self) -> None:
+        """Nothing: the writer does."""
+
+
+def scratch_of(folder: Path) -> Path:
+    """The hidden folder beside a checkpoint that is being written."""
+    return folder.with_name(f".{folder.name}.partial")
 
 
 def check_replaceable(folder: Path, source: Path) -> None:

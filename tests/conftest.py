@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,14 @@ CHAT_TEMPLATE = (
     "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}\n{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
+
+
+@pytest.fixture(scope="module")
+def unsynced() -> Iterator[None]:
+    """Nothing is flushed to disk: a kill, unlike a power cut, undoes no write, and flushing takes most of the time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda _: None)
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -142,3 +151,23 @@ def write_checkpoint(folder: Path, source: Path, *, shard_bytes: int = 10**9) ->
 def left_in(folder: Path) -> list[str]:
     """Names in a folder."""
     return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.fixture(scope="session")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A bucket of a server of the test's own."""
+    pytest.importorskip("s3fs", reason="needs s3fs (the `ray` extra)")
+    server = pytest.importorskip("moto.server", reason="needs moto (the `test` extra)").ThreadedMotoServer(port=0)
+    server.start()
+    _, port = server.get_host_and_port()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ACCESS_KEY_ID", "test")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+        patch.setenv("FSSPEC_S3_ENDPOINT_URL", f"http://127.0.0.1:{port}")
+        import fsspec
+
+        fsspec.config.set_conf_env(fsspec.config.conf)
+        fsspec.filesystem("s3").mkdir("bucket")
+        yield "s3://bucket/some/prefix"
+    fsspec.config.conf.pop("s3", None)
+    server.stop()

@@ -6,9 +6,11 @@ from typing import Any
 
 from folders import write_results
 
-from bitworth.assembly import answers_of, assemble, effort_of, groups_of, recoveries_of
+from bitworth.assembly import answers_of, assemble, costs_of, effort_of, groups_of, recoveries_of
+from bitworth.hardware import hardware
 from bitworth.ledger import Ledger
-from bitworth.types import Answer, Cell, LatencyLimit
+from bitworth.types import Answer, Cell, EngineFacts, LatencyLimit, Load, Timing
+from bitworth.workloads import use_case
 
 
 def evaluated(task: str, format: str, scores: list[int], **field: list[str]) -> tuple[Cell, dict[str, Any]]:
@@ -81,3 +83,33 @@ def test_changed_limits_reach_the_decision(tmp_path: Path) -> None:
     assert assemble(tmp_path, {"limits": (tight,)}).recommendations[0].choice is None
     busy = assemble(tmp_path, {"queries_per_second": 5.0, "available": {"local": 2}})
     assert "needs 3 × local for 3 of it, of which 2 can be had" in busy.recommendations[0].why
+
+
+def timed_on(place: str, device: str, seconds: float) -> tuple[Cell, dict[str, Any]]:
+    inputs = {
+        "use_case": asdict(use_case("rag")),
+        "load": asdict(Load(kind="synchronous")),
+        "machine": {"processor": "x", "hardware": place},
+    }
+    row = Timing(start_s=0.0, first_token_s=seconds / 2, end_s=seconds, prompt_tokens=8, output_tokens=4)
+    facts = EngineFacts(engine="vllm", kernel="none", device=device)
+    cell = Cell(kind="benchmark", title=place, format="w4", inputs=inputs)
+    return cell, {"unsupported": None, "timings": [asdict(row)] * 5, "facts": asdict(facts)}
+
+
+def test_each_hardware_row_has_the_figures_of_its_own_machine() -> None:
+    """Timed on one A100, on two and on an H100: three rows, none predicted, none twice."""
+    rows = [hardware("A100", 1), hardware("A100", 2), hardware("H100", 1), hardware("A6000", 1)]
+    results = [
+        timed_on("1 x A100", "NVIDIA A100", 4.0),
+        timed_on("2 x A100", "NVIDIA A100", 2.0),
+        timed_on("1 x H100", "NVIDIA H100", 1.0),
+    ]
+    found = {(row.hardware, row.count): (row.latency_s, row.unsupported) for row in costs_of(results, rows)}
+    assert found == {
+        ("A100", 1): (4.0, None),
+        ("A100", 2): (2.0, None),
+        ("H100", 1): (1.0, None),
+        ("A6000", 1): (None, "not timed on A6000; run the study there"),
+    }
+    assert len(costs_of(results, rows)) == 4

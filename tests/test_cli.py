@@ -21,7 +21,7 @@ from bitworth.errors import BitworthError
 from bitworth.types import Load
 
 VERBS = {
-    "run": {"--out", "--json", "--quiet"},
+    "run": {"--out", "--on", "--storage", "--part-questions", "--json", "--quiet"},
     "plan": {"--out", "--json", "--quiet"},
     "status": {"--json"},
     "quantize": {
@@ -38,6 +38,8 @@ VERBS = {
         "--stream",
         "--states-mib",
         "--device",
+        "--devices",
+        "--spread",
         "--dry-run",
         "--json",
         "--quiet",
@@ -54,6 +56,7 @@ VERBS = {
         "--min-recovery",
         "--out",
         "--quiet",
+        "--repeats",
         "--samples",
         "--seed",
         "--shots",
@@ -79,6 +82,7 @@ VERBS = {
         "--study",
         "--curve",
         "--target-rate",
+        "--timed",
         "--headroom",
         "--json",
         "--quiet",
@@ -123,7 +127,9 @@ VERBS = {
         "--queries-per-second",
         "--available",
         "--json",
+        "--recovery-of",
     },
+    "ledger": set(),
     "gate": {
         "--out",
         "--format",
@@ -175,8 +181,10 @@ VERBS = {
         "--quiet",
     },
     "doctor": {"--online", "--out", "--json"},
-    "report": {"--card", "--base-model", "--json"},
+    "report": {"--card", "--base-model", "--json", "--plots"},
     "paper": {"--out", "--min-recovery", "--json", "--quiet"},
+    "view": {"--port", "--host", "--expose", "--json", "--quiet"},
+    "export": {"--to", "--out", "--tracking-uri", "--experiment", "--json"},
 }
 
 Run = Callable[..., tuple[int, str, str]]

@@ -3,19 +3,21 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bitworth import ledger as module
 from bitworth import recipes
+from bitworth.assembly import assemble
 from bitworth.errors import BitworthError, WorkFailed
-from bitworth.ledger import Ledger, key_of, revive, write_atomic
+from bitworth.ledger import SCHEMA, Ledger, key_of, revive, write_atomic
+from bitworth.ledger.compaction import compact
 from bitworth.types import Cell, Load, Recipe, Timing
 
 CELL = Cell(kind="evaluate", title="arc on w8", format="w8", inputs={"task": "arc", "seed": 0})
@@ -25,7 +27,12 @@ VALUES = st.recursive(
     max_leaves=8,
 )
 
+pytestmark = pytest.mark.usefixtures("unsynced")
+EXAMPLE = Path(__file__).parent / "ledgers" / "schema-1"
+"""A folder that the last version with schema 1 wrote: two evaluations, two timings, a quantization, a failure."""
 
+
+@settings(deadline=None)
 @given(st.dictionaries(st.text(), VALUES, max_size=4))
 def test_results_read_back_as_they_were_put(
     tmp_path_factory: pytest.TempPathFactory, result: dict[str, object]
@@ -80,7 +87,7 @@ def test_a_full_disk_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.M
     def full(_: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(module.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(WorkFailed, match="the disk is full"):
         write_atomic(path, "after")
     assert path.read_text() == "before"
@@ -92,9 +99,9 @@ def test_a_killed_write_leaves_no_half_file(tmp_path: Path) -> None:
     path = tmp_path / "result.json"
     write_atomic(path, "old")
     script = (
-        "import os, sys\nfrom pathlib import Path\nfrom bitworth import ledger\n"
-        "ledger.os.replace = lambda *_: os.kill(os.getpid(), 9)\n"
-        "ledger.write_atomic(Path(sys.argv[1]), 'new' * 100000)\n"
+        "import os, sys\nfrom pathlib import Path\nfrom bitworth.ledger import files\n"
+        "files.os.replace = lambda *_: os.kill(os.getpid(), 9)\n"
+        "files.write_atomic(Path(sys.argv[1]), 'new' * 100000)\n"
     )
     assert subprocess.run([sys.executable, "-c", script, str(path)], check=False).returncode == -9
     assert path.read_text() == "old"
@@ -165,3 +172,79 @@ def test_writing_needs_no_home(tmp_path: Path) -> None:
     assert os.access(tmp_path, os.W_OK)
     write_atomic(tmp_path / "a" / "b" / "c.json", "{}")
     assert (tmp_path / "a" / "b" / "c.json").read_text() == "{}"
+
+
+def test_numbered_keys_and_half_characters_are_kept(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+    ledger.put(CELL, {"tokens": {2: 5, 10: 7}, "text": "half \ud83d"})
+    assert ledger.get(CELL) == {"tokens": {"2": 5, "10": 7}, "text": "half \ud83d"}
+    assert ledger.damaged() == []
+
+
+def test_a_reason_that_does_not_read_is_said(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+    ledger.fail(CELL, "It broke.")
+    next((tmp_path / "failures").iterdir()).write_text("{")
+    assert ledger.failure(CELL) == "why it failed does not read back"
+
+
+def test_done_is_whether_there_is_a_result_and_reads_it_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ledger = Ledger(tmp_path)
+    assert not ledger.done(CELL)
+    ledger.put(CELL, {"score": 1})
+    assert ledger.done(CELL)
+    with monkeypatch.context() as patch:
+        patch.setattr(Ledger, "read", lambda *_: pytest.fail("it was read again"))
+        assert ledger.done(CELL)
+    ledger.path(CELL).write_bytes(b"{}")
+    assert not ledger.done(CELL)
+    ledger.path(CELL).unlink()
+    assert not ledger.done(CELL)
+
+
+# --- schema 1 -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def older(tmp_path: Path) -> Ledger:
+    return Ledger(Path(shutil.copytree(EXAMPLE, tmp_path / "older")))
+
+
+def test_a_folder_of_schema_1_says_what_it_said(older: Ledger) -> None:
+    assert older.damaged() == []
+    for cell in older.read_plan():
+        told = json.loads(older.path(cell).read_text())
+        assert older.record(cell) == told
+        assert told["schema"] == 1
+        assert older.done(cell)
+    (row, _) = assemble(older.root).recoveries
+    assert (row.baseline, row.quantized) == (6 / 8, 5 / 8)
+
+
+def test_a_result_that_schema_1_took_for_damaged_is_whole(older: Ledger) -> None:
+    """It hashed the experts' numbers as numbers, and read them back as text in another order."""
+    (made,) = [result for cell, result in older.all() if cell.kind == "quantize"]
+    assert made["audit"]["experts"][0]["tokens"] == {"2": 5, "10": 7, "0": 1}
+
+
+def test_schema_1_is_written_anew_with_its_own_dates(older: Ledger) -> None:
+    before = {key_of(cell): older.record(cell) for cell, _ in older.all()}
+    report = assemble(older.root)
+    assert compact(older).migrated == 5
+    for cell, _ in Ledger(older.root).all():
+        now, then = older.record(cell), before[key_of(cell)]
+        assert now is not None
+        assert then is not None
+        assert {name: now[name] for name in then if name not in ("schema", "sha256")} == {
+            name: value for name, value in then.items() if name not in ("schema", "sha256")
+        }
+        assert now["schema"] == SCHEMA == 2
+    assert assemble(older.root) == report
+    assert not older.damaged()
+
+
+@pytest.mark.parametrize("at", [3, 200, -90, -20])
+def test_damage_in_schema_1_is_noticed(older: Ledger, at: int) -> None:
+    path = sorted(older.root.glob("cells/evaluate/*.json"))[0]
+    path.write_bytes(path.read_bytes()[:at])
+    assert older.damaged() == [path]

@@ -42,6 +42,8 @@ def test_moving_model_and_data_changes_no_key(tiny_study: dict[str, Any], tmp_pa
         ({"requests": 5}, ("16/4",)),
         ({"divergence": None}, ()),
         ({"group_size": 64}, ("w4a16-int-gptq",)),
+        ({"devices": 2}, ()),
+        ({"device": "cpu"}, ("arc_challenge", "divergence", "perplexity", "w8a8", "w4a16")),
     ],
 )
 def test_a_change_touches_what_rests_on_it(
@@ -262,3 +264,15 @@ def test_such_cells_run_and_are_priced(tiny_study: dict[str, Any], tmp_path: Pat
     assert cost.requests >= 12
     assert cost.queries_per_usd is not None
     assert cost.load.startswith(("poisson@5", "sweep (p50 of latency <= 0.1 s)", "trace"))
+
+
+def test_timings_are_planned_for_each_machine(tiny_study: dict[str, Any]) -> None:
+    study = parse_study(tiny_study)
+    places = [{"processor": "x", "hardware": "1 x A100"}, {"processor": "x", "hardware": "2 x A100"}]
+    cells = plan_cells(study, machines=places)
+    timings = [cell for cell in cells if cell.kind == "benchmark"]
+    assert len(timings) == 2 * 8
+    assert len({key_of(cell) for cell in timings}) == 2 * 8
+    assert {cell.title.rpartition(" on ")[2] for cell in timings} == {"1 x A100", "2 x A100"}
+    here = [key_of(cell) for cell in plan_cells(study) if cell.kind != "benchmark"]
+    assert [key_of(cell) for cell in cells if cell.kind != "benchmark"] == here

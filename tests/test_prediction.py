@@ -294,6 +294,13 @@ def test_a_full_cache_sends_requests_back_and_finishes_them_all() -> None:
     assert all(timing.first_token_s and timing.start_s < timing.first_token_s < timing.end_s for timing in timings)
 
 
+def test_given_times_stand_in_for_arrivals() -> None:
+    case, fleet = use_case("rag"), Fleet.of(deployed())
+    even = simulate(fleet, case, Load(kind="constant", rate=0.5), requests=10)
+    given_times = simulate(fleet, case, Load(kind="poisson", rate=9.0), times=[timing.start_s for timing in even])
+    assert given_times[:8] == even[:8]  # the last ones share passes with requests that only a load goes on to send
+
+
 def test_a_run_that_is_cut_off_counts_what_it_finished() -> None:
     case, fleet = use_case("rag"), Fleet.of(deployed())
     timings = simulate(fleet, case, FULL, seconds=360.0)

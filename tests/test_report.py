@@ -517,6 +517,7 @@ def test_the_document_is_plain_json_that_reads_back(result: StudyResult, written
         "deployments",
         "recoveries",
         "recoveries_by_group",
+        "noise",
         "divergences",
         "likenesses",
         "answers_apart",

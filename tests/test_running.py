@@ -205,7 +205,10 @@ def test_a_format_that_lacks_a_task_gets_no_average(tiny_study: dict[str, Any], 
 
     data = tmp_path / "data"
     shutil.copytree(tiny_study["data"], data)
-    rows = [{"sentence": f"The _ sat {i}.", "option1": "cat", "option2": "mat", "answer": "1"} for i in range(10)]
+    rows = [
+        {"sentence": f"The _ sat {i}.", "option1": f"cat {i}", "option2": f"mat {i}", "answer": "12"[i % 2]}
+        for i in range(10)
+    ]
     write_jsonl(data / "winogrande" / "xl_validation.jsonl", rows)
     tasks = [*tiny_study["tasks"], "winogrande"]
     study = parse_study({**tiny_study, "data": str(data), "tasks": tasks, "use_cases": []})
@@ -245,11 +248,11 @@ def test_a_url_cannot_serve_a_whole_study(tiny_study: dict[str, Any], tmp_path: 
 def test_a_disk_that_fills_up_stops_the_run_and_keeps_what_is_done(
     study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from bitworth import ledger as module
+    from bitworth.ledger import folder as module
 
     real, count = module.write_atomic, 0
 
-    def fills_up(path: Path, text: str) -> None:
+    def fills_up(path: Path, text: str | bytes) -> None:
         nonlocal count
         count += "cells" in path.parts
         if count > 3:
@@ -306,9 +309,9 @@ def test_recipes_of_a_shared_stream_are_made_in_one_walk(
     walked: list[list[str]] = []
     original = quantization.streams_of
 
-    def counting(builds: Any, *, shared: bool) -> Any:
+    def counting(builds: Any, **settings: Any) -> Any:
         walked.append([build.recipe.name for build in builds])
-        return original(builds, shared=shared)
+        return original(builds, **settings)
 
     monkeypatch.setattr(quantization, "streams_of", counting)
     executor = Here()

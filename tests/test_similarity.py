@@ -110,3 +110,83 @@ def test_an_encoder_tells_paraphrase_from_other_matters(tmp_path: Path) -> None:
     (alike,) = compare_texts(before[:1], written(near), ["sts"], encoder=encoder)
     (apart,) = compare_texts(before[:1], written(far), ["sts"], encoder=encoder)
     assert alike.mean > 0.7 > 0.3 > apart.mean
+
+
+# --- against what others compute ----------------------------------------------------------------------------------
+
+TEXTS = (
+    ("The cat is asleep on the sofa.", "A cat sleeps on the couch."),
+    ("The total is 42 dollars.", "The total is 24 dollars."),
+    ("Paris is the capital of France.", "Interest rates rose by a quarter point."),
+    ("the same words", "the same words"),
+)
+
+
+def encoder_folder() -> Path:
+    from bitworth.sources import demo_encoder
+
+    try:
+        return demo_encoder()
+    except BitworthError as error:
+        pytest.skip(str(error))
+
+
+def greedy_f1(folder: Path, layers: int, one: str, two: str) -> float:
+    """BERTScore's F by its definition (arXiv 1904.09675, section 3), with transformers alone.
+
+    As in its authors' code the two special tokens count for nothing themselves, but others may be matched with them.
+    """
+    import torch
+    from transformers import AutoModel, AutoTokenizer
+
+    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder).eval()
+
+    def vectors(text: str) -> torch.Tensor:
+        with torch.inference_mode():
+            states = model(**tokenizer(text, return_tensors="pt"), output_hidden_states=True).hidden_states[layers]
+        return torch.nn.functional.normalize(states[0], dim=-1)
+
+    likeness = vectors(one) @ vectors(two).T
+    recall, precision = (likeness.max(dim=dim).values[1:-1].mean() for dim in (1, 0))
+    return float(2 * recall * precision / (recall + precision))
+
+
+@pytest.mark.slow
+def test_bertscore_is_its_librarys_and_its_definitions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a small encoder in RoBERTa's place: six layers, of which the fourth."""
+    library = pytest.importorskip("bert_score")
+    from bitworth import similarity
+
+    folder = encoder_folder()
+    monkeypatch.setattr(similarity, "BERTSCORE_MODEL", str(folder))
+    monkeypatch.setattr(similarity, "BERTSCORE_LAYERS", 4)
+    _, _, theirs = library.score(
+        [two for _, two in TEXTS], [one for one, _ in TEXTS], model_type=str(folder), num_layers=4
+    )
+    for (one, two), expected in zip(TEXTS, theirs.tolist(), strict=True):
+        ours = mean_of(one, two, "bertscore")
+        assert ours == pytest.approx(expected, abs=1e-5)
+        assert ours == pytest.approx(greedy_f1(folder, 4, one, two), abs=1e-4)
+
+
+def test_bertscore_asks_for_the_layer_its_authors_chose() -> None:
+    utils = pytest.importorskip("bert_score.utils")
+    from bitworth.similarity import BERTSCORE_LAYERS, BERTSCORE_MODEL
+
+    assert utils.model2layers[BERTSCORE_MODEL] == BERTSCORE_LAYERS
+
+
+@pytest.mark.slow
+def test_sentence_embeddings_rank_pairs_as_people_do(shared: Path) -> None:
+    """STS-B's test set against its human scores; the encoder's authors publish a Spearman correlation of 0.82."""
+    pytest.importorskip("sentence_transformers")
+    from scipy.stats import spearmanr
+
+    from bitworth.similarity import _sts
+
+    lines = (shared / "data" / "stsb" / "sts-test.csv").read_text(encoding="utf-8").splitlines()
+    rows = [line.split("\t") for line in lines]
+    human = [float(row[4]) for row in rows]
+    found = _sts(encoder_folder())([row[5] for row in rows], [row[6] for row in rows])
+    assert len(rows) == 1379
+    assert spearmanr(found, human).statistic == pytest.approx(0.82, abs=0.01)

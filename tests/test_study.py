@@ -119,6 +119,8 @@ def test_calibration_that_makes_no_sense(asked: dict[str, Any], said: str) -> No
         ({"constraints": {"min_recovery": 99}}, "did you mean 'min_recovery_pct'?"),
         ({"group_size": -1}, "group_size: input should be greater than 0, got -1"),
         ({"model": 5}, "model: input should be a valid string, got 5"),
+        ({"device": "gpu"}, "device: string should match pattern"),
+        ({"device": "cuda:1", "devices": 2}, "devices: 2 and device: cuda:1 exclude each other; name the kind alone"),
     ],
 )
 def test_each_mistake_is_one_sentence_that_says_what_would_be_right(change: dict[str, Any], said: str) -> None:

@@ -6,7 +6,7 @@ import math
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Group, RenderableType
@@ -20,16 +20,24 @@ from bitworth.cli.console import Json, Quiet, Terminal, guarded
 from bitworth.cli.diff import diff
 from bitworth.cli.doctor import doctor
 from bitworth.cli.evaluate import evaluate
+from bitworth.cli.export import export
 from bitworth.cli.gate import gate, parse_available, parse_limits
 from bitworth.cli.imports import import_report
 from bitworth.cli.judge import judge
+from bitworth.cli.ledger import ledger as ledger_verbs
+from bitworth.cli.on import On, PartQuestions, StorageUrl, placed
 from bitworth.cli.paper import paper
 from bitworth.cli.predict import predict
 from bitworth.cli.quantize import quantize
 from bitworth.cli.report import report
 from bitworth.cli.tasks import tasks
+from bitworth.cli.view import view
 from bitworth.errors import WorkFailed
+from bitworth.execute.parts import QUESTIONS
 from bitworth.ledger import Ledger
+
+if TYPE_CHECKING:
+    from bitworth.progress import RunProgress
 
 app = typer.Typer(
     name="bitworth",
@@ -59,16 +67,31 @@ def _main(
 
 
 @app.command()
-def run(study: StudyFile, out: Out, json: Json = False, quiet: Quiet = False) -> None:
-    """Run a study: quantize, evaluate, benchmark, recommend, report."""
+def run(
+    study: StudyFile,
+    out: Out,
+    on: On = None,
+    storage: StorageUrl = None,
+    part_questions: PartQuestions = QUESTIONS,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Run a study: quantize, evaluate, benchmark, recommend, report; here, or on a Ray cluster."""
     from bitworth import running
     from bitworth.report import result_as_json
     from bitworth.report.terminal import terminal_summary
+    from bitworth.study import load_study
 
     terminal = Terminal(as_json=json, quiet=quiet)
-    with running.session(study, out, note=terminal.note) as session:
-        with terminal.watching(len(session.cells), session.done) as watcher:
-            session.run(watcher=watcher)
+    asked = load_study(study)
+    with (
+        placed(on, storage, out, asked.hardware_values(), terminal.note, part_questions) as (executor, machines),
+        running.session(asked, out, note=terminal.note, machines=machines) as session,
+    ):
+        kept = session.tracker.done
+        with terminal.watching(len(session.cells), kept, session.tracker) as watcher:
+            session.run(executor=executor, watcher=watcher)
+        terminal.note(_tally(session.tracker.now(), kept))
         result = session.finish()
     report = str((out / "report.html").resolve())
     document = {**result_as_json(result), "report": report}
@@ -99,24 +122,38 @@ def plan(study: StudyFile, out: Out, json: Json = False, quiet: Quiet = False) -
 def status(results: Results, json: Json = False) -> None:
     """Say how far a study has come."""
     from bitworth import running
+    from bitworth.progress import read_progress
 
     ledger = Ledger(results)
     rows = running.as_rows(running.standing(ledger, ledger.read_plan()))
     counts = {state: sum(row["state"] == state for row in rows) for state in ("done", "failed", "to do")}
     damaged = [str(path) for path in ledger.damaged()]
-    document = {"counts": counts, "running": ledger.held(), "damaged": damaged, "cells": rows}
-    Terminal(as_json=json).answer(document, lambda: _status_table(document))
+    progress = read_progress(results)
+    document = {
+        "counts": counts,
+        "running": ledger.held(),
+        "progress": asdict(progress) if progress else None,
+        "damaged": damaged,
+        "cells": rows,
+    }
+    Terminal(as_json=json).answer(document, lambda: _status_table(document, progress))
 
 
 for verb in (quantize, evaluate, judge, benchmark, predict, check, tasks, report, gate, diff, doctor, paper):
     app.command()(verb)
+app.command()(view)
+app.command()(export)
 app.command("import")(import_report)
+app.add_typer(ledger_verbs, name="ledger")
 
 
 @app.command()
 def recommend(
     results: Results,
     min_recovery: Annotated[float | None, typer.Option(help="Least recovery in percent.", min=0)] = None,
+    recovery_of: Annotated[
+        str | None, typer.Option(help="The task or suite whose recovery counts (the average of all tasks).")
+    ] = None,
     max_latency: Annotated[float | None, typer.Option(help="Most seconds a request.", min=0)] = None,
     max_first_token: Annotated[float | None, typer.Option(help="Most seconds to the first token.", min=0)] = None,
     max_usd_per_1k: Annotated[float | None, typer.Option(help="Most dollars a thousand queries.", min=0)] = None,
@@ -140,6 +177,7 @@ def recommend(
 
     asked: dict[str, Any] = {
         "min_recovery_pct": min_recovery,
+        "recovery_of": recovery_of,
         "max_latency_s": max_latency,
         "max_first_token_s": max_first_token,
         "max_usd_per_1k_queries": max_usd_per_1k,
@@ -167,29 +205,37 @@ def _plan_table(rows: list[dict[str, Any]], left: list[dict[str, Any]], total: d
     return Group(table, Text(f"{count}: about {_time(total['seconds'])}, {size} of disk."))
 
 
-def _status_table(document: dict[str, Any]) -> RenderableType:
+def _tally(now: RunProgress, kept: int) -> str:
+    """`19 cells: 12 run now in 34 s, 7 kept from before.`"""
+    from bitworth.progress import duration
+
+    failed = f", {now.cells_failed} failed" if now.cells_failed else ""
+    took = duration(now.updated - now.began)
+    return f"{now.cells_total} cells: {now.cells_done - kept} run now in {took}, {kept} kept from before{failed}."
+
+
+def _status_table(document: dict[str, Any], progress: RunProgress | None) -> RenderableType:
+    from bitworth.progress import cell_words, left_words
+
     counts = document["counts"]
     total = sum(counts.values())
     state = "running" if document["running"] else "not running"
     lines = [Text(f"{counts['done']} of {total} cells done, {counts['failed']} failed, {state}.")]
+    if progress is not None:
+        lines += [Text(cell_words(cell)) for cell in progress.running]
+        lines += [Text(f"{left_words(progress)}.".capitalize())] if progress.left_s is not None else []
     lines += [Text(f"failed: {row['title']}: {row['cause']}") for row in document["cells"] if row["cause"]]
     lines += [Text(f"damaged, will be run again: {path}") for path in document["damaged"]]
     return Group(*lines)
 
 
 def _time(seconds: float) -> str:
-    if math.isnan(seconds):
-        return ""
-    return (
-        f"{seconds:.0f} s"
-        if seconds < 90
-        else f"{seconds / 60:.0f} min"
-        if seconds < 5400
-        else f"{seconds / 3600:.1f} h"
-    )
+    from bitworth.progress import duration
+
+    return "" if math.isnan(seconds) else duration(seconds)
 
 
 def main() -> None:
     """The `bitworth` command; alone it prints its help."""
     arguments = sys.argv[1:] or ["--help"]
-    raise SystemExit(guarded(lambda: app(arguments, standalone_mode=False)))
+    raise SystemExit(guarded(lambda: app(arguments, standalone_mode=False, prog_name="bitworth")))

@@ -15,6 +15,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from bitworth.cli import names
 from bitworth.cli.console import Json, Quiet, Terminal, pairs_table
 from bitworth.errors import BitworthError, Unsupported
 from bitworth.ledger import revive, write_atomic, write_json
@@ -35,7 +36,8 @@ def benchmark(
     use_case: Annotated[
         list[str] | None,
         typer.Option(
-            help="A use case of the paper or PROMPT/OUTPUT tokens; several are mixed, rag=2 weighs one twice."
+            help="A use case of the paper or PROMPT/OUTPUT tokens; several are mixed, rag=2 weighs one twice.",
+            autocompletion=names.use_cases,
         ),
     ] = None,
     scale: Annotated[float, typer.Option(help="Shrink the use cases by this factor.", min=1e-6, max=1.0)] = 1.0,
@@ -43,14 +45,21 @@ def benchmark(
         Path | None, typer.Option(help="Replay a trace instead: JSON Lines of time_s, prompt_tokens, output_tokens.")
     ] = None,
     load: Annotated[
-        str, typer.Option(help="synchronous, throughput, constant:RATE, poisson:RATE (requests a second) or sweep.")
+        str,
+        typer.Option(
+            help="synchronous, throughput, constant:RATE, poisson:RATE (requests a second) or sweep.",
+            autocompletion=names.loads,
+        ),
     ] = "synchronous",
     streams: Annotated[int | None, typer.Option(help="Requests at once under throughput.", min=1)] = None,
     max_ttft_s: Annotated[float | None, typer.Option(help="Sweep: most seconds to the first token.", min=0)] = None,
     max_itl_s: Annotated[float | None, typer.Option(help="Sweep: most seconds between tokens.", min=0)] = None,
     max_latency_s: Annotated[float | None, typer.Option(help="Sweep: most seconds a request.", min=0)] = None,
     percentile: Annotated[float, typer.Option(help="Sweep: which percentile keeps to them.", min=1, max=99.99)] = 95.0,
-    engine: Annotated[str, typer.Option(help="torch, vllm, or the URL of an OpenAI-compatible server.")] = "torch",
+    engine: Annotated[
+        str,
+        typer.Option(help="torch, vllm, or the URL of an OpenAI-compatible server.", autocompletion=names.engines),
+    ] = "torch",
     requests: Annotated[
         int | None, typer.Option(help="Requests that count (8 alone or in batches, 100 where they arrive).", min=1)
     ] = None,
@@ -69,7 +78,9 @@ def benchmark(
         float, typer.Option(help="A request fails when the server sends nothing for so long.", min=0.01)
     ] = 600.0,
     wait_s: Annotated[float, typer.Option(help="Wait so long for a server that is still starting.", min=0)] = 0.0,
-    hardware: Annotated[str, typer.Option(help="The row of the catalogue whose price counts.")] = "local",
+    hardware: Annotated[
+        str, typer.Option(help="The row of the catalogue whose price counts.", autocompletion=names.devices)
+    ] = "local",
     count: Annotated[int, typer.Option(help="Devices of that row.", min=1)] = 1,
     usd_per_hour: Annotated[float | None, typer.Option(help="Your price an hour for all of it.", min=0)] = None,
     out: Annotated[

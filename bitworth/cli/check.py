@@ -11,6 +11,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from bitworth.cli import names
 from bitworth.cli.console import Json, Quiet, Terminal
 
 if TYPE_CHECKING:
@@ -22,14 +23,17 @@ _PARTS = ("codes_gib", "scales_gib", "kept_gib", "activations_gib", "runtime_gib
 
 def check(
     config: Annotated[Path, typer.Argument(help="A model folder, or a config.json.")],
-    gpu: Annotated[str, typer.Option(help="A row of the catalogue.")] = "H100",
+    gpu: Annotated[str, typer.Option(help="A row of the catalogue.", autocompletion=names.devices)] = "H100",
     count: Annotated[int, typer.Option(help="Devices that serve one copy of the model.", min=1)] = 1,
     tensor_parallel: Annotated[
         int | None, typer.Option(help="Devices that share each block (as many of a machine as can).", min=1)
     ] = None,
-    use_case: Annotated[str, typer.Option(help="A use case of the paper, or PROMPT/OUTPUT tokens.")] = "rag",
+    use_case: Annotated[
+        str,
+        typer.Option(help="A use case of the paper, or PROMPT/OUTPUT tokens.", autocompletion=names.use_cases),
+    ] = "rag",
     streams: Annotated[int, typer.Option(help="Requests at once.", min=1)] = 1,
-    format: Annotated[str, typer.Option(help="A number format, or all.")] = "all",
+    format: Annotated[str, typer.Option(help="A number format, or all.", autocompletion=names.formats)] = "all",
     group_size: Annotated[int | None, typer.Option(help="Weights that share a scale (128).", min=1)] = None,
     study: Annotated[Path | None, typer.Option(help="A study file whose hardware rows count, too.")] = None,
     json: Json = False,
@@ -42,10 +46,10 @@ def check(
 
     terminal = Terminal(as_json=json, quiet=quiet)
     row, architecture, case = _row_of(gpu, count, study), read_architecture(config), shape_of(use_case)
-    names = preflight.NAMES if format == "all" else (format,)
+    asked = preflight.NAMES if format == "all" else (format,)
     findings = [
         preflight.check(architecture, name, row, case, streams=streams, tensor=tensor_parallel, group_size=group_size)
-        for name in names
+        for name in asked
     ]
     notes = _notes(architecture.mixtures)
     for note in notes:

@@ -8,7 +8,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console, RenderableType
@@ -17,12 +17,14 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    Task,
     TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
 from rich.table import Table
+from rich.text import Text
 
 from bitworth.errors import BitworthError
 from bitworth.guard.keys import without_secrets
@@ -30,10 +32,18 @@ from bitworth.guard.text import visible
 from bitworth.report.document import as_text, plain
 from bitworth.types import Cell
 
+if TYPE_CHECKING:
+    from bitworth.progress import Tracker
+
 INTERRUPTED = 130
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No notes and no progress on standard error.")]
+
+
+def is_follower() -> bool:
+    """Whether torchrun started this process beside the one that reports."""
+    return "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("RANK", "0") != "0"
 
 
 class Terminal:
@@ -62,7 +72,7 @@ class Terminal:
     @contextmanager
     def progress(self) -> Iterator[Progress | None]:
         """A live bar on a terminal; None where there is none, or when quiet."""
-        if self.quiet or not self._err.is_terminal:
+        if self.quiet or not self._err.is_terminal or self._err.is_dumb_terminal:
             yield None
             return
         columns = (
@@ -70,16 +80,19 @@ class Terminal:
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
-            TimeRemainingColumn(compact=True),
+            _Left(compact=True),
         )
         with Progress(*columns, console=self._err, transient=True) as bars:
             yield bars
 
     @contextmanager
-    def watching(self, total: int | None, done: int) -> Iterator[CellWatcher]:
-        """A Watcher that shows `total` cells (None: nobody knows), `done` of which are finished already."""
+    def watching(self, total: int | None, done: int, tracker: Tracker | None = None) -> Iterator[CellWatcher]:
+        """A Watcher that shows `total` cells (None: nobody knows), `done` of which are finished already.
+
+        With the tracker of a study, which is told before the Watcher is, it shows rates and the time left, too.
+        """
         with self.progress() as bars:
-            yield CellWatcher(self, bars, total, done)
+            yield CellWatcher(self, bars, total, done, tracker)
 
     @contextmanager
     def steps(self, what: str) -> Iterator[Callable[[str, int, int], None]]:
@@ -94,37 +107,72 @@ class Terminal:
             )
 
 
-class CellWatcher:
-    """Shows cells as they run: two bars on a terminal, a line a finished cell elsewhere."""
+class _Left(TimeRemainingColumn):
+    """What a bar's task says of the time left itself (`says`), else what its count so far makes likely."""
 
-    def __init__(self, terminal: Terminal, bars: Progress | None, total: int | None, done: int) -> None:
+    max_refresh = 0.5
+
+    def render(self, task: Task) -> Text:
+        """The words."""
+        says: Callable[[], str] | None = task.fields.get("says")
+        return super().render(task) if says is None else Text(says(), style="progress.remaining")
+
+
+class CellWatcher:
+    """Shows cells as they run: a bar for all and one for each on a terminal, a line a finished cell elsewhere."""
+
+    def __init__(
+        self, terminal: Terminal, bars: Progress | None, total: int | None, done: int, tracker: Tracker | None = None
+    ) -> None:
         self._terminal, self._bars, self._total, self._done = terminal, bars, total, done
-        self._all = bars.add_task("cells", total=total, completed=done) if bars else None
-        self._one: TaskID | None = None
+        self._tracker = tracker
+        self._all = (
+            bars.add_task("cells", total=total, completed=done, **self._says(self._study_left)) if bars else None
+        )
+        self._bar_of: dict[str, TaskID] = {}
 
     def started(self, cell: Cell) -> None:
         """A bar for the cell."""
         if self._bars is not None:
-            self._one = self._bars.add_task(cell.title, total=None)
+            words = self._says(lambda: self._cell_left(cell))
+            self._bar_of[cell.title] = self._bars.add_task(escape(cell.title), total=None, **words)
 
     def told(self, cell: Cell, what: str, done: int, total: int) -> None:
         """The cell's bar moves."""
-        if self._bars is not None and self._one is not None:
-            self._bars.update(self._one, completed=done, total=total or None)
+        if self._bars is not None and cell.title in self._bar_of:
+            self._bars.update(self._bar_of[cell.title], completed=done, total=total or None)
 
     def ended(self, cell: Cell, result: dict[str, Any] | None, cause: str | None, seconds: float) -> None:
         """The cell's bar goes, a line stays."""
         self._done += 1
-        if self._bars is not None and self._one is not None:
-            self._bars.remove_task(self._one)
-            self._one = None
+        if self._bars is not None and cell.title in self._bar_of:
+            self._bars.remove_task(self._bar_of.pop(cell.title))
         if self._bars is not None and self._all is not None:
             self._bars.update(self._all, completed=self._done)
         how = f"{seconds:.0f} s" if result is not None else f"failed: {cause}"
         if result is not None and result.get("unsupported"):
             how = f"not run: {result['unsupported']}"
         place = f"{self._done}" if self._total is None else f"{self._done}/{self._total}"
-        self._terminal.note(f"[{place}] {cell.title}: {how}")
+        left = self._study_left() if self._bars is None and self._done != self._total else ""
+        self._terminal.note(f"[{place}] {cell.title}: {how}{left and f' ({left})'}")
+
+    def _says(self, words: Callable[[], str]) -> dict[str, Any]:
+        return {} if self._tracker is None else {"says": words}
+
+    def _study_left(self) -> str:
+        from bitworth.progress import left_words
+
+        return left_words(self._tracker.now()) if self._tracker is not None else ""
+
+    def _cell_left(self, cell: Cell) -> str:
+        """`3.2 a second, 40 s left`."""
+        from bitworth.progress import duration, rate_words
+
+        running = self._tracker.now().running if self._tracker is not None else ()
+        row = next((row for row in running if row.title == cell.title), None)
+        if row is None or row.left_s is None:
+            return ""
+        return f"{rate_words(row)}, {duration(row.left_s)} left"
 
 
 def pairs_table(title: str, document: dict[str, Any]) -> RenderableType:
@@ -176,7 +224,7 @@ def _clean(sentence: str) -> str:
 
 def _say(sentence: str, code: int) -> int:
     sentence = _clean(sentence)
-    if "--json" in sys.argv:
+    if "--json" in sys.argv and not is_follower():
         print(json.dumps({"error": sentence}, ensure_ascii=False))
     print(f"bitworth: {sentence}", file=sys.stderr)
     return code

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,6 +12,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from bitworth.cli import names
 from bitworth.cli.console import Json, Quiet, Terminal, pairs_table
 from bitworth.cli.settle import evaluate_until_settled
 from bitworth.cli.tasks import (
@@ -19,6 +20,7 @@ from bitworth.cli.tasks import (
     first_answers,
     likeness,
     look_at_prompts,
+    repeat_noise,
     run_cells,
     suite_averages,
     suite_recoveries,
@@ -37,7 +39,10 @@ if TYPE_CHECKING:
 def evaluate(
     model: Annotated[str, typer.Argument(help="Hub id, model folder or checkpoint folder.")],
     task: Annotated[
-        list[str] | None, typer.Option("--task", help="A task or a suite by name; may be given several times.")
+        list[str] | None,
+        typer.Option(
+            "--task", help="A task or a suite by name; may be given several times.", autocompletion=names.tasks
+        ),
     ] = None,
     limit: Annotated[int | None, typer.Option(help="Questions a task (all).", min=1)] = None,
     seed: Annotated[int, typer.Option(help="Seed that picks the questions.")] = 0,
@@ -50,6 +55,9 @@ def evaluate(
     chat: Annotated[
         bool | None, typer.Option("--chat/--no-chat", help="Ask in conversations (if the model can).")
     ] = None,
+    repeats: Annotated[
+        int, typer.Option(help="Ask everything so often, to measure the noise of the engine.", min=1)
+    ] = 1,
     data: Annotated[str | None, typer.Option(help="Folder of benchmark rows, or demo:data (the hub).")] = None,
     text: Annotated[str | None, typer.Option(help="Text file for perplexity and divergence, or demo:heldout.")] = None,
     window: Annotated[int, typer.Option(help="Tokens a window of the text.", min=2)] = 512,
@@ -71,7 +79,10 @@ def evaluate(
     show: Annotated[int, typer.Option(help="Print so many prompts and answers of each task.", min=0)] = 0,
     engine: Annotated[
         str,
-        typer.Option(help="What writes: torch (exact), vllm, or the URL of an OpenAI-compatible server."),
+        typer.Option(
+            help="What writes: torch (exact), vllm, or the URL of an OpenAI-compatible server.",
+            autocompletion=names.engines,
+        ),
     ] = "torch",
     unsafe_code_execution: Annotated[
         bool,
@@ -86,6 +97,10 @@ def evaluate(
         raise BitworthError("There is nothing to evaluate; name a task with --task, or a text with --text.")
     if similarity and (against is None or until_settled):
         raise BitworthError("--similarity compares what is written with what --against BASELINE writes, in one run.")
+    if repeats > 1 and until_settled:
+        raise BitworthError(
+            "--until-settled asks each question once; measure noise with --repeats in a run of its own."
+        )
     from bitworth import planning, sources
     from bitworth import tasks as task_registry
     from bitworth.similarity import check_measures
@@ -96,6 +111,7 @@ def evaluate(
     names = list(dict.fromkeys(task or []))
     specs = task_registry.expand([TaskSpec(name=name, limit=limit, seed=seed, shots=shots) for name in names])
     specs = sampled(specs, {"samples": samples, "temperature": temperature, "chat": chat})
+    specs = [replace(spec, repeats=repeats) for spec in specs]
     subject = planning.checkpoint_subject(model, "model", note=terminal.note)
     baseline = planning.checkpoint_subject(against, "baseline", note=terminal.note) if against else None
     if until_settled:
@@ -152,6 +168,8 @@ def _evaluation(
         result = results.get(key_of(cell))
         if result is None:
             continue
+        if cell.is_repeat:
+            continue
         if cell.kind == "evaluate":
             found = [revive(Answer, row) for row in result["answers"]]
             answers[cell.format] += found
@@ -162,6 +180,7 @@ def _evaluation(
             document |= asdict(revive(Divergence, result["divergence"]))
     document["peak_rss_mib"] = max(result["peak_rss_mib"] for result in results.values())
     document["suites"] = suite_averages(asked, answers)
+    document["noise"] = repeat_noise(cells, results)
     if baseline is not None and answers["model"]:
         usable, document["without_recovery"] = comparable(answers)
         if usable["model"]:

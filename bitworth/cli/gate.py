@@ -11,6 +11,7 @@ import typer
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from bitworth.cli import names
 from bitworth.cli.console import Json, Terminal
 from bitworth.errors import BitworthError
 from bitworth.types import LatencyLimit, Quantity, Statistic
@@ -24,21 +25,31 @@ _STYLES = {"passes": "green", "fails": "red", "undecided": "yellow"}
 def gate(
     results: Annotated[Path, typer.Argument(help="A results folder, or a study file with --out.")],
     out: Annotated[Path | None, typer.Option("--out", help="The results folder of a study file.")] = None,
-    format: Annotated[str | None, typer.Option(help="Whose release it is (the only quantized format).")] = None,
+    format: Annotated[
+        str | None,
+        typer.Option(help="Whose release it is (the only quantized format).", autocompletion=names.study_formats),
+    ] = None,
     min_recovery: Annotated[float | None, typer.Option(help="Least recovery in percent (the study's).", min=0)] = None,
     confidence: Annotated[
         float | None, typer.Option(help="Confidence of recovery in percent (95).", min=1, max=99.99)
     ] = None,
-    task: Annotated[list[str] | None, typer.Option("--task", help="A task that must hold it on its own.")] = None,
+    task: Annotated[
+        list[str] | None,
+        typer.Option("--task", help="A task that must hold it on its own.", autocompletion=names.study_tasks),
+    ] = None,
     max_usd_per_1k: Annotated[float | None, typer.Option(help="Most dollars a thousand queries.", min=0)] = None,
     max_latency_s: Annotated[float | None, typer.Option(help="Most seconds a request, on average.", min=0)] = None,
     max_first_token_s: Annotated[float | None, typer.Option(help="Most seconds to the first token.", min=0)] = None,
     limit: Annotated[
         list[str] | None, typer.Option("--limit", help="Most seconds of a statistic, such as p95:first_token=0.5.")
     ] = None,
-    use_case: Annotated[str | None, typer.Option(help="The use case that counts (all).")] = None,
+    use_case: Annotated[
+        str | None, typer.Option(help="The use case that counts (all).", autocompletion=names.study_use_cases)
+    ] = None,
     load: Annotated[str | None, typer.Option(help="The load that counts (all).")] = None,
-    hardware: Annotated[str | None, typer.Option(help="The device that counts (all).")] = None,
+    hardware: Annotated[
+        str | None, typer.Option(help="The device that counts (all).", autocompletion=names.devices)
+    ] = None,
     accept_predicted: Annotated[
         bool, typer.Option("--accept-predicted", help="Judge predictions as if they were measured.")
     ] = False,

@@ -12,6 +12,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from bitworth.cli import names
 from bitworth.cli.console import Json, Quiet, Terminal
 from bitworth.errors import BitworthError
 from bitworth.types import Hardware, Load
@@ -24,9 +25,14 @@ _RANGES = ("latency_s", "latency_p90_s", "first_token_s", "queries_per_second", 
 
 def predict(
     config: Annotated[Path, typer.Argument(help="A model folder, or one that holds a config.json alone.")],
-    use_case: Annotated[str, typer.Option(help="A use case of the paper, or PROMPT/OUTPUT tokens.")],
-    format: Annotated[str, typer.Option(help="bf16, w8a8-fp, w8a8-int or w4a16-int.")] = "bf16",
-    gpu: Annotated[str, typer.Option(help="A row of the catalogue.")] = "H100",
+    use_case: Annotated[
+        str,
+        typer.Option(help="A use case of the paper, or PROMPT/OUTPUT tokens.", autocompletion=names.use_cases),
+    ],
+    format: Annotated[
+        str, typer.Option(help="bf16, w8a8-fp, w8a8-int or w4a16-int.", autocompletion=names.predicted_formats)
+    ] = "bf16",
+    gpu: Annotated[str, typer.Option(help="A row of the catalogue.", autocompletion=names.devices)] = "H100",
     count: Annotated[int, typer.Option(help="Devices of that row.", min=1)] = 1,
     load: Annotated[str, typer.Option(help="synchronous, throughput, or queries a second.")] = "synchronous",
     group_size: Annotated[

@@ -11,14 +11,18 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from bitworth.cli.console import Json, Quiet, Terminal
+from bitworth.cli import names
+from bitworth.cli.console import Json, Quiet, Terminal, is_follower
 from bitworth.errors import BitworthError
-from bitworth.types import Calibration, Rule, StreamKind
+from bitworth.types import Calibration, Rule, Spread, StreamKind
 
 
 def quantize(
     model: Annotated[str, typer.Argument(help="Hub id, folder, or demo:smollm2.")],
-    recipe: Annotated[list[str], typer.Option("--recipe", help="A recipe's name; several make several folders.")],
+    recipe: Annotated[
+        list[str],
+        typer.Option("--recipe", help="A recipe's name; several make several folders.", autocompletion=names.recipes),
+    ],
     out: Annotated[Path, typer.Option("--out", help="The checkpoint's folder, or the folder of several.")],
     group_size: Annotated[int | None, typer.Option(help="Input columns that share a scale (128).", min=1)] = None,
     allow_group_fallback: Annotated[
@@ -51,6 +55,14 @@ def quantize(
         float | None, typer.Option(help="Most memory for hidden states, which go to files beyond it (half the free).")
     ] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 (the GPU where there is one).")] = None,
+    devices: Annotated[int, typer.Option(help="Devices of that kind, a process each.", min=1)] = 1,
+    spread: Annotated[
+        Spread,
+        typer.Option(
+            help="What is dealt to several devices: the calibration data, the recipes, or (auto) the recipes where as "
+            "many have a walk of their own."
+        ),
+    ] = "auto",
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the memory, time and disk it would take, and make nothing.")
     ] = False,
@@ -59,12 +71,12 @@ def quantize(
 ) -> None:
     """Quantize a model into checkpoints that vLLM and transformers load; killed, it goes on where it was."""
     from bitworth import sources
+    from bitworth.devices import quantize_here
     from bitworth.forecast import forecast
-    from bitworth.quantization import quantize as verb
     from bitworth.recipes import recipe as recipe_named
     from bitworth.report.calibration import audit_summary
 
-    terminal = Terminal(as_json=json, quiet=quiet)
+    terminal = Terminal(as_json=json, quiet=quiet or is_follower())
     recipes = [recipe_named(name, group_size=group_size) for name in recipe]
     if len(set(recipe)) < len(recipe):
         raise BitworthError("A recipe is named twice; each makes one folder.")
@@ -89,13 +101,16 @@ def quantize(
                 device=device,
             )
         )  # fmt: skip
-        terminal.answer({"model": str(folder), "recipes": recipe, **foretold}, lambda: _forecast_table(foretold))
+        if not is_follower():
+            terminal.answer({"model": str(folder), "recipes": recipe, **foretold}, lambda: _forecast_table(foretold))
         return
     with terminal.steps("quantize") as step:
-        made = verb(
-            folder, recipes, out, calibration=spec, allow_group_fallback=allow_group_fallback, states_mib=states_mib,
-            device=device, progress=step,
+        made = quantize_here(
+            devices, folder, recipes, out, calibration=spec, allow_group_fallback=allow_group_fallback,
+            states_mib=states_mib, device=device, spread=spread, progress=step,
         )  # fmt: skip
+    if is_follower():
+        return
     rows = [asdict(result) for result in made]
     audits = {result.format: result.audit for result in made if result.audit is not None}
     shown = [audit_summary(audits)] if audits else []

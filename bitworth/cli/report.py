@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
+from bitworth.cli import names
 from bitworth.cli.console import Json, Terminal
 from bitworth.errors import BitworthError
 
@@ -15,7 +16,11 @@ from bitworth.errors import BitworthError
 def report(
     results: Annotated[Path, typer.Argument(help="A folder that `bitworth run STUDY --out FOLDER` wrote.")],
     card: Annotated[
-        str | None, typer.Option(help="The format whose checkpoint card.md is about (the one chosen most often).")
+        str | None,
+        typer.Option(
+            help="The format whose checkpoint card.md is about (the one chosen most often).",
+            autocompletion=names.study_formats,
+        ),
     ] = None,
     base_model: Annotated[
         str | None, typer.Option(help="The model's name on the Hub, for card.md, where the study names a folder.")

@@ -16,10 +16,11 @@ from rich.text import Text
 
 from bitworth import tasks as registry
 from bitworth.cli.console import Json, Quiet, Terminal
+from bitworth.columns import as_row, average_suite, recover_suite
 from bitworth.errors import BitworthError, WorkFailed
 from bitworth.ledger import Ledger, key_of, revive
 from bitworth.sources import Note
-from bitworth.tasks.leaderboard_v2 import above_chance, normalized_pct
+from bitworth.tasks.leaderboard_v2 import normalized_pct
 from bitworth.tasks.reasoning import pass_rate
 from bitworth.types import Answer, Cell, TaskSpec
 
@@ -144,7 +145,7 @@ def run_cells(
     with tempfile.TemporaryDirectory(prefix="bitworth-") as scratch:
         ledger = Ledger(out or Path(scratch))
         with ledger.lock():
-            done = sum(ledger.get(cell) is not None for cell in cells)
+            done = sum(ledger.done(cell) for cell in cells)
             with terminal.watching(len(cells), done) as watcher:
                 running.run_cells(ledger, cells, watcher=watcher, note=terminal.note)
         found, missing = {}, []
@@ -180,78 +181,72 @@ def task_figures(task: str, answers: Sequence[Answer], facts: Mapping[str, Any])
         row["above_chance_pct"] = normalized_pct(definition, answers)
     if facts.get("samples", 1) > 1:
         row["pass_at_1"] = asdict(pass_rate(answers, int(facts["samples"])))
+    groups = by_group(answers)
+    if len(groups) > 1:
+        row["score_by_group"] = groups
     if answers[0].measures:
         row["measures"] = {name: fmean(one.measures[name] for one in answers) for name in answers[0].measures}
     return row
 
 
-def suite_averages(asked: Sequence[str], answers: Mapping[str, Sequence[Answer]]) -> list[dict[str, Any]]:
-    """The plain mean of columns of every suite that was asked for by name, for each checkpoint, in percent.
+def by_group(answers: Sequence[Answer]) -> dict[str, float]:
+    """Mean score of every subject, subtask or language."""
+    names = sorted({answer.group for answer in answers if answer.group is not None})
+    return {name: fmean(answer.score for answer in answers if answer.group == name) for name in names}
 
-    The second leaderboard's columns are what is above chance. A suite that lacks a task has no average.
-    """
-    rows = []
-    for suite in (name for name in asked if name in registry.SUITES):
-        wanted = [spec.name for spec in registry.SUITES[suite]]
-        for checkpoint, found in answers.items():
-            columns = {name: [one for one in found if one.task == name] for name in wanted}
-            figures = {name: column_pct(name, rows_) for name, rows_ in columns.items() if rows_}
-            average = fmean(figures.values()) if len(figures) == len(wanted) else None
-            absent = [name for name in wanted if name not in figures]
-            row = {"suite": suite, "checkpoint": checkpoint, "average_pct": average}
-            if found:
-                rows.append({**row, "columns_pct": figures, "missing": absent})
-    return rows
+
+def repeat_noise(cells: Sequence[Cell], results: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The engine's noise, a row a checkpoint and task that was asked several times."""
+    from bitworth.statistics import noise_of
+
+    runs: dict[tuple[str, str], list[list[Answer]]] = {}
+    for cell in cells:
+        if cell.kind == "evaluate" and key_of(cell) in results:
+            answers = [revive(Answer, row) for row in results[key_of(cell)]["answers"]]
+            runs.setdefault((cell.format, cell.inputs["task"]["name"]), []).append(answers)
+    return [asdict(noise_of(task, format, found)) for (format, task), found in runs.items() if len(found) > 1]
+
+
+def suite_averages(asked: Sequence[str], answers: Mapping[str, Sequence[Answer]]) -> list[dict[str, Any]]:
+    """The average of every suite that was asked for by name, for each checkpoint that answered anything."""
+    return [
+        as_row(average_suite(suite, checkpoint, by_task(found)))
+        for suite in asked
+        if suite in registry.SUITES
+        for checkpoint, found in answers.items()
+        if found
+    ]
 
 
 def comparable(answers: Mapping[str, Sequence[Answer]]) -> tuple[dict[str, list[Answer]], list[dict[str, str]]]:
-    """The answers to tasks of which the baseline answers something right, and the other tasks, without recovery."""
-    scored = {answer.task for answer in answers["baseline"] if answer.score}
-    usable = {who: [answer for answer in rows if answer.task in scored] for who, rows in answers.items()}
-    cause = "The baseline answers none of its questions right."
-    unfit = [name for name in _tasks_of(answers["baseline"]) if name not in scored]
-    return usable, [{"task": name, "cause": cause} for name in unfit]
+    """The answers to tasks on which something can be compared, and the other tasks with the reason."""
+    from bitworth.evaluation import unfit_because
+
+    causes = {task: unfit_because(rows) for task, rows in by_task(answers["baseline"]).items()}
+    usable = {who: [one for one in rows if causes.get(one.task, "") is None] for who, rows in answers.items()}
+    return usable, [{"task": task, "cause": cause} for task, cause in causes.items() if cause is not None]
 
 
 def suite_recoveries(
     asked: Sequence[str], answers: Mapping[str, Sequence[Answer]], min_recovery: float
 ) -> list[dict[str, Any]]:
     """Recovery of the average of every suite that both checkpoints answered whole; nothing where it has none."""
-    from bitworth.evaluation import compare_suites
-
-    columns = {who: [one for task in _tasks_of(rows) for one in _column(task, rows)] for who, rows in answers.items()}
-    both = {one.task for one in columns["baseline"]} & {one.task for one in columns["model"]}
+    sides = by_task(answers["baseline"]), by_task(answers["model"])
     rows = []
     for suite in (name for name in asked if name in registry.SUITES):
-        names = [spec.name for spec in registry.SUITES[suite]]
-        if both.issuperset(names):
-            try:
-                rows += compare_suites(
-                    columns["baseline"],
-                    columns["model"],
-                    {suite: names},
-                    min_recovery_pct=min_recovery,
-                    format="model",
-                )
-            except BitworthError:  # a baseline that is no better than guessing
-                continue
+        try:
+            rows.append(recover_suite(suite, *sides, min_recovery_pct=min_recovery, format="model"))
+        except BitworthError:  # a task is missing, or a baseline that is no better than guessing
+            continue
     return [asdict(row) for row in rows]
 
 
-def _tasks_of(answers: Sequence[Answer]) -> list[str]:
-    return list(dict.fromkeys(answer.task for answer in answers))
-
-
-def _column(task: str, answers: Sequence[Answer]) -> Sequence[Answer]:
-    """A task's answers as its leaderboard counts them."""
-    rows, definition = [one for one in answers if one.task == task], registry.get(task)
-    return above_chance(definition, rows) if definition.chance else rows
-
-
-def column_pct(task: str, answers: Sequence[Answer]) -> float:
-    """A task's column in its leaderboard's table."""
-    definition = registry.get(task)
-    return normalized_pct(definition, answers) if definition.chance else 100 * fmean(one.score for one in answers)
+def by_task(answers: Sequence[Answer]) -> dict[str, list[Answer]]:
+    """Answers by the name of their task."""
+    found: dict[str, list[Answer]] = {}
+    for answer in answers:
+        found.setdefault(answer.task, []).append(answer)
+    return found
 
 
 def likeness(
@@ -268,7 +263,7 @@ def likeness(
     answers: dict[str, list[Answer]] = {"baseline": [], "model": []}
     for cell in cells:
         rows = results.get(key_of(cell), {}).get("answers", ())
-        answers[cell.format] += [revive(Answer, row) for row in rows]
+        answers[cell.format] += [] if cell.is_repeat else [revive(Answer, row) for row in rows]
     encoder: Path | str = sources.demo_encoder(note) if "sts" in measures else STS_MODEL
     return [asdict(row) for row in compare_texts(answers["baseline"], answers["model"], measures, encoder=encoder)]
 
@@ -288,6 +283,8 @@ def task_tables(document: Mapping[str, Any]) -> list[RenderableType]:
     parts += [Text(f"{task}: {said}.") for task, check in checks.items() for said in check["warnings"]]
     parts += [Text(f"No recovery of {row['task']}: {row['cause']}") for row in document.get("without_recovery", ())]
     parts += [Text(f"Without a result: {row['title']}: {row['cause']}") for row in document["missing"]]
+    if document.get("noise"):
+        parts.append(_noise_table(document["noise"]))
     if document.get("similarity"):
         table = Table("task", "likeness to the baseline's text", "mean", "95 % interval", "questions")
         for row in document["similarity"]:
@@ -301,6 +298,15 @@ def task_tables(document: Mapping[str, Any]) -> list[RenderableType]:
             table.add_row(row["task"], row["item"], *_said(row), f"{row['score']:.2f}")
         parts.append(table)
     return parts
+
+
+def _noise_table(rows: Sequence[Mapping[str, Any]]) -> RenderableType:
+    table = Table("task", "checkpoint", "asked", "answers that differ", "scores that differ", "noise of the score (sd)")
+    for row in rows:
+        shares = (f"{row['answers_differ_pct']:.1f} %", f"{row['scores_differ_pct']:.1f} %")
+        noise = f"{row['score_sd_pct']:.2f} points"
+        table.add_row(row["task"], row["format"], f"{len(row['scores_pct'])} times", *shares, noise)
+    return table
 
 
 def _said(row: Mapping[str, Any]) -> tuple[Text, Text]:

@@ -31,8 +31,12 @@ class Watcher(Protocol):
 
 
 class Executor(Protocol):
-    """Runs cells in the order in which they are drawn."""
+    """Runs cells, one after another or side by side."""
 
-    def run(self, cells: Iterable[Cell], work: Work, root: str, watcher: Watcher) -> None:
-        """Run every cell; the next one is drawn only when the last has been reported, so that needs can be checked."""
+    def run(self, cells: Iterable[Cell | None], work: Work, root: str, watcher: Watcher) -> None:
+        """Run every cell that is drawn and report it to the watcher.
+
+        What a cell needs has a result when it is drawn. None is drawn where no other cell may start before one that is
+        running has been reported; whoever reports each cell before drawing the next never meets it.
+        """
         ...

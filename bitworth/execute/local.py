@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import signal
-import threading
 import time
 from collections.abc import Iterable
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from typing import Any
 
-from bitworth.errors import BitworthError
-from bitworth.execute import Tell, Watcher, Work
+from bitworth.execute import Watcher, Work
+from bitworth.execute.attempt import attempt
+from bitworth.execute.processes import cause_of_death, settle_in, stop
 from bitworth.types import Cell
 
 
@@ -28,10 +27,10 @@ class LocalExecutor:
         self._process: SpawnProcess | None = None
         self._pipe: Connection | None = None
 
-    def run(self, cells: Iterable[Cell], work: Work, root: str, watcher: Watcher) -> None:
+    def run(self, cells: Iterable[Cell | None], work: Work, root: str, watcher: Watcher) -> None:
         """Run each cell and report it; the worker is gone when this returns or raises."""
         try:
-            for cell in cells:
+            for cell in filter(None, cells):
                 watcher.started(cell)
                 began = time.monotonic()
                 result, cause = self._one(cell, work, root, watcher)
@@ -68,53 +67,23 @@ class LocalExecutor:
         assert self._pipe is not None
         self._pipe.close()
         self._pipe, self._process = None, None
-        if code == -signal.SIGKILL:
-            return "The worker was killed (signal 9), as happens when the machine runs out of memory."
-        if code < 0:
-            return f"The worker died of {signal.Signals(-code).name}."
-        return f"The worker left with exit code {code}."
+        return cause_of_death(code, "The worker")
 
     def _stop(self) -> None:
         if self._pipe is not None:
             self._pipe.close()
         if self._process is not None:
             self._process.join(2)  # an idle worker sees the closed pipe and leaves in good order
-            self._process.terminate()
-            self._process.join(5)
-            if self._process.is_alive():
-                self._process.kill()
-                self._process.join()
+            stop(self._process)
         self._pipe, self._process = None, None
 
 
 def _serve(pipe: Connection, parent: int) -> None:
     """The worker's loop: take a cell, run it, send back its result or the sentence that says why not."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    os.dup2(2, 1)  # what libraries print must not end up in the driver's one JSON document
-    threading.Thread(target=_leave_with, args=(parent,), daemon=True).start()
+    settle_in(parent)
     while True:
         try:
             cell, work, root = pipe.recv()
         except EOFError:
             return
-        pipe.send(("ended", *_attempt(cell, work, root, lambda *message: pipe.send(("told", *message)))))
-
-
-def _attempt(cell: Cell, work: Work, root: str, tell: Tell) -> tuple[dict[str, Any] | None, str | None]:
-    try:
-        return work(cell, root, tell), None
-    except BitworthError as error:
-        return None, str(error)
-    except MemoryError:
-        return None, "The cell needs more memory than this machine has."
-    except Exception as error:  # a cell's fault must not take the study down; it is kept as the cell's cause
-        import traceback
-
-        place = traceback.extract_tb(error.__traceback__)[-1]
-        return None, f"{type(error).__name__}: {error} ({os.path.basename(place.filename)}:{place.lineno})."
-
-
-def _leave_with(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(0.2)
-    os._exit(1)
+        pipe.send(("ended", *attempt(cell, work, root, lambda *message: pipe.send(("told", *message)))))

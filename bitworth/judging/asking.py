@@ -103,7 +103,7 @@ def _judgement(item: str, model_first: bool, turns: Conversation, judge: str, ma
 
 def unasked(ledger: Ledger, planned: Sequence[Judgement]) -> list[Judgement]:
     """Those that the ledger does not have."""
-    return [one for one in planned if ledger.get(one.cell) is None]
+    return [one for one in planned if not ledger.done(one.cell)]
 
 
 def collect(ledger: Ledger, questions: Texts, planned: Sequence[Judgement]) -> Verdicts:

@@ -44,7 +44,7 @@ def write_answers(
     cells = [
         _cell(checkpoint, identity, {item: questions[item] for item in batch}, engine, max_tokens) for batch in batches
     ]
-    missing = [(cell, batch) for cell, batch in zip(cells, batches, strict=True) if ledger.get(cell) is None]
+    missing = [(cell, batch) for cell, batch in zip(cells, batches, strict=True) if not ledger.done(cell)]
     if missing:
         _write(ledger, missing, questions, checkpoint, engine, max_tokens, progress)
     return {item: text for cell in cells for item, text in (ledger.get(cell) or {})["answers"].items()}

@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain, repeat
 
 import numpy as np
 
@@ -124,7 +125,14 @@ class _Copy:
 
 
 def simulate(
-    fleet: Fleet, case: UseCase, load: Load, *, requests: int | None = None, seconds: float | None = None, seed: int = 0
+    fleet: Fleet,
+    case: UseCase,
+    load: Load,
+    *,
+    requests: int | None = None,
+    seconds: float | None = None,
+    seed: int = 0,
+    times: Sequence[float] = (),
 ) -> tuple[Timing, ...]:
     """The requests that one copy of the fleet finishes, in the order they end; copies share the load evenly.
 
@@ -135,19 +143,20 @@ def simulate(
         requests: stop after so many.
         seconds: stop at this time; what is not finished then is lost.
         seed: of Poisson arrivals.
+        times: when one copy's requests are sent, ascending, in place of the load's own arrivals.
 
     Raises:
         BitworthError: the cache does not hold one request, or there is no limit.
     """
     if fleet.deployment.cache_tokens < case.prompt_tokens + case.output_tokens:
         raise BitworthError(f"The cache does not hold one request of {case.prompt_tokens + case.output_tokens} tokens.")
-    if requests is None and seconds is None:
+    if requests is None and seconds is None and not times:
         raise BitworthError("A simulation needs a number of requests or of seconds at which it ends.")
     slots = 1 if load.kind == "synchronous" else MOST_SEQUENCES
     copy, finished = _Copy(fleet, case, slots), list[Timing]()
-    arrivals = _arrivals(load, fleet.copies, seed)
+    arrivals = chain(times, repeat(math.inf)) if times else _arrivals(load, fleet.copies, seed)
     upcoming = next(arrivals)
-    most, end = requests or math.inf, seconds or math.inf
+    most, end = min(requests or math.inf, len(times) or math.inf), seconds or math.inf
     while len(finished) < most:
         while upcoming <= copy.now or (copy.idle and math.isfinite(upcoming)):
             copy.now = max(copy.now, upcoming)

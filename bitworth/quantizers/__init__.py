@@ -18,7 +18,9 @@ from bitworth.types import Gptq, Grid, Recipe
 __all__ = ["InputStats", "Rounded", "round_weight"]
 
 
-def round_weight(weight_OI: Tensor, recipe: Recipe, stats: InputStats | None, *, dtype: torch.dtype) -> Rounded:
+def round_weight(
+    weight_OI: Tensor, recipe: Recipe, stats: InputStats | None, *, dtype: torch.dtype, rows: slice | None = None
+) -> Rounded:
     """Codes and scales of one weight, or of several stacked along rows that read the same input.
 
     Args:
@@ -26,10 +28,11 @@ def round_weight(weight_OI: Tensor, recipe: Recipe, stats: InputStats | None, *,
         recipe: what to do.
         stats: what the inputs looked like; GPTQ without it falls back to rounding and says so in the notes.
         dtype: of the model: what scales are stored in, unless the format says otherwise.
+        rows: round only these; what the whole stack shares is found on all.
     """
     assert recipe.scheme.weight is not None
     stored = scale_type(weight_OI, recipe.scheme.weight, dtype)
-    rounded = _rounded(weight_OI, recipe, stats, stored)
+    rounded = _rounded(weight_OI if rows is None else weight_OI[rows], recipe, stats, stored)
     rounded.dtype = stored
     rounded.beside |= _input_scales(recipe.scheme.activation, stats, dtype, rounded.notes)
     return rounded

@@ -17,6 +17,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from bitworth import compiled_gpu
 from bitworth.errors import WorkFailed
 from bitworth.numerics import clipped_scale, group_size_of, scale_of, to_codes
 from bitworth.quantizers.refine import refine
@@ -148,6 +149,13 @@ class _ColumnLoop:
 
     def _round_block(self, factor: Tensor, start: int, end: int) -> Tensor:
         """Round columns start..end, updating those of the block only; returns their errors over U's diagonal."""
+        if compiled_gpu.covers(self._grid, factor.device, end - start):
+            scale_BO = torch.stack([self._scales[group] for group in self._group_of[start:end]])
+            own_BB = factor[start:end, start:end]
+            self._codes_IO[start:end], errors_BO = compiled_gpu.round_columns(
+                self._weight_IO[start:end], scale_BO, own_BB, self._grid
+            )
+            return errors_BO
         errors = torch.empty_like(self._weight_IO[start:end])
         diagonal = factor.diagonal()[start:end].tolist()
         for column in range(start, end):

@@ -13,13 +13,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bitworth import compiled
+from bitworth import compiled, compiled_gpu
 from bitworth.numerics import as_stored, from_codes, to_codes
 from bitworth.scales import ScaleType, Stored
 from bitworth.types import Grid
 
-_PASSES = 4  # over the columns between two looks at the scales
-_BLOCK = 32  # columns whose updates stay in the processor's cache
+PASSES = 4  # over the columns between two looks at the scales
+_BLOCK, _GPU_BLOCK = 32, 128  # columns whose updates stay in the processor's cache, or in a GPU's registers
 
 
 def refine(
@@ -51,9 +51,9 @@ def refine(
             refitted_OG = torch.where((after < before).unsqueeze(1), refitted_OG, scale_OG)
         scale_OG = refitted_OG
         if compiled.compiles(grid, codes_OI.device):
-            codes_OI = compiled.sweep(weight_OI, codes_OI, scale_OG, grid, hessian_II, _PASSES)
+            codes_OI = compiled.sweep(weight_OI, codes_OI, scale_OG, grid, hessian_II, PASSES)
             continue
-        for _ in range(_PASSES):
+        for _ in range(PASSES):
             codes_OI = sweep_codes(weight_OI, codes_OI, scale_OG, grid, hessian_II)
     return codes_OI, scale_OG
 
@@ -96,6 +96,8 @@ def sweep_codes(weight_OI: Tensor, codes_OI: Tensor, scale_OG: Tensor, grid: Gri
     codes_IO = codes_OI.T.contiguous()
     scale_GO = scale_OG.T.contiguous()
     pull_IO = hessian_II @ (weight_OI.T - rounded_IO)  # minus half the objective's gradient
+    if compiled_gpu.covers(grid, weight_OI.device, _GPU_BLOCK):
+        return _sweep_on_gpu(rounded_IO, codes_IO, scale_GO, pull_IO, grid, hessian_II).T.contiguous()
     steps_BO = torch.empty(_BLOCK, weight_OI.shape[0], device=weight_OI.device)
     diagonal = hessian_II.diagonal().tolist()
     for start in range(0, columns, _BLOCK):
@@ -110,3 +112,18 @@ def sweep_codes(weight_OI: Tensor, codes_OI: Tensor, scale_OG: Tensor, grid: Gri
             near[at:].addr_(hessian_II[column, column:end], steps[at], alpha=-1)
         pull_IO.addmm_(hessian_II[:, start:end], steps, alpha=-1)
     return codes_IO.T.contiguous()
+
+
+def _sweep_on_gpu(
+    rounded_IO: Tensor, codes_IO: Tensor, scale_GO: Tensor, pull_IO: Tensor, grid: Grid, hessian_II: Tensor
+) -> Tensor:
+    """`sweep_codes` by blocks that a kernel walks over; `pull_IO` is changed."""
+    columns = len(codes_IO)
+    group_of_I = torch.arange(columns, device=codes_IO.device) // (columns // len(scale_GO))
+    for start in range(0, columns, _GPU_BLOCK):
+        block = slice(start, min(start + _GPU_BLOCK, columns))
+        codes_IO[block], steps_BO = compiled_gpu.descend_columns(
+            pull_IO[block], rounded_IO[block], scale_GO[group_of_I[block]], hessian_II[block, block], grid
+        )
+        pull_IO.addmm_(hessian_II[:, block], steps_BO, alpha=-1)
+    return codes_IO

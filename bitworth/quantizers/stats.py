@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from bitworth.numerics import from_codes
+from bitworth.ranks import Ranks
 from bitworth.scales import ScaleType
 
-_ROWS = 2048  # tokens taken at a time, so that the temporaries stay in the processor's cache
+_ROWS, _GPU_ROWS = 2048, 32768  # tokens taken at a time: temporaries stay in the processor's cache; sums are read once
 _PANELS = 8  # of the symmetric sum of x xᵀ only the panels right of the diagonal are computed: 9/16 of the work
 
 
@@ -19,7 +20,8 @@ class InputStats:
 
     `hessian_II` is the mean of x xᵀ over tokens (GPTQ's H up to the factor 2, which cancels). `half_max_abs_2I` is
     max|x| a column over two halves of the tokens, which share no token and differ by one at most: the first and second
-    half of the rows of each chunk, whose odd row goes to the half that has fewer.
+    half of the rows of each chunk, whose odd row goes to the half that has fewer. (Ranks that add up their statistics
+    may differ in that row, each.)
     """
 
     def __init__(self, columns: int, device: torch.device | str = "cpu") -> None:
@@ -35,7 +37,7 @@ class InputStats:
         first = (rows_TI.shape[0] + self.tokens % 2) // 2
         for half, part_TI in enumerate((rows_TI[:first], rows_TI[first:])):
             if part_TI.shape[0]:
-                for slice_TI in torch.split(part_TI, _ROWS):
+                for slice_TI in torch.split(part_TI, _ROWS if part_TI.device.type == "cpu" else _GPU_ROWS):
                     self._take(slice_TI, half)
         self.max_abs_I = self.half_max_abs_2I.amax(0)
         self.tokens += rows_TI.shape[0]
@@ -51,6 +53,14 @@ class InputStats:
         magnitude = rows_TI.abs()
         self._abs_I += magnitude.sum(0, dtype=torch.float32)
         self.half_max_abs_2I[half] = torch.maximum(self.half_max_abs_2I[half], magnitude.amax(0).float())
+
+    def add_up(self, ranks: Ranks) -> None:
+        """Take in what the other ranks saw, so that all hold the statistics of all tokens."""
+        tokens = torch.tensor([self.tokens], device=self._abs_I.device)
+        ranks.add_up(self._sum_II, self._abs_I, tokens)
+        ranks.take_largest(self.half_max_abs_2I)
+        self.max_abs_I = self.half_max_abs_2I.amax(0)
+        self.tokens = int(tokens)
 
     @property
     def hessian_II(self) -> Tensor:

@@ -28,7 +28,7 @@ from bitworth.recommendation.predictions import predicted_cost, predicted_figure
 from bitworth.recommendation.reasons import Scene, reasons_of
 from bitworth.recommendation.sentences import told_flips, why
 from bitworth.recommendation.steps import Effort, Rivals, steps_of
-from bitworth.types import AVERAGE, BASELINE, Constraint, Figure, Option, QueryCost, Recommendation, Recovery, UseCase
+from bitworth.types import BASELINE, Constraint, Figure, Option, QueryCost, Recommendation, Recovery, UseCase
 
 __all__ = ["Effort", "mix_costs", "predicted_cost", "predicted_figure", "recommend"]
 
@@ -49,9 +49,9 @@ def recommend(
 ) -> tuple[Recommendation, ...]:
     """One recommendation a use case and load, in the order in which `costs` first names them.
 
-    A format's recovery is its row of task `average`, judged against `constraint` by its interval; the baseline
-    recovers 100 % by definition. Without any recoveries formats are judged on cost alone, and `why` says so. Ties go
-    to the higher recovery, then to the earlier name.
+    A format's recovery is its row of the constraint's `recovery_of` (`average` unless it says otherwise), judged
+    against `constraint` by its interval; the baseline recovers 100 % by definition. Without any recoveries formats are
+    judged on cost alone, and `why` says so. Ties go to the higher recovery, then to the earlier name.
 
     Args:
         costs: a row a format, hardware, use case and load; predicted ones say so in their `source`.
@@ -64,12 +64,12 @@ def recommend(
         seed: of the draws behind the probability.
 
     Raises:
-        BitworthError: a format has two `average` rows.
+        BitworthError: a format has two such rows.
     """
     study = _Study(
         constraint=constraint,
         recoveries=tuple(recoveries),
-        averages=_averages(recoveries),
+        averages=_averages(recoveries, constraint.recovery_of),
         predicted=dict(predicted or {}),
         baseline=baseline,
         effort=effort or Effort(),
@@ -106,13 +106,14 @@ class _Study:
         return Candidate(cost=cost, recovery=self.predicted.get(cost.format), judged=judged)
 
 
-def _averages(recoveries: Sequence[Recovery]) -> dict[str, Recovery]:
+def _averages(recoveries: Sequence[Recovery], task: str) -> dict[str, Recovery]:
+    """The rows that count, by format."""
     found: dict[str, Recovery] = {}
     for row in recoveries:
-        if row.task != AVERAGE:
+        if row.task != task:
             continue
         if row.format in found:
-            raise BitworthError(f"The recoveries hold two `average` rows of format {row.format}; give one a format.")
+            raise BitworthError(f"The recoveries hold two `{task}` rows of format {row.format}; give one a format.")
         found[row.format] = row
     return found
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from bitworth.recommendation.candidates import Candidate, Violation, bounds_of, deployments, verdict_on, violations
 from bitworth.report.figures import hardware_name, interval, limit, number, percent, seconds
 from bitworth.report.words import latency_words
-from bitworth.types import Constraint, Option, QueryCost
+from bitworth.types import AVERAGE, Constraint, Option, QueryCost
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +76,9 @@ def _accuracy(candidate: Candidate, scene: Scene) -> str:
     if format == scene.baseline:
         return f"recovers 100 % by definition, less than {limit(least)} %"
     if recovery is None:
-        return f"its accuracy was not measured{' on every task' if format in scene.evaluated else ''}"
+        where = scene.constraint.recovery_of
+        lacking = " on every task" if where == AVERAGE else f" on {where}"
+        return f"its accuracy was not measured{lacking if format in scene.evaluated else ''}"
     bounds = interval(bounds_of(recovery, scene.constraint.confidence_pct), decimals=1)
     predicted = "predicted " if recovery.origin == "predicted" else ""
     if verdict_on(candidate, scene.constraint) == "loses":

@@ -11,7 +11,7 @@ from bitworth.recommendation.flips import Point
 from bitworth.recommendation.reasons import Scene, reasons_of
 from bitworth.report.figures import counterpart, hardware_name, interval, limit, number, overlap, percent, times
 from bitworth.report.words import chance_words, latency_words
-from bitworth.types import Chance, Flip
+from bitworth.types import AVERAGE, Chance, Flip
 
 _LISTED = 4
 
@@ -83,8 +83,10 @@ def _accuracy(scene: Scene, choice: Candidate) -> str:
         return ""
     recovers = "recovers" if choice.recovery.origin == "measured" else "is predicted to recover"
     confidence = scene.constraint.confidence_pct
+    where = scene.constraint.recovery_of
+    accuracy = "accuracy" if where == AVERAGE else f"accuracy on {where}"
     return (
-        f"It {recovers} {percent(choice.recovery.value)} of the baseline's accuracy ({limit(confidence)} % interval "
+        f"It {recovers} {percent(choice.recovery.value)} of the baseline's {accuracy} ({limit(confidence)} % interval "
         f"{interval(bounds_of(choice.recovery, confidence), decimals=1)}), where "
         f"{limit(scene.constraint.min_recovery_pct)} % is asked for."
     )

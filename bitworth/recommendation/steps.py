@@ -122,7 +122,7 @@ def spread_questions(tasks: Sequence[Task], half_pct: float) -> dict[str, int] |
 
 
 def _parts(recovery: Recovery, rows: Iterable[Recovery], effort: Effort) -> list[Task]:
-    mine = [row for row in rows if row.format == recovery.format and row.task != AVERAGE]
+    mine = [row for row in rows if row.format == recovery.format and _is_part(row, recovery)]
     whole = len(mine) * recovery.baseline
     if not mine or whole <= 0 or not all(map(math.isfinite, (bound for row in mine for bound in row.ci95_pct))):
         return []
@@ -135,6 +135,15 @@ def _parts(recovery: Recovery, rows: Iterable[Recovery], effort: Effort) -> list
         )
         for row in mine
     ]
+
+
+def _is_part(row: Recovery, recovery: Recovery) -> bool:
+    """Whether a row is of a task that a mean is over; a task alone is its own part."""
+    if recovery.columns:
+        return row.task in recovery.columns
+    if recovery.task == AVERAGE:  # of a mean that does not name its tasks
+        return row.task != AVERAGE and not row.columns
+    return row.task == recovery.task
 
 
 def _interval(recovery: Recovery, constraint: Constraint) -> tuple[float, float]:
@@ -165,7 +174,7 @@ def _settle_recovery(
         kind="questions",
         format=contender.cost.format,
         hardware=None,
-        count=count or ({AVERAGE: total} if total else {}),
+        count=count or ({row.task: total} if total else {}),
         seconds=seconds,
         usd=effort.usd(seconds),
         says=f"{said}{_price(seconds, effort)}): {_then(contender, choice, constraint, name)}",

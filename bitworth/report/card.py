@@ -30,8 +30,8 @@ from bitworth.report.figures import (
 from bitworth.report.origin import Origin, read_origin
 from bitworth.report.recipes import audit_rows, calibration_words, recipe_rows
 from bitworth.report.tables import facts_words, markdown_table, markdown_text
-from bitworth.report.words import constraint_words, moment, scenario_title, shape_words
-from bitworth.types import AVERAGE, BASELINE, Option, QuantizeResult, QueryCost, Recommendation, Recovery, StudyResult
+from bitworth.report.words import constraint_words, moment, scenario_title, shape_words, tasks_in_order
+from bitworth.types import BASELINE, Option, QuantizeResult, QueryCost, Recommendation, Recovery, StudyResult
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _TASK_TYPE = "text-generation"
@@ -185,9 +185,10 @@ def _recipe(subject: _Subject) -> Iterator[str]:
 
 
 def _recoveries(subject: _Subject) -> list[Recovery]:
-    """The format's rows, the average first."""
+    """The format's rows, means first."""
     rows = [row for row in subject.result.recoveries if row.format == subject.format]
-    return sorted(rows, key=lambda row: row.task != AVERAGE)
+    order = tasks_in_order(rows)
+    return sorted(rows, key=lambda row: order.index(row.task))
 
 
 def _accuracy(subject: _Subject) -> Iterator[str]:

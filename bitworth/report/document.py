@@ -35,6 +35,7 @@ def result_as_json(result: StudyResult) -> Json:
         "deployments": [_recommendation(row) for row in result.deployments],
         "recoveries": [_recovery(row) for row in result.recoveries],
         "recoveries_by_group": [_recovery(row) for row in result.groups],
+        "noise": [asdict(row) for row in result.noise],
         "divergences": {format: _divergence(row) for format, row in result.divergences.items()},
         "likenesses": [asdict(row) for row in result.likenesses],
         "answers_apart": [asdict(pair) for pair in result.apart],
@@ -198,6 +199,11 @@ def _recovery(row: Recovery) -> Json:
         "source": row.source,
         "p_value": row.p_value,
         "p_holm": row.p_holm,
+        "columns": row.columns,
+        "groups_ci95_pct": row.groups_ci95_pct,
+        "lost": row.lost,
+        "won": row.won,
+        "mcnemar_p": row.mcnemar_p,
     }
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
-from bitworth.types import BASELINE, QueryCost
+from bitworth.types import BASELINE, QueryCost, Recovery
 
 UNKNOWN = "–"
 
@@ -34,6 +34,11 @@ def number(value: float | None, *, digits: int = 3, apart_from: float | None = N
 def chance(value: float | None) -> str:
     """A p-value: two digits, and no more zeros than one can read."""
     return "< 0.001" if value is not None and value < 0.001 else number(value, digits=2)
+
+
+def flips(row: Recovery) -> str:
+    """`12 / 9`: questions that only the baseline answers right, and that only the format does."""
+    return "" if row.lost is None or row.won is None else f"{row.lost:,} / {row.won:,}"
 
 
 def percent(value: float | None, *, decimals: int = 1, apart_from: float | None = None) -> str:

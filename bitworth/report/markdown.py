@@ -9,6 +9,7 @@ from bitworth.report.figures import (
     UNKNOWN,
     chance,
     counterpart,
+    flips,
     hardware_name,
     interval,
     number,
@@ -16,6 +17,7 @@ from bitworth.report.figures import (
     seconds,
     times,
 )
+from bitworth.report.sheets import noise_sheet
 from bitworth.report.tables import facts_words, markdown_table, markdown_text
 from bitworth.report.words import MOST_FLIPS, constraint_words, headline, moment, scenario_title, shape_words
 from bitworth.types import QueryCost, Recommendation, Recovery, StudyResult
@@ -33,6 +35,7 @@ def render_markdown(result: StudyResult) -> str:
         *_recommendations(result),
         *_recoveries(result),
         *_groups(result),
+        *_noise(result),
         *_divergences(result),
         *_likenesses(result),
         *_costs(result),
@@ -73,9 +76,15 @@ def _recoveries(result: StudyResult) -> Iterable[str]:
         return
     yield "## Recovery"
     rows = [
-        (*_kept(row), "" if row.questions_needed is None else f"{row.questions_needed:,}") for row in result.recoveries
+        (
+            *_kept(row),
+            flips(row),
+            "" if row.p_holm is None else chance(row.p_holm),
+            "" if row.questions_needed is None else f"{row.questions_needed:,}",
+        )
+        for row in result.recoveries
     ]
-    yield markdown_table(("task", *_KEPT, "needed"), rows, text_columns=(0, 1, 7))
+    yield markdown_table(("task", *_KEPT, "lost / won", "p adjusted", "needed"), rows, text_columns=(0, 1, 7))
 
 
 def _groups(result: StudyResult) -> Iterable[str]:
@@ -85,6 +94,13 @@ def _groups(result: StudyResult) -> Iterable[str]:
     yield "## Recovery by subject or language"
     rows = [(*_kept(row), chance(row.p_holm)) for row in result.groups]
     yield markdown_table(("task/group", *_KEPT, "p adjusted for all rows of the format"), rows, text_columns=(0, 1, 7))
+
+
+def _noise(result: StudyResult) -> Iterable[str]:
+    sheet = noise_sheet(result)
+    if sheet is not None:
+        yield f"## {sheet.title}"
+        yield markdown_table(sheet.head, sheet.rows, text_columns=(0, 1))
 
 
 _KEPT = ("format", "baseline", "score", "recovery", "95 % interval", "questions", "verdict")

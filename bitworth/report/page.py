@@ -21,6 +21,7 @@ from bitworth.report.sheets import (
     Sheet,
     cost_sheet,
     foretold_sheet,
+    noise_sheet,
     percentile_sheet,
     recovery_sheet,
     savings_sheet,
@@ -33,35 +34,42 @@ from bitworth.report.words import (
     probability,
     scenario_title,
     shape_words,
+    tasks_in_order,
     unbroken,
 )
-from bitworth.types import AVERAGE, BASELINE, EngineFacts, Option, QueryCost, Recommendation, Recovery, StudyResult
+from bitworth.types import BASELINE, EngineFacts, Option, QueryCost, Recommendation, Recovery, StudyResult
 
 SURE = 0.95
 """From this probability on, a choice is shown as sure."""
 
 
-def render_page(result: StudyResult) -> str:
-    """The whole page as text; equal results give equal text."""
-    environment = Environment(
-        loader=PackageLoader("bitworth.report", "."),
+def environment(package: str) -> Environment:
+    """Templates of a package, which escape what they print and know the report's ways to write figures."""
+    found = Environment(
+        loader=PackageLoader(package, "."),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
         finalize=unbroken,
     )
-    environment.filters |= {
+    found.filters |= {
         name: getattr(figures, name)
-        for name in ("number", "chance", "percent", "limit", "dollars", "interval", "seconds", "hardware_name")
+        for name in ("number", "chance", "flips", "percent", "limit", "dollars", "interval", "seconds", "hardware_name")
     }
-    environment.filters |= {"title": scenario_title, "shape": shape_words, "moment": moment}
+    found.filters |= {"title": scenario_title, "shape": shape_words, "moment": moment}
+    return found
+
+
+def render_page(result: StudyResult) -> str:
+    """The whole page as text; equal results give equal text."""
     measured = [*(cost.format for cost in result.costs), *(row.format for row in result.recoveries)]
     marks = marks_of([*result.formats, *measured])
     footnotes = _footnotes(result)
     script = files("bitworth.report").joinpath("page.js").read_text(encoding="utf-8")
     by_task = _by_task(result.recoveries)
-    return environment.get_template("page.html.j2").render(
+    template = environment("bitworth.report").get_template("page.html.j2")
+    return template.render(
         result=result,
         baseline=BASELINE,
         marks=marks,
@@ -76,6 +84,7 @@ def render_page(result: StudyResult) -> str:
         ],
         recovery_groups=by_task,
         subject_groups=_by_task(result.groups),
+        noise=noise_sheet(result),
         scenarios=_scenarios(result, marks),
         curves=compared.curves(result, marks),
         likeness=compared.likeness(result, marks),
@@ -161,9 +170,8 @@ def _ratio(cost: QueryCost, costs: Sequence[QueryCost]) -> tuple[float | None, t
 
 
 def _by_task(recoveries: Sequence[Recovery]) -> dict[str, list[Recovery]]:
-    """Rows by task, the average first."""
-    tasks = sorted(dict.fromkeys(row.task for row in recoveries), key=lambda task: task != AVERAGE)
-    return {task: [row for row in recoveries if row.task == task] for task in tasks}
+    """Rows by task, means first."""
+    return {task: [row for row in recoveries if row.task == task] for task in tasks_in_order(recoveries)}
 
 
 def _scenarios(result: StudyResult, marks: dict[str, Mark]) -> list[Scenario]:

@@ -17,8 +17,8 @@ from bitworth.report.plots import (
     interval_plot,
     recovery_domain,
 )
-from bitworth.report.words import scenario_title
-from bitworth.types import AVERAGE, BASELINE, Option, QueryCost, Recommendation, Recovery, StudyResult
+from bitworth.report.words import scenario_title, tasks_in_order
+from bitworth.types import BASELINE, Option, QueryCost, Recommendation, Recovery, StudyResult
 
 _MOST_NAMED = 6  # names in a frontier plot; with more options only those that the recommendation speaks of
 _MOST_TOLD = 12
@@ -37,9 +37,9 @@ def recovery_plots(result: StudyResult, marks: Mapping[str, Mark]) -> list[tuple
     rows = result.recoveries
     least = result.constraint.min_recovery_pct
     domain = recovery_domain((bound for row in rows for bound in (row.recovery_pct, *row.ci95_pct)), least)
-    tasks = sorted(dict.fromkeys(row.task for row in rows), key=lambda task: task != AVERAGE)
     return [
-        (task, _recovery_plot(task, [row for row in rows if row.task == task], least, domain, marks)) for task in tasks
+        (task, _recovery_plot(task, [row for row in rows if row.task == task], least, domain, marks))
+        for task in tasks_in_order(rows)
     ]
 
 

@@ -45,6 +45,52 @@ def recovery_sheet(task: str, rows: Sequence[Recovery]) -> Sheet:
     )
 
 
+def noise_sheet(result: StudyResult) -> Sheet | None:
+    """The engine's noise where tasks were asked several times, beside what the format loses; None where none was."""
+    if not result.noise:
+        return None
+    rows = {(row.task, row.format): row for row in result.recoveries}
+    shown, values = [], []
+    for noise in result.noise:
+        row = rows.get((noise.task, noise.format))
+        lost = None if row is None else 100 * (row.baseline - row.quantized)
+        shares = (noise.answers_differ_pct, noise.scores_differ_pct)
+        runs = len(noise.scores_pct)
+        values.append((noise.task, noise.format, runs, noise.questions, *shares, noise.score_sd_pct, lost))
+        told = (
+            *(percent(share) for share in shares),
+            f"{noise.score_sd_pct:.2f}",
+            "" if lost is None else f"{lost:.2f}",
+        )
+        shown.append((noise.task, noise.format, str(runs), f"{noise.questions:,}", *told))
+    keys = (
+        "task",
+        "format",
+        "runs",
+        "questions",
+        "answers_differ_pct",
+        "scores_differ_pct",
+        "score_sd_pct",
+        "loss_pct",
+    )
+    head = (
+        "Task",
+        "Format",
+        "Runs",
+        "Questions",
+        "Answers that differ",
+        "Scores that differ",
+        "SD of the score, points",
+    )
+    return Sheet(
+        title="Noise of the engine beside the loss",
+        head=(*head, "Loss, points"),
+        rows=tuple(shown),
+        file="noise.csv",
+        csv=_address(keys, values),
+    )
+
+
 def cost_sheet(found: Recommendation) -> Sheet:
     """What is drawn of one scenario: every option with its recovery and its queries per dollar."""
     title = scenario_title(found.use_case, found.load)

@@ -19,7 +19,7 @@ from bitworth.guard.text import all_visible, visible
 
 _NAMES = ("--ink", "--muted", "--rule", "--shade", "--card", "--neutral", *(f"--hue-{index}" for index in range(7)))
 _NAMESPACE = re.compile(r"\{[^}]*\}")
-_SEMANTICS = ("class", "role", "aria-roledescription", "aria-hidden", "pointer-events")
+_SEMANTICS = ("class", "role", "aria-label", "aria-roledescription", "aria-hidden", "pointer-events")
 _DROPPED = frozenset([*_SEMANTICS, "font-family", "version", "width", "height"])
 _DEFAULTS = {"opacity": "1", "stroke-width": "1", "stroke-miterlimit": "10"}
 

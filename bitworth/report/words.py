@@ -5,11 +5,22 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
+from collections.abc import Sequence
 from datetime import datetime
 
 from bitworth.guard.text import visible
 from bitworth.report.figures import counterpart, limit, number, percent, times
-from bitworth.types import BASELINE, Chance, Constraint, LatencyLimit, Option, StudyResult, UseCase
+from bitworth.types import (
+    AVERAGE,
+    BASELINE,
+    Chance,
+    Constraint,
+    LatencyLimit,
+    Option,
+    Recovery,
+    StudyResult,
+    UseCase,
+)
 
 _UNIT = re.compile(r"(?<=\d) (?=(?:%|×|ms|s|min)(?:\W|$))")
 
@@ -54,7 +65,8 @@ def shape_words(use_case: UseCase) -> str:
 def constraint_words(constraint: Constraint) -> list[str]:
     """Each limit as a phrase."""
     sure = "" if constraint.confidence_pct == 95 else f", at {limit(constraint.confidence_pct)} % confidence"
-    found = [f"recovery at least {limit(constraint.min_recovery_pct)} %{sure}"]
+    of = "" if constraint.recovery_of == AVERAGE else f" on {constraint.recovery_of}"
+    found = [f"recovery{of} at least {limit(constraint.min_recovery_pct)} %{sure}"]
     if constraint.max_latency_s is not None:
         found.append(f"mean latency at most {limit(constraint.max_latency_s)} s")
     if constraint.max_first_token_s is not None:
@@ -68,6 +80,15 @@ def constraint_words(constraint: Constraint) -> list[str]:
         found.append(f"at most USD {limit(constraint.max_usd_per_month)} a month")
     found += [f"at most {most} × {name}" for name, most in constraint.available.items()]
     return found
+
+
+def tasks_in_order(rows: Sequence[Recovery]) -> list[str]:
+    """Names of the rows' tasks: the average, then suites, then single tasks as they come."""
+
+    def floor(row: Recovery) -> int:
+        return 0 if row.task == AVERAGE else 1 if row.columns else 2
+
+    return list(dict.fromkeys(row.task for row in sorted(rows, key=floor)))
 
 
 def latency_words(asked: LatencyLimit) -> str:

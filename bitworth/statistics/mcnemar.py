@@ -21,7 +21,10 @@ def mcnemar_exact(baseline: ArrayLike, quantized: ArrayLike, *, mid_p: bool = Fa
     b, q = pair("task", baseline, quantized)
     lost, won = int(((b > 0.5) & (q <= 0.5)).sum()), int(((b <= 0.5) & (q > 0.5)).sum())
     flips, fewer = lost + won, min(lost, won)
-    tail = 2 * sum(math.comb(flips, k) for k in range(fewer + 1))
+    tail, ways = 0, 1  # ways to choose 0, 1, ... `fewer` of the flips
+    for k in range(fewer + 1):
+        tail += 2 * ways
+        ways = ways * (flips - k) // (k + 1)
     if mid_p:
         tail -= math.comb(flips, fewer)
     return float(min(1.0, tail / 2**flips))

@@ -10,14 +10,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bitworth.errors import BitworthError
-from bitworth.tasks import leaderboard, leaderboard_v2, reasoning, ruler, suites
+from bitworth.tasks import leaderboard, leaderboard_v2, multilingual, reasoning, ruler, suites
 from bitworth.tasks.base import Loaded, LoadedOpen, OpenQuestion, Question, Request, RowSource, Score, TaskDef
 from bitworth.tasks.code import CODE, CodeDef, load_problems
 from bitworth.tasks.rows import RowsAbsent
 from bitworth.tasks.ruler import Measure, RulerDef
 from bitworth.types import TaskSpec
 
-_LM_EVAL = (*leaderboard.TASKS, *leaderboard_v2.TASKS, *reasoning.TASKS)
+_LM_EVAL = (*leaderboard.TASKS, *leaderboard_v2.TASKS, *reasoning.TASKS, *multilingual.TASKS)
 _TASKS: tuple[TaskDef | CodeDef | RulerDef, ...] = (*_LM_EVAL, *ruler.TASKS, *CODE.values())
 _BY_NAME = {task.name: task for task in _TASKS}
 NAMES: tuple[str, ...] = tuple(_BY_NAME)

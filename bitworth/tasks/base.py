@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
+from bitworth.tasks.passages import Sharing
 from bitworth.types import Answer, Completion, Prompt, Sampling
 
 
@@ -33,7 +34,7 @@ class RowSource:
         subset_splits: the subsets are splits of the one configuration.
         names: what file names call a subset, where that is not its name.
         item_key: the row's own id, where it has one; otherwise its index in the split is used.
-        cluster_key: the column that questions about one passage share.
+        sharing: what a question shares with others (`passages`), where questions do.
         gated: the hub gives it only to those who accepted its terms.
         in_demo: the demo's wheel ships its rows.
         questions: how many are asked.
@@ -56,7 +57,7 @@ class RowSource:
     subset_splits: bool = False
     names: Mapping[str, str] = field(default_factory=dict)
     item_key: str | None = None
-    cluster_key: str | None = None
+    sharing: Sharing | None = None
     gated: bool = False
     in_demo: bool = False
     splits: tuple[str, ...] = ("test", "validation")
@@ -109,6 +110,7 @@ class TaskDef(Benchmark):
         prepared: the definition drops or shuffles rows, so that all are prepared before any are picked.
         overrides: what replaces keys of lm-eval's definition.
         temperature, top_p: how written answers are sampled; greedily unless named.
+        max_tokens: of an answer whose definition names no length, where lm-eval's 256 would cut it.
         needs: modules that only this task's definition imports, and the data NLTK must have for it.
         tokens: with SmolLM2's tokenizer and default shots.
     """
@@ -120,6 +122,7 @@ class TaskDef(Benchmark):
     overrides: Mapping[str, Any] = field(default_factory=dict)
     temperature: float = 0.0
     top_p: float = 1.0
+    max_tokens: int = 256
     needs: tuple[str, ...] = ()
 
 

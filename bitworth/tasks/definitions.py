@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,6 @@ from bitworth.types import Message, Prompt, Sampling, TaskSpec
 
 FEWSHOT_SEED = 1234
 """The seed lm-eval draws few-shot examples with."""
-MAX_TOKENS = 256
-"""Of an answer whose definition names no length, as in lm-eval."""
 
 
 def settings_of(task: TaskDef, subset: str | None) -> dict[str, Any]:
@@ -103,13 +101,20 @@ def _turns(turns: list[dict[str, Any]], add_generation_prompt: bool = True) -> P
     return tuple(Message(role=turn["role"], content=turn["content"]) for turn in turns)
 
 
-def sampling_of(task: TaskDef, settings: Mapping[str, Any], spec: TaskSpec) -> Sampling:
-    """How a written task's answers are generated: the definition's length and stop strings, the task's sampling."""
-    asked = settings.get("generation_kwargs") or {}
-    until = asked.get("until") or ()
+def sampling_of(task: TaskDef, settings: Sequence[Mapping[str, Any]], spec: TaskSpec) -> Sampling:
+    """How a written task's answers are generated: the definitions' length and stop strings, the task's sampling.
+
+    Args:
+        task: whose answers.
+        settings: the definition of each of its subsets; an answer ends at a stop string of any (languages differ).
+        spec: what the study asks for.
+    """
+    asked = [one.get("generation_kwargs") or {} for one in settings]
+    ends = [one.get("until") or () for one in asked]
+    stop = [end for until in ends for end in ((until,) if isinstance(until, str) else until)]
     return Sampling(
-        max_tokens=int(asked.get("max_gen_toks", MAX_TOKENS)),
-        stop=(until,) if isinstance(until, str) else tuple(until),
+        max_tokens=int(asked[0].get("max_gen_toks", task.max_tokens)),
+        stop=tuple(dict.fromkeys(stop)),
         temperature=task.temperature if spec.temperature is None else spec.temperature,
         top_p=task.top_p,
         n=spec.samples or task.samples,

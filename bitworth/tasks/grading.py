@@ -24,6 +24,7 @@ class Grader:
     doc: Any
     item: str
     group: str | None
+    place: int
 
     def choices(self, scores: Sequence[Score]) -> Answer:
         """By the scores of the choices; the prediction is the letter of the one it picked."""
@@ -75,5 +76,5 @@ class Grader:
         return Answer(task=self.task.name, item=self.item, group=self.group, cluster=self._cluster(), **fields)
 
     def _cluster(self) -> str | None:
-        key = self.task.cluster_key
-        return None if key is None else hashlib.sha256(str(self.doc[key]).encode()).hexdigest()[:12]
+        shared = self.task.sharing(self.doc, self.place) if self.task.sharing is not None else None
+        return None if shared is None else hashlib.sha256(shared.encode()).hexdigest()[:12]

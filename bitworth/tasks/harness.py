@@ -60,7 +60,7 @@ def load_questions(
     }
     if task.kind == "choices":
         return Loaded(task=task.name, questions=questions, facts=facts)  # type: ignore[arg-type]
-    sampling = sampling_of(task, settings[0], spec)
+    sampling = sampling_of(task, settings, spec)
     return LoadedOpen(
         task=task.name,
         questions=questions,  # type: ignore[arg-type]
@@ -147,7 +147,7 @@ class _Maker:
     def _question(self, harness: Any, doc: Any, item: str, index: int) -> Asked:
         context = render(self.task, harness, doc, self.shots, chat=self.chat)
         group = self.subset if self.task.subsets else None
-        grader = Grader(task=self.task, harness=harness, doc=doc, item=item, group=group)
+        grader = Grader(task=self.task, harness=harness, doc=doc, item=item, group=group, place=index)
         if self.task.kind == "generated":
             return OpenQuestion(task=self.task.name, item=item, prompt=context, grade=grader.written)
         made = harness.construct_requests(

@@ -13,6 +13,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from bitworth.tasks.base import TaskDef
+from bitworth.tasks.passages import choices, column, introduced
 
 _SUBJECTS = """
     abstract_algebra anatomy astronomy business_ethics clinical_knowledge college_biology college_chemistry
@@ -56,6 +57,7 @@ _MMLU = TaskDef(
     shots=5,
     subsets=MMLU_SUBJECTS,
     subset_key="subject",
+    sharing=introduced,
     splits=("test",),
     pool="dev",
 )
@@ -85,6 +87,7 @@ TASKS = (
         flat="hellaswag",
         questions=10042,
         tokens=170,
+        sharing=column("source_id"),
         splits=("validation",),
     ),
     TaskDef(
@@ -99,6 +102,7 @@ TASKS = (
         questions=1267,
         tokens=45,
         prefixes=("xl_", ""),
+        sharing=choices,
         splits=("validation",),
     ),
     _MMLU,

@@ -13,6 +13,7 @@ from dataclasses import replace
 from statistics import fmean
 
 from bitworth.tasks.base import Benchmark, TaskDef
+from bitworth.tasks.passages import column, introduced
 from bitworth.types import Answer
 
 BBH_CHOICES: Mapping[str, int] = {
@@ -72,6 +73,7 @@ TASKS = (
         chat=True,
         multiturn=True,
         item_key="question_id",
+        sharing=introduced,
         splits=("test",),
         pool="validation",
         chance=0.1,
@@ -110,6 +112,7 @@ TASKS = (
         multiturn=True,
         prepared=True,
         subsets=("gpqa_diamond", "gpqa_extended", "gpqa_main"),
+        sharing=column("Question"),  # the diamonds are among the main questions, and these among the extended ones
         splits=("train",),
         pool="",
         chance=0.25,
@@ -164,7 +167,7 @@ TASKS = (
         folders=("TAUR-Lab/MuSR",),
         flat="musr",
         stems=("{subset}",),
-        cluster_key="narrative",
+        sharing=column("narrative"),
         questions=756,
         tokens=1300,
         chat=True,

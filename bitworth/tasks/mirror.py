@@ -71,10 +71,20 @@ def _musr(row: Mapping[str, Any]) -> list[Row]:
     ]
 
 
+def _mgsm(row: Mapping[str, Any]) -> list[Row]:
+    """The authors' tables have a problem and its number; the hub's rows have an explanation too, of the examples."""
+    if "answer_number" in row:
+        return [dict(row)]
+    number = float(str(row["answer"]).replace(",", ""))
+    whole = int(number) if number.is_integer() else number
+    return [{"question": row["question"], "answer": None, "answer_number": whole, "equation_solution": None}]
+
+
 _PUBLISHED: Mapping[str, Callable[[Mapping[str, Any]], list[Row]]] = {
     "allenai/ai2_arc": _arc,
     "truthfulqa/truthful_qa": _truthfulqa,
     "SaylorTwift/bbh": _bbh,
     "DigitalLearningGmbH/MATH-lighteval": _math,
     "TAUR-Lab/MuSR": _musr,
+    "juletxara/mgsm": _mgsm,
 }

@@ -6,6 +6,7 @@ Layouts under DATA (also looked for in DATA/hf_datasets):
     <dataset id>/<config>/<split>*.parquet      as the hub stores it (also .jsonl, .jsonl.gz)
     <short name>/[prefix]<split>[_suffix].jsonl[.gz]   e.g. arc/challenge_validation.jsonl.gz
     <short name>/<published name>.jsonl[.gz]           e.g. humaneval/HumanEval.jsonl.gz, for the first split
+    <short name>/<published name>.tsv[.gz]             a question and its answer a line, e.g. mgsm/mgsm_de.tsv
 
 Published files with a schema of their own become the hub's rows in `mirror`.
 """
@@ -27,7 +28,7 @@ from bitworth.guard.documents import json_of
 from bitworth.tasks import mirror
 from bitworth.tasks.base import RowSource
 
-_EXTENSIONS = (".parquet", ".jsonl", ".jsonl.gz", ".json.gz", ".json")
+_EXTENSIONS = (".parquet", ".jsonl", ".jsonl.gz", ".json.gz", ".json", ".tsv", ".tsv.gz")
 
 
 def read(task: RowSource, config: str | None, split: str, data: Path | None) -> Any:
@@ -176,6 +177,9 @@ def _cached_rows(path: Path, _changed_ns: int, dataset: str) -> tuple[dict[str, 
 
 def _parse(path: Path) -> Iterator[dict[str, Any]]:
     with _opened(path) as lines:
+        if ".tsv" in path.suffixes:
+            yield from _table(lines)
+            return
         if ".jsonl" not in path.name:
             document = json_of(lines.read())
             yield from document if isinstance(document, list) else [document]
@@ -183,6 +187,15 @@ def _parse(path: Path) -> Iterator[dict[str, Any]]:
         for line in lines:
             if line.strip():
                 yield json_of(line)
+
+
+def _table(lines: TextIO) -> Iterator[dict[str, Any]]:
+    """A table without a head: a question and its answer a line (MGSM)."""
+    for line in lines:
+        question, tab, answer = line.rstrip("\n").rpartition("\t")
+        if not tab:
+            raise ValueError("a line without a tab")
+        yield {"question": question, "answer": answer}
 
 
 def _opened(path: Path) -> TextIO:

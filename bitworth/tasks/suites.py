@@ -43,6 +43,9 @@ QUICK = tuple(TaskSpec(name=name, limit=100) for name in ("arc_challenge", "hell
 LONG_CONTEXT = tuple(TaskSpec(name=f"ruler_{thousands}k") for thousands in (4, 8, 16, 32, 64, 128))
 """Paper, table 3: the mean over lengths."""
 
+MULTILINGUAL = (TaskSpec(name="mgsm_native_cot"), TaskSpec(name="belebele"))
+"""Eleven languages, which reports tell apart."""
+
 CODE = (TaskSpec(name="humaneval"), TaskSpec(name="mbpp"))
 
 SUITES: Mapping[str, tuple[TaskSpec, ...]] = {
@@ -52,6 +55,7 @@ SUITES: Mapping[str, tuple[TaskSpec, ...]] = {
     "reasoning": REASONING,
     "code": CODE,
     "long-context": LONG_CONTEXT,
+    "multilingual": MULTILINGUAL,
     "paper": (*LEADERBOARD_V1, *LEADERBOARD_V2, *CODE, *LONG_CONTEXT),
 }
 
@@ -66,8 +70,8 @@ def suites(known: Iterable[str]) -> dict[str, tuple[TaskSpec, ...]]:
 def expand(asked: Sequence[TaskSpec], known: Sequence[str]) -> list[TaskSpec]:
     """Tasks and suites to tasks, each once, in the order in which they were named.
 
-    A limit, seed or number of shots or samples given with a suite is that of each of its tasks. A task that is named
-    itself is as its own entry says, wherever it stands; one that is in two suites is as the first has it.
+    A limit, seed or number of shots, samples or repeats given with a suite is that of each of its tasks. A task that is
+    named itself is as its own entry says, wherever it stands; one that is in two suites is as the first has it.
 
     Raises:
         BitworthError: a name that is neither a task nor a suite.
@@ -102,4 +106,5 @@ def _within(suite: TaskSpec, task: TaskSpec) -> TaskSpec:
         seed=suite.seed,
         shots=task.shots if suite.shots is None else suite.shots,
         samples=task.samples if suite.samples is None else suite.samples,
+        repeats=suite.repeats,
     )

@@ -14,6 +14,7 @@ from bitworth.types.accuracy import (
     KlSpan,
     Likeness,
     Message,
+    Noise,
     Prompt,
     Recovery,
     Sample,
@@ -52,6 +53,7 @@ from bitworth.types.formats import (
     ScaleKind,
     Scheme,
     SmoothQuant,
+    Spread,
     StreamKind,
 )
 from bitworth.types.serving import (
@@ -119,6 +121,7 @@ __all__ = [
     "Measurement",
     "Message",
     "Missing",
+    "Noise",
     "Option",
     "Ordering",
     "Prompt",
@@ -140,6 +143,7 @@ __all__ = [
     "SmoothQuant",
     "Source",
     "SourceShare",
+    "Spread",
     "StageAudit",
     "Statistic",
     "Step",

@@ -20,7 +20,8 @@ class TaskSpec:
     """A task as a study asks for it: its name, how many questions (None: all), the seed that picks them, the shots.
 
     Of a task answered in writing, `samples` is how many completions a question gets, `temperature` how freely they are
-    drawn, and `chat` whether the prompts are conversations. None is the task's own choice in all of these.
+    drawn, and `chat` whether the prompts are conversations. None is the task's own choice in all of these. `repeats` is
+    how often all of it is asked, to measure how much the engine's answers differ by themselves (None: once).
     """
 
     name: str
@@ -30,6 +31,7 @@ class TaskSpec:
     samples: int | None = None
     temperature: float | None = None
     chat: bool | None = None
+    repeats: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,9 +143,13 @@ class Likeness:
 class Recovery:
     """100 x quantized / baseline over the same questions, its 95 % interval, and whether it reaches the least allowed.
 
-    `task` is a task's name, or `average` for the plain mean over tasks (paper, section 4). `p_value` is two-sided, of
-    "recovery equals the least allowed"; `p_holm` is the same adjusted for the other rows it was reported with. A
-    predicted recovery has no questions behind it.
+    `task` is a task's name, a suite's, or `average` for the plain mean over tasks (paper, section 4); of a mean,
+    `columns` names its tasks. `p_value` is two-sided, of "recovery equals the least allowed"; `p_holm` is the same
+    adjusted for the other rows it was reported with. Of a task whose answers are right or wrong, `lost` counts the
+    questions that only the baseline answers right, `won` those that only the format does, and `mcnemar_p` is the exact
+    test of "either way alike" (another question than that of `p_value`: it is about 100 %). `groups_ci95_pct` is the
+    wider interval that holds if the task's subjects or languages are themselves a sample of others. A predicted
+    recovery has no questions behind it.
     """
 
     task: str
@@ -159,6 +165,29 @@ class Recovery:
     p_value: float | None = None
     p_holm: float | None = None
     source: Source = "measured"
+    columns: tuple[str, ...] = ()
+    groups_ci95_pct: tuple[float, float] | None = None
+    lost: int | None = None
+    won: int | None = None
+    mcnemar_p: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Noise:
+    """How much a format's answers to a task differ when the same engine is asked the same again.
+
+    `scores_pct` is the mean score of each run. `answers_differ_pct` and `scores_differ_pct` are the shares of questions
+    with another answer, or another score, in the mean over pairs of runs. `score_sd_pct` is the standard deviation of
+    the mean score of one run, in percentage points, from the differences question by question.
+    """
+
+    task: str
+    format: str
+    questions: int
+    scores_pct: tuple[float, ...]
+    answers_differ_pct: float
+    scores_differ_pct: float
+    score_sd_pct: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from bitworth.types.accuracy import Verdict
+from bitworth.types.accuracy import AVERAGE, Verdict
 from bitworth.types.serving import QueryCost, Source, UseCase
 
 Quantity = Literal["latency", "first_token", "per_output_token"]
@@ -32,13 +32,15 @@ class LatencyLimit:
 class Constraint:
     """What a deployment must meet; None means no limit.
 
-    `max_latency_s` and `max_first_token_s` are of means; `limits` takes any statistic. `confidence_pct` is that of the
-    two-sided interval of recovery whose lower end must reach the least. With `queries_per_second`, the traffic to be
-    served, costs are those of as many whole deployments as it takes, and the budget of a month is theirs; without it,
-    they are those of a deployment that is never idle. `available` is the most devices that can be had, by name.
+    `recovery_of` names the row whose recovery counts: `average`, a suite or a task. `max_latency_s` and
+    `max_first_token_s` are of means; `limits` takes any statistic. `confidence_pct` is that of the two-sided interval
+    of recovery whose lower end must reach the least. With `queries_per_second`, the traffic to be served, costs are
+    those of as many whole deployments as it takes, and the budget of a month is theirs; without it, they are those of a
+    deployment that is never idle. `available` is the most devices that can be had, by name.
     """
 
     min_recovery_pct: float = 99.0
+    recovery_of: str = AVERAGE
     max_latency_s: float | None = None
     max_first_token_s: float | None = None
     max_usd_per_1k_queries: float | None = None

@@ -18,6 +18,7 @@ ScaleKind = Literal["float", "e4m3", "e8m0"]
 Ordering = Literal["none", "weight", "group"]
 StreamKind = Literal["own", "shared"]
 Rule = Literal["auto", "always", "never"]
+Spread = Literal["auto", "data", "recipes"]
 
 BASELINE = "baseline"
 """The format of the model as it came, which everything is compared with."""

@@ -141,6 +141,11 @@ class Hardware:
     price_source: str = ""
     capability: str | None = None
 
+    @property
+    def words(self) -> str:
+        """`2 x A100`."""
+        return f"{self.count} x {self.name}"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineFacts:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from bitworth.types.accuracy import AnswerPair, Divergence, Likeness, Recovery
+from bitworth.types.accuracy import AnswerPair, Divergence, Likeness, Noise, Recovery
 from bitworth.types.decision import Constraint, Recommendation
 from bitworth.types.serving import EngineFacts, Hardware, QueryCost
 
@@ -28,6 +28,11 @@ class Cell:
     inputs: Mapping[str, Any]
     where: Mapping[str, str] = field(default_factory=dict)
     needs: tuple[str, ...] = ()
+
+    @property
+    def is_repeat(self) -> bool:
+        """Whether it asks again what another cell asks: its answers are for the engine's noise alone."""
+        return "repeat" in self.inputs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,8 +129,9 @@ class Missing:
 class StudyResult:
     """Everything a finished study says: a function of its ledger and its study file alone.
 
-    `recoveries` has a row a task and format, then one a format with task `average`; `groups` one a subject or language
-    of a task (`task/group`) and format; `evaluated_with` gives the engine behind each format's answers; `finished` is
+    `recoveries` has a row a task and format, then one a format with task `average`, then one a suite that the study
+    names; `groups` one a subject or language of a task (`task/group`) and format; `noise` one a task that was asked
+    several times and format; `evaluated_with` gives the engine behind each format's answers; `finished` is
     the ISO time of the newest result; `machine` and `settings` are printable provenance. `deployments` decide across
     loads, and for the study's mix of use cases. `apart` are questions that formats answered most unlike the baseline,
     `likenesses` how alike what was written is.
@@ -147,6 +153,7 @@ class StudyResult:
     settings: Mapping[str, str]
     finished: str | None
     groups: tuple[Recovery, ...] = ()
+    noise: tuple[Noise, ...] = ()
     deployments: tuple[Recommendation, ...] = ()
     apart: tuple[AnswerPair, ...] = ()
     likenesses: tuple[Likeness, ...] = ()

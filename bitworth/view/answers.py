@@ -1,0 +1,121 @@
+"""What a format and its baseline answered to the questions of one task, side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from bitworth.ledger import Ledger
+from bitworth.readback import check_cell
+from bitworth.types import BASELINE, Cell
+
+PER_PAGE = 50
+_MOST_CHARACTERS = 4000
+
+Which = Literal["changed", "all"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Said:
+    """One model's answer to a question: what it chose or wrote, and its score in [0, 1]."""
+
+    words: str
+    score: float
+    cut: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """One question: the baseline's answer and the format's, None where one has none."""
+
+    item: str
+    group: str
+    baseline: Said | None
+    quantized: Said | None
+
+    @property
+    def changed(self) -> bool:
+        """Whether the score is another."""
+        scores = [said.score for said in (self.baseline, self.quantized) if said is not None]
+        return len(scores) == 2 and scores[0] != scores[1]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnswerPage:
+    """A page of questions; `changed` of `answered` have another score, `lost` of them a lower one."""
+
+    questions: tuple[Question, ...]
+    page: int
+    pages: int
+    answered: int
+    changed: int
+    lost: int
+
+
+def answered(plan: Sequence[Cell]) -> dict[str, list[str]]:
+    """Tasks of a plan to the formats that it asks them of, the baseline left out.
+
+    Raises:
+        BitworthError: a cell of the plan is of another shape than its kind has.
+    """
+    found: dict[str, list[str]] = {}
+    for cell in plan:
+        if cell.kind == "evaluate" and not cell.is_repeat:
+            check_cell(cell)
+            formats = found.setdefault(cell.inputs["task"]["name"], [])
+            if cell.format != BASELINE:
+                formats.append(cell.format)
+    return found
+
+
+def answer_page(ledger: Ledger, task: str, format: str, *, which: Which = "changed", page: int = 1) -> AnswerPage:
+    """The questions of a task whose score is another than the baseline's, or all of them; pages count from 1.
+
+    Raises:
+        BitworthError: the folder holds no study.
+    """
+    before, after = (_answers(ledger, task, name) for name in (BASELINE, format))
+    both = [_question(item, before.get(item), after.get(item)) for item in dict.fromkeys((*before, *after))]
+    changed = [row for row in both if row.changed]
+    rows = changed if which == "changed" else both
+    pages = max(1, -(-len(rows) // PER_PAGE))
+    page = min(max(1, page), pages)
+    return AnswerPage(
+        questions=tuple(rows[(page - 1) * PER_PAGE : page * PER_PAGE]),
+        page=page,
+        pages=pages,
+        answered=sum(row.baseline is not None and row.quantized is not None for row in both),
+        changed=len(changed),
+        lost=sum(_score(row.quantized) < _score(row.baseline) for row in changed),
+    )
+
+
+def _answers(ledger: Ledger, task: str, format: str) -> dict[str, Mapping[str, Any]]:
+    """Item to stored answer."""
+    for cell in ledger.read_plan():
+        if (
+            cell.kind == "evaluate"
+            and not cell.is_repeat
+            and cell.format == format
+            and cell.inputs["task"]["name"] == task
+        ):
+            return {str(row["item"]): row for row in (ledger.get(cell) or {}).get("answers", ())}
+    return {}
+
+
+def _question(item: str, before: Mapping[str, Any] | None, after: Mapping[str, Any] | None) -> Question:
+    group = (before or after or {}).get("group")
+    return Question(item=item, group=str(group or ""), baseline=_said(before), quantized=_said(after))
+
+
+def _said(row: Mapping[str, Any] | None) -> Said | None:
+    if row is None:
+        return None
+    words = str(row.get("text") or row["prediction"])
+    return Said(words=words[:_MOST_CHARACTERS], score=float(row["score"]), cut=len(words) > _MOST_CHARACTERS)
+
+
+def _score(said: Said | None) -> float:
+    assert said is not None  # a question that changed has both
+    return said.score
