@@ -56,6 +56,7 @@ VERBS = {
         "--min-recovery",
         "--out",
         "--quiet",
+        "--repeats",
         "--samples",
         "--seed",
         "--shots",
@@ -116,6 +117,7 @@ VERBS = {
     },
     "import": {"--usd-per-hour", "--json"},
     "recommend": {
+        "--recovery-of",
         "--min-recovery",
         "--confidence",
         "--max-latency",
