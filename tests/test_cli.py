@@ -117,6 +117,7 @@ VERBS = {
     },
     "import": {"--usd-per-hour", "--json"},
     "recommend": {
+        "--recovery-of",
         "--min-recovery",
         "--confidence",
         "--max-latency",
