@@ -128,7 +128,6 @@ VERBS = {
         "--queries-per-second",
         "--available",
         "--json",
-        "--recovery-of",
     },
     "ledger": set(),
     "gate": {
