@@ -64,7 +64,7 @@ BAD = {
 
 @pytest.mark.parametrize("case", BAD)
 def test_a_header_that_does_not_fit_its_file_is_refused(tmp_path: Path, case: str) -> None:
-    with pytest.raises(ValueError, match="."):
+    with pytest.raises(ValueError, match=r"\w"):
         read_header(tensors_file(tmp_path / "x.safetensors", *BAD[case]))
 
 
@@ -107,7 +107,7 @@ def test_aliases_count_for_what_they_stand_for() -> None:
     with pytest.raises(ValueError, match="aliases"):
         yaml_of(laughs)
     for text in ("&a [*a]", "[" * 500 + "]" * 500, "x" * (1 << 19)):
-        with pytest.raises(ValueError, match="."):
+        with pytest.raises(ValueError, match=r"\w"):
             yaml_of(text)
     with pytest.raises(yaml.YAMLError):
         yaml_of("!!python/object/apply:os.system [true]")
