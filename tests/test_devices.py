@@ -180,10 +180,15 @@ def test_experts_see_the_tokens_of_all_devices(
     one = quantize(tmp_path / "model", chosen, tmp_path / "one", calibration=spec)
     two = quantize_on(2, tmp_path / "model", chosen, tmp_path / "two", calibration=spec, device="cpu", spread="data")
     for recipe, first, second in zip(chosen, one, two, strict=True):
-        assert_alike(first.path, second.path, recipe, tipped=0.01)  # an expert's tokens are fewer
+        # An expert's tokens are few. On its own stream a code that tips upstream sends some of them elsewhere, too.
+        assert_alike(first.path, second.path, recipe, tipped=0.01 if stream == "shared" else 0.05)
         assert first.audit is not None
         assert second.audit is not None
-        assert first.audit.experts == second.audit.experts
+        if stream == "shared":
+            assert first.audit.experts == second.audit.experts
+        for ours, theirs in zip(first.audit.experts, second.audit.experts, strict=True):
+            assert sum(ours.tokens.values()) == sum(theirs.tokens.values())
+            assert dict(ours.tokens) == pytest.approx(dict(theirs.tokens), rel=0.05)  # a device alone saw half of them
 
 
 @pytest.mark.slow

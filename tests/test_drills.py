@@ -42,8 +42,8 @@ class Here:
     def __init__(self) -> None:
         self.titles: list[str] = []
 
-    def run(self, cells: Iterable[Cell], work: Work, root: str, watcher: Watcher) -> None:
-        for one in cells:
+    def run(self, cells: Iterable[Cell | None], work: Work, root: str, watcher: Watcher) -> None:
+        for one in filter(None, cells):
             self.titles.append(one.title)
             watcher.ended(one, {"said": one.title}, None, 1.0)
 
@@ -51,7 +51,7 @@ class Here:
 class Once(LocalExecutor):
     """Worker processes, with the work below."""
 
-    def run(self, cells: Iterable[Cell], work: Work, root: str, watcher: Watcher) -> None:
+    def run(self, cells: Iterable[Cell | None], work: Work, root: str, watcher: Watcher) -> None:
         super().run(cells, dies_once, root, watcher)
 
 

@@ -111,6 +111,7 @@ def chunked(decoder: Decoder, sizes: list[int], length: int = 24) -> tuple[list[
 # --- taken apart ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_walk_is_transformers_own_forward(family: str, layout: str, tmp_path: Path) -> None:

@@ -117,6 +117,7 @@ print(title)
 """
 
 
+@pytest.mark.slow
 def test_saturating_16_bit_sums_are_found_and_avoided() -> None:
     """FBGEMM held to AVX2 adds pairs of products in 16 bits, as on a CPU that has no more."""
     environment = {**os.environ, "FBGEMM_ENABLE_INSTRUCTIONS": "AVX2", "OMP_NUM_THREADS": "1"}

@@ -71,6 +71,7 @@ def tasks_and_sockets() -> tuple[int, int]:
     return threading.active_count(), len([c for c in here.net_connections("tcp") if c.status == "ESTABLISHED"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("load", LOADS, ids=lambda load: load.kind)
 def test_a_killed_server_fails_what_is_left_at_once(load: Load) -> None:
     with process_server() as (url, process):
@@ -88,6 +89,7 @@ def test_a_killed_server_fails_what_is_left_at_once(load: Load) -> None:
         assert tasks_and_sockets() == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("load", LOADS, ids=lambda load: load.kind)
 def test_a_server_that_hangs_is_given_up(load: Load) -> None:
     server = FakeServer(faults=["none", "none", *["hang"] * 500])  # type: ignore[list-item]
@@ -101,6 +103,7 @@ def test_a_server_that_hangs_is_given_up(load: Load) -> None:
     assert len(server.requests) < 100 or load.rate is not None
 
 
+@pytest.mark.slow
 def test_a_server_that_loses_one_request_is_not_given_up() -> None:
     with served(FakeServer(token_s=0.005, faults=["none", "hang"])) as url:
         found = measure(HttpGenerator(url, idle_s=0.5), SHAPE, Load(kind="throughput", streams=4), requests=100)

@@ -143,6 +143,7 @@ def data(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_the_torch_engine_answers_the_same_each_time(tiny_llama: Path, data: Path) -> None:
     """To the last bit, choices and samples; by another copy of the model too."""
     written = tasks.load(TaskSpec(name="arc_challenge_llama", samples=3, temperature=0.8), data, chat=True)
@@ -155,6 +156,7 @@ def test_the_torch_engine_answers_the_same_each_time(tiny_llama: Path, data: Pat
     assert len({answer.text for answer in answer_questions(one, written)}) > 1
 
 
+@pytest.mark.slow
 def test_the_verb_measures_noise(
     tiny_llama: Path, data: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

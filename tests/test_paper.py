@@ -270,6 +270,7 @@ def written(tables: dict[str, list[dict[str, str]]], folder: Path) -> Tables:
     return read_tables(folder)
 
 
+@pytest.mark.slow
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(seed=st.integers(0, 2**32 - 1), noise=st.floats(0, 0.03))
 def test_no_false_alarm_on_tables_without_a_defect(seed: int, noise: float, tmp_path: Path) -> None:

@@ -148,6 +148,7 @@ def test_sizes_from_shapes(tiny_llama: Path) -> None:
     assert size.squares == 2 * (6 * 64**2 + 128**2)
 
 
+@pytest.mark.slow
 def test_more_work_is_estimated_longer(tiny_study: dict[str, Any]) -> None:
     def total(kind: str, **changes: Any) -> float:
         cells = plan_cells(parse_study({**tiny_study, **changes}))

@@ -432,6 +432,7 @@ def test_an_interrupted_run_goes_on_after_the_last_block(
     assert sorted(os.listdir(tmp_path / "out")) == sorted(names)
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_and_another_calibration_starts_afresh(
     deep_llama: Path, calibration: Calibration, tmp_path: Path
 ) -> None:

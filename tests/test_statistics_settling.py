@@ -174,6 +174,7 @@ def test_money_falls_with_the_ratio_it_bets_against(pair: tuple[np.ndarray, np.n
             assert (np.diff(money, axis=0) <= 1e-9).all()
 
 
+@pytest.mark.slow
 @given(st.floats(90, 99), st.floats(0.1, 5))
 def test_a_laxer_margin_holds_no_later(least_pct: float, laxer: float) -> None:
     same = np.tile([1.0, 0.0, 1.0, 1.0], 200)

@@ -531,6 +531,7 @@ def refused(*arguments: str | Path) -> str:
     return line
 
 
+@pytest.mark.slow
 def test_what_it_refuses(one: Path, tmp_path: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
