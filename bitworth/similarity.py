@@ -173,7 +173,9 @@ def _sts(encoder: Path | str) -> Scorer:
     """Cosine of sentence embeddings; below 0 counts as 0."""
     module: Any = _package("sentence_transformers")
     try:
-        model = module.SentenceTransformer(str(encoder))
+        model = module.SentenceTransformer(
+            str(encoder), trust_remote_code=False, model_kwargs={"use_safetensors": True}
+        )
     except (OSError, ValueError) as error:
         raise WorkFailed(f"The sentence encoder {encoder} cannot be loaded ({_first(error)}).") from error
 

@@ -192,3 +192,39 @@ def test_no_key_is_printed_where_a_command_fails(canary: str, capsys: pytest.Cap
     assert canary not in printed
     assert "me:word" not in printed
     assert "\u202e" not in printed
+
+
+def test_what_a_report_is_made_of_holds_no_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever brought a key into a result: no file of the folder has it, nor any that the report is."""
+    from folders import write_results
+
+    from bitworth.assembly import assemble
+    from bitworth.report import write_report
+
+    canary = "sk-canary-0123456789abcdef"
+    monkeypatch.setenv("OPENAI_API_KEY", canary)
+    scores, seconds = {"arc_easy": [1, 0, 1]}, [1.0, 2.0]
+    write_results(
+        tmp_path, {"baseline": scores, "w8a8-fp": scores}, {"baseline": seconds, "w8a8-fp": seconds}, name=f"x {canary}"
+    )
+    write_report(assemble(tmp_path), tmp_path)
+    written = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(written) > 5
+    assert not [path for path in written if canary.encode() in path.read_bytes()]
+
+
+@pytest.mark.parametrize("name", ["study.json", "plan.json", "progress.json", "lock"])
+def test_deep_documents_of_a_folder_are_a_sentence(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from folders import write_results
+
+    from bitworth.ledger.checking import check
+    from bitworth.progress import read_progress
+
+    write_results(tmp_path, {"baseline": {"arc_easy": [1, 0]}, "w8a8-fp": {"arc_easy": [1, 0]}})
+    (tmp_path / name).write_text("[" * 100_000)
+    found = [finding.path for finding in check(Ledger(tmp_path))]
+    assert found == ([name] if name in ("study.json", "plan.json") else [])
+    assert read_progress(tmp_path) is None
+    assert not Ledger(tmp_path).held()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
 from collections.abc import Iterator, Sequence
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from bitworth.errors import BitworthError, WorkFailed, disk_reason
+from bitworth.guard.documents import MOST_NESTED, json_of
 from bitworth.ledger.compaction import compact
 from bitworth.ledger.files import is_temporary, may_be_written
 from bitworth.ledger.folder import Ledger, name_of
@@ -119,7 +119,7 @@ def _documents(ledger: Ledger) -> Iterator[Finding]:
         path = ledger.root / name
         try:
             if path.exists():
-                json.loads(path.read_text(encoding="utf-8"))
+                json_of(path.read_text(encoding="utf-8"), nested=MOST_NESTED)
         except (OSError, ValueError):
             says = "cannot be read; `bitworth run` with the same study and folder writes it again"
             yield Finding(what="unreadable", path=name, says=says)

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import IO
 
 from bitworth.errors import BitworthError, disk_reason
+from bitworth.guard.documents import MOST_NESTED, json_of
 from bitworth.ledger.files import host
 
 BEAT_S = 10.0
@@ -121,7 +122,7 @@ def _holder(handle: IO[str]) -> dict[str, object]:
     """What the file says of its holder; empty where it says nothing that reads."""
     try:
         handle.seek(0)
-        found = json.loads(handle.read())
+        found = json_of(handle.read(), nested=MOST_NESTED)
         return {"host": str(found["host"]), "pid": int(found["pid"])}
     except (OSError, ValueError, KeyError, TypeError):
         return {}
