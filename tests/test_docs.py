@@ -258,11 +258,6 @@ def test_the_python_of_the_reference_runs(tmp_path: Path, monkeypatch: pytest.Mo
     exec(compile(block.text, "api.md", "exec"), {})
 
 
-def test_the_package_index_is_not_named() -> None:
-    """Pages work with whatever index pip is set up for."""
-    assert not any("pypi.org" in page.read_text(encoding="utf-8") for page in PAGES)
-
-
 def test_commands_are_run_from_the_shell_as_they_are_here(tmp_path: Path) -> None:
     """One command of a guide through the installed entry point, in a process of its own."""
     page = next(page for page in GUIDES if page.stem == "no-gpu")
