@@ -117,8 +117,9 @@ def test_what_work_prints_stays_off_standard_output(capfd: pytest.CaptureFixture
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_the_worker_goes_with_its_driver(tmp_path: Path, how: signal.Signals) -> None:
     script = (
-        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        f"import signal, sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
         "import test_local as t\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # which what runs in the background may ignore
         "if __name__ == '__main__':\n    t.LocalExecutor().run([t.cell('sleep')], t.work, '.', t.Log())\n"
     )
     path = tmp_path / "driver.py"
