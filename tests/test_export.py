@@ -127,7 +127,7 @@ def test_columns_are_typed_whatever_the_rows_hold(root: Path, tables: dict[str, 
         assert not any(pa.types.is_null(field.type) for field in schema)
         assert "study" in schema.names
         floats = [field.name for field in schema if pa.types.is_floating(field.type)]
-        units = r"(_s|_pct|_nats|_usd|_hour|_second|_queries|perplexity|score|scale|p_value|p_holm|mcnemar_p|_ci95_(low|high))$"
+        units = r"(_s|_pct|_nats|_usd|_hour|_second|_queries|perplexity|score|scale|p_value|_holm|_p|_ci95_(low|high))$"
         assert [name for name in floats if not re.search(units, name)] == []
 
 
