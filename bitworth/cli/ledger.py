@@ -82,7 +82,8 @@ def compact(folder: Folder, json: Json = False) -> None:
     opened = _existing(folder)
     with opened.lock():
         done = pack(opened)
-    says = f"{done.results} results in {done.packs} packs, {done.removed_files} files fewer."
+    packs = "1 pack" if done.packs == 1 else f"{done.packs} packs"
+    says = f"{done.results} results in {packs}, {done.removed_files} files fewer."
     Terminal(as_json=json).answer(asdict(done), lambda: Text(says))
 
 
