@@ -153,7 +153,10 @@ def test_a_raylet_killed_midway_costs_nothing(cluster: Any, tmp_path: Path) -> N
     assert sorted(title for title, _, _ in log.ended_) == sorted(map(str, range(12))), "each reported once"
     assert {cause for _, _, cause in log.ended_} == {None}
     starts = (tmp_path / "starts").read_text().split()
-    assert len(starts) - 12 == len(notes) >= 1, "only what was on the lost node ran again"
+    assert set(starts) == set(map(str, range(12)))
+    assert notes, "the lost node had work"
+    # What was sent there may not have begun, and then leaves no second start.
+    assert 0 <= len(starts) - 12 <= len(notes), "only what was on the lost node ran again"
     cluster.remove_node(added[1])
 
 
