@@ -18,7 +18,7 @@ from bitworth.evaluation import compare, compare_groups, unfit_because
 from bitworth.hardware import LOCAL, is_this_machine
 from bitworth.ledger import Ledger, revive
 from bitworth.predicted_rows import PredictedRows
-from bitworth.readback import check_cell, check_record
+from bitworth.readback import check_answers, check_cell, check_record
 from bitworth.recommendation import Effort, mix_costs, recommend
 from bitworth.statistics import noise_of
 from bitworth.study import Study, parse_study
@@ -288,6 +288,7 @@ def _light(cell: Cell, record: dict[str, Any] | None) -> dict[str, Any] | None:
         check_record(cell, record)
     if record is not None and "answers" in record["result"]:
         record["result"]["answers"] = revive(list[Answer], record["result"]["answers"])
+        check_answers(cell, record["result"]["answers"])
     return record
 
 

@@ -7,11 +7,11 @@ version wrote other fields.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from bitworth.errors import BitworthError
-from bitworth.types import Cell
+from bitworth.types import Answer, Cell
 
 _Kinds = type | tuple[type, ...]
 _INPUTS: dict[str, dict[str, _Kinds]] = {
@@ -50,12 +50,24 @@ def check_record(cell: Cell, record: Mapping[str, Any]) -> None:
     if not isinstance(result, Mapping):
         raise _unreadable(cell, "it is no object")
     _require(cell, result, {name: kind for name, kind in _OPTIONAL.items() if name in result})
+    if not all(isinstance(text, str) for text in result.get("machine", {}).values()):
+        raise _unreadable(cell, "machine")
     _require(cell, result, _FIELDS.get(cell.kind, {}))
     if cell.kind == "benchmark" and result["unsupported"] is None:
         _require(cell, result, _TIMED)
     seconds = record.get("seconds", 0.0)
     if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 <= seconds < math.inf:
         raise _unreadable(cell, "seconds")
+
+
+def check_answers(cell: Cell, answers: Iterable[Answer]) -> None:
+    """Raise where an answer's score is no share.
+
+    Raises:
+        BitworthError: names the cell.
+    """
+    if not all(0 <= answer.score <= 1 for answer in answers):
+        raise _unreadable(cell, "a score outside [0, 1]")
 
 
 def _require(cell: Cell, fields: Mapping[str, Any], kinds: Mapping[str, _Kinds]) -> None:

@@ -60,6 +60,7 @@ def stored(field: str, value: Any, number: int = 0) -> bytes:
     return written({"at": number, "result": {**cells_of_a_study()[number][1], field: value}})
 
 
+ANSWER = cells_of_a_study()[0][1]["answers"][0]
 TIMES = ("benchmarks", 0, "requests", "successful", 0, "info", "timings")
 #: What crashed or hung a reader once.
 FOUND = {
@@ -104,6 +105,8 @@ FOUND = {
     "a reason that is a number": ("stored result", stored("unsupported", 3, 1)),
     "rates that are a number": ("stored result", stored("rates", 3, 1)),
     "a machine that is a list": ("stored result", stored("machine", ["x"])),
+    "a machine whose processor is a number": ("stored result", stored("machine", {"processor": 3})),
+    "a score beyond squares": ("stored result", stored("answers", [{**ANSWER, "score": 1e200}])),
 }
 
 
