@@ -13,6 +13,7 @@ from importlib.util import find_spec
 from statistics import fmean
 
 import numpy as np
+from scipy.special import softmax
 
 from bitworth.similarity import MEASURES, scores_of
 from bitworth.types import Answer, AnswerPair, Likeness
@@ -76,15 +77,10 @@ def _said(answer: Answer) -> str:
 
 def _distance(before: Answer, after: Answer) -> float:
     if len(before.logprobs) == len(after.logprobs) > 1:
-        changes = np.abs(_probabilities(before.logprobs) - _probabilities(after.logprobs))
+        changes = np.abs(softmax(before.logprobs) - softmax(after.logprobs))
         return float(changes.sum() / 2)
     ours, theirs = (_said(answer).split()[:WORDS] for answer in (before, after))
     return 1 - SequenceMatcher(None, ours, theirs, autojunk=False).ratio()
-
-
-def _probabilities(logprobs: Sequence[float]) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-    weights = np.exp(np.asarray(logprobs) - max(logprobs))
-    return np.asarray(weights / weights.sum())
 
 
 def _likeness(task: str, format: str, measure: str, scores: Sequence[float]) -> Likeness:

@@ -11,7 +11,7 @@ and the server's work for each running sequence. Shares are then of whatever the
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
@@ -148,9 +148,4 @@ def _first(timing: Timing) -> float:
 
 def _constants(start: Constants, logs: Sequence[float]) -> Constants:
     found = dict(zip(_FITTED, map(math.exp, logs), strict=True))
-    return replace(start, **found | dict(_same_share(found["compute16_share"])))
-
-
-def _same_share(share: float) -> Iterator[tuple[str, float]]:
-    for name in _SHARES:
-        yield name, share
+    return replace(start, **found | dict.fromkeys(_SHARES, found["compute16_share"]))

@@ -10,6 +10,7 @@ from pathlib import Path
 from bitworth.errors import WorkFailed, disk_reason
 from bitworth.report import compared, panels
 from bitworth.report.marks import marks_of
+from bitworth.report.sheets import slug
 from bitworth.report.words import scenario_title
 from bitworth.types import StudyResult
 
@@ -46,15 +47,15 @@ def drawings(result: StudyResult) -> Iterator[tuple[str, str]]:
     measured = [*(cost.format for cost in result.costs), *(row.format for row in result.recoveries)]
     marks = marks_of([*result.formats, *measured])
     for task, svg in panels.recovery_plots(result, marks):
-        yield _slug("recovery", task), svg
+        yield slug("recovery", task), svg
     for drawn in compared.likeness(result, marks):
-        yield _slug("likeness", drawn.title), drawn.svg
+        yield slug("likeness", drawn.title), drawn.svg
     for found in result.recommendations:
         panel = panels.cost_panel(found, result, marks)
         if panel.svg is not None:
-            yield _slug("cost", scenario_title(found.use_case, found.load)), panel.svg
+            yield slug("cost", scenario_title(found.use_case, found.load)), panel.svg
     for drawn in compared.curves(result, marks):
-        yield _slug("latency", drawn.title), drawn.svg
+        yield slug("latency", drawn.title), drawn.svg
 
 
 def standing_alone(svg: str) -> str:
@@ -76,7 +77,3 @@ def light_colours() -> dict[str, str]:
     style = files("bitworth.report").joinpath("page.css").read_text(encoding="utf-8")
     root = style[style.index(":root") : style.index("}")]
     return dict(re.findall(r"(--[a-z0-9-]+): (#[0-9a-f]{6})", root))
-
-
-def _slug(*parts: str) -> str:
-    return "-".join(re.sub(r"[^a-z0-9]+", "-", part.lower()).strip("-") for part in parts)

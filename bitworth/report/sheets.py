@@ -253,8 +253,13 @@ def _with(figure: str, bounds: tuple[float, float] | None) -> str:
     return f"{figure} ({interval(bounds)})" if bounds else figure
 
 
+def slug(*parts: str) -> str:
+    """The parts as a name fit for a file."""
+    return "-".join(re.sub(r"[^a-z0-9]+", "-", part.lower()).strip("-") for part in parts)
+
+
 def _file(*parts: str) -> str:
-    return "-".join(re.sub(r"[^a-z0-9]+", "-", part.lower()).strip("-") for part in parts) + ".csv"
+    return f"{slug(*parts)}.csv"
 
 
 def _address(keys: Sequence[str], rows: Iterable[Sequence[Value]]) -> str:
