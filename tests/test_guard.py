@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import time
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +113,18 @@ def test_aliases_count_for_what_they_stand_for() -> None:
     with pytest.raises(yaml.YAMLError):
         yaml_of("!!python/object/apply:os.system [true]")
     assert yaml_of("a: &b [1]\nc: *b\n") == {"a": [1], "c": [1]}
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["- a\n" * 60_000, "a: 1" + ":1" * 130_000, "[" * 200_000, "? " * 100_000, "- " * 100_000, "- &a\n" * 49_000, "{a," * 80_000],
+    ids=lambda text: text[:6],
+)
+def test_yaml_of_any_kind_takes_no_second(text: str) -> None:
+    began = time.process_time()
+    with pytest.raises((ValueError, yaml.YAMLError)):
+        yaml_of(text)
+    assert time.process_time() - began < 1
 
 
 def test_json_that_is_nested_beyond_the_stack_is_refused() -> None:

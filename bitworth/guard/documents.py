@@ -8,12 +8,18 @@ from typing import Any
 
 import yaml
 
-#: A study is a page long; PyYAML takes seconds for a megabyte.
+#: A study is a page long.
 MOST_YAML_CHARACTERS = 1 << 18
 #: Values of a YAML document with every alias written out.
 MOST_YAML_NODES = 50_000
+#: Of a number in YAML, as for Python's own: 1:1:1:... counts sixties, in time that grows with the square of its length.
+MOST_YAML_DIGITS = 4_300
 #: Lists and mappings inside one another; what reads a document further needs some of Python's stack for each.
 MOST_NESTED = 64
+
+#: libyaml's where PyYAML was built with it: Python's takes seconds for what is allowed here.
+_Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_NUMBERS = frozenset({"tag:yaml.org,2002:int", "tag:yaml.org,2002:float"})
 
 _UNREADABLE = (ArithmeticError, AttributeError, IndexError, KeyError, TypeError, ValueError)
 
@@ -59,11 +65,12 @@ def yaml_of(text: str) -> Any:
     Raises:
         yaml.YAMLError: it is not YAML, or names a type that is not YAML's own.
         ValueError: it is too long, too large with its aliases written out, nested too deeply, within itself, or holds a
-            value that is none of its type (the 40th of May).
+            value that is none of its type (the 40th of May) or an endless number.
     """
     if len(text) > MOST_YAML_CHARACTERS:
         raise ValueError(f"it is longer than {MOST_YAML_CHARACTERS:,} characters")
-    loader = yaml.SafeLoader(text)
+    _bounded(text)
+    loader = _Loader(text)
     try:
         node = loader.get_single_node()
         if node is None:
@@ -81,6 +88,18 @@ def yaml_of(text: str) -> Any:
         loader.dispose()
 
 
+def _bounded(text: str) -> None:
+    """Refuse a document by its events, which need no stack and no memory, before anything is made of it."""
+    depth = nodes = 0
+    for event in yaml.parse(text, Loader=_Loader):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        nodes += isinstance(event, yaml.NodeEvent)
+        if depth > MOST_NESTED:
+            raise ValueError("it is nested too deeply")
+        if nodes > MOST_YAML_NODES:
+            raise ValueError(f"it holds more than {MOST_YAML_NODES:,} values")
+
+
 def _written_out(node: yaml.Node, known: dict[int, int], depth: int) -> int:
     """How many nodes there are with aliases written out; `known` holds 0 for what is being counted."""
     if depth > MOST_NESTED:
@@ -89,6 +108,8 @@ def _written_out(node: yaml.Node, known: dict[int, int], depth: int) -> int:
         if not known[id(node)]:
             raise ValueError("it holds itself")
         return known[id(node)]
+    if node.tag in _NUMBERS and len(node.value) > MOST_YAML_DIGITS:
+        raise ValueError(f"it holds a number of more than {MOST_YAML_DIGITS:,} digits")
     known[id(node)] = 0
     children = [part for pair in node.value for part in pair] if isinstance(node, yaml.MappingNode) else node.value
     inner = () if isinstance(node, yaml.ScalarNode) else children
