@@ -117,7 +117,15 @@ def test_aliases_count_for_what_they_stand_for() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["- a\n" * 60_000, "a: 1" + ":1" * 130_000, "[" * 200_000, "? " * 100_000, "- " * 100_000, "- &a\n" * 49_000, "{a," * 80_000],
+    [
+        "- a\n" * 60_000,
+        "- &a\n" * 49_000,
+        "a: 1" + ":1" * 130_000,
+        "[" * 200_000,
+        "{a," * 80_000,
+        "? " * 100_000,
+        "- " * 100_000,
+    ],
     ids=lambda text: text[:6],
 )
 def test_yaml_of_any_kind_takes_no_second(text: str) -> None:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,18 @@ def test_progress_and_results_come_back_and_one_worker_serves_all() -> None:
     assert first["root"] == "/root/of/results"
     assert first["pid"] != os.getpid()
     assert not psutil.pid_exists(first["pid"])
+
+
+def test_a_worker_may_import_ahead_and_goes_unused() -> None:
+    log = Log()
+    with closing(LocalExecutor(("wave", "no_such_module"))) as executor:
+        early = {process.pid for process in psutil.Process().children()}
+        executor.run([cell("a")], work, ".", log)
+    assert log.lines[-1][2]["pid"] in early
+    before = psutil.Process().children()  # a tracker of multiprocessing's own stays
+    with closing(LocalExecutor(("wave",))):
+        assert len(psutil.Process().children()) == len(before) + 1
+    assert psutil.Process().children() == before
 
 
 def test_a_fault_costs_the_cell_alone() -> None:

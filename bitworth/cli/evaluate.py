@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import closing
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -29,8 +30,12 @@ from bitworth.cli.tasks import (
 )
 from bitworth.cli.written import sampled, written_figures
 from bitworth.errors import BitworthError, WorkFailed
+from bitworth.execute.local import LocalExecutor
 from bitworth.ledger import Ledger, key_of, revive
 from bitworth.types import Answer, Cell, Divergence, TaskSpec
+
+#: What the worker needs to ask a model in torch: importing it takes as long as looking at the prompts beforehand.
+WORKER_IMPORTS = ("bitworth.engines.torch", "bitworth.tasks.harness", "transformers.generation.utils")
 
 if TYPE_CHECKING:
     from bitworth.planning import Subject
@@ -134,11 +139,13 @@ def evaluate(
         note=terminal.note,
     )
     fresh = out is None or any(Ledger(out).get(cell) is None for cell in cells if cell.kind == "evaluate")
-    if specs and (show or fresh) and not quiet:
-        folder = sources.resolve_data(data, note=terminal.note)
-        look_at_prompts(terminal, specs, folder, Path(subject.path), show)
-    began = time.monotonic()
-    results, missing = run_cells(terminal, cells, out)
+    soon = specs and fresh and engine == "torch"
+    with closing(LocalExecutor(WORKER_IMPORTS if soon else ())) as executor:
+        if specs and (show or fresh) and not quiet:
+            folder = sources.resolve_data(data, note=terminal.note)
+            look_at_prompts(terminal, specs, folder, Path(subject.path), show)
+        began = time.monotonic()
+        results, missing = run_cells(terminal, cells, out, executor)
     document = _evaluation(cells, results, min_recovery, baseline, names)
     document["missing"] = missing
     if similarity:

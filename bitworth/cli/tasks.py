@@ -25,6 +25,7 @@ from bitworth.tasks.reasoning import pass_rate
 from bitworth.types import Answer, Cell, TaskSpec
 
 if TYPE_CHECKING:
+    from bitworth.execute import Executor
     from bitworth.hygiene import PromptCheck
     from bitworth.tasks import Loaded, LoadedOpen
 
@@ -133,7 +134,7 @@ def check_words(check: PromptCheck, loaded: Loaded | LoadedOpen) -> list[str]:
 
 
 def run_cells(
-    terminal: Terminal, cells: tuple[Cell, ...], out: Path | None
+    terminal: Terminal, cells: tuple[Cell, ...], out: Path | None, executor: Executor | None = None
 ) -> tuple[dict[str, dict[str, Any]], list[dict[str, str]]]:
     """Results by key, and the title and cause of each cell without one.
 
@@ -147,7 +148,7 @@ def run_cells(
         with ledger.lock():
             done = sum(ledger.done(cell) for cell in cells)
             with terminal.watching(len(cells), done) as watcher:
-                running.run_cells(ledger, cells, watcher=watcher, note=terminal.note)
+                running.run_cells(ledger, cells, executor=executor, watcher=watcher, note=terminal.note)
         found, missing = {}, []
         for cell in cells:
             result = ledger.get(cell)

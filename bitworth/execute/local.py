@@ -9,7 +9,9 @@ from __future__ import annotations
 import multiprocessing
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from importlib import import_module
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from typing import Any
@@ -23,9 +25,15 @@ from bitworth.types import Cell
 class LocalExecutor:
     """Runs cells in one worker process at a time."""
 
-    def __init__(self) -> None:
+    def __init__(self, imports: Sequence[str] = ()) -> None:
+        """Prepare; given modules, a worker starts at once and imports them while its driver is still busy.
+
+        Such an executor is closed by whoever made it, in case it never comes to run anything.
+        """
         self._process: SpawnProcess | None = None
         self._pipe: Connection | None = None
+        if imports:
+            self._worker(imports)
 
     def run(self, cells: Iterable[Cell | None], work: Work, root: str, watcher: Watcher) -> None:
         """Run each cell and report it; the worker is gone when this returns or raises."""
@@ -36,7 +44,7 @@ class LocalExecutor:
                 result, cause = self._one(cell, work, root, watcher)
                 watcher.ended(cell, result, cause, time.monotonic() - began)
         finally:
-            self._stop()
+            self.close()
 
     def _one(self, cell: Cell, work: Work, root: str, watcher: Watcher) -> tuple[dict[str, Any] | None, str | None]:
         pipe = self._worker()
@@ -50,11 +58,11 @@ class LocalExecutor:
         except (EOFError, BrokenPipeError, ConnectionResetError):
             return None, self._death()
 
-    def _worker(self) -> Connection:
+    def _worker(self, imports: Sequence[str] = ()) -> Connection:
         if self._pipe is None:
             context = multiprocessing.get_context("spawn")
             self._pipe, theirs = context.Pipe()
-            self._process = context.Process(target=_serve, args=(theirs, os.getpid()), name="bitworth-worker")
+            self._process = context.Process(target=_serve, args=(theirs, os.getpid(), imports), name="bitworth-worker")
             self._process.start()
             theirs.close()
         return self._pipe
@@ -69,7 +77,8 @@ class LocalExecutor:
         self._pipe, self._process = None, None
         return cause_of_death(code, "The worker")
 
-    def _stop(self) -> None:
+    def close(self) -> None:
+        """Leave no worker behind."""
         if self._pipe is not None:
             self._pipe.close()
         if self._process is not None:
@@ -78,9 +87,12 @@ class LocalExecutor:
         self._pipe, self._process = None, None
 
 
-def _serve(pipe: Connection, parent: int) -> None:
+def _serve(pipe: Connection, parent: int, imports: Sequence[str]) -> None:
     """The worker's loop: take a cell, run it, send back its result or the sentence that says why not."""
     settle_in(parent)
+    with suppress(ImportError):  # the cell that needs what is missing says so
+        for name in imports:
+            import_module(name)
     while True:
         try:
             cell, work, root = pipe.recv()
