@@ -165,7 +165,7 @@ def test_the_recipe_and_the_calibration_are_the_checkpoints_own(results: Path) -
     text = (results / "card.md").read_text(encoding="utf-8")
     rows = table_rows(text)
     assert ["weights", "4-bit integers, a scale a group of 64, symmetric"] in rows
-    assert ["prepared by", "AWQ"] in rows
+    assert ["prepared by", "AWQ, 10 steps"] in rows
     assert any("2 sweeps of refinement" in cells[-1] for cells in rows)
     assert ["vocabulary seen", "8.1 %"] in rows
     assert ["repeated sequences", "3"] in rows

@@ -17,7 +17,10 @@ import yaml
 
 from bitworth import cli
 from bitworth.cli.benchmark import parse_load
+from bitworth.cli.quantize import recipe_of
 from bitworth.errors import BitworthError
+from bitworth.recipes import recipe as recipe_named
+from bitworth.study import parse_study
 from bitworth.types import Load
 
 VERBS = {
@@ -26,6 +29,7 @@ VERBS = {
     "status": {"--json"},
     "quantize": {
         "--recipe",
+        "--set",
         "--out",
         "--group-size",
         "--allow-group-fallback",
@@ -439,6 +443,58 @@ def test_calibration_that_is_missing(call: Run, tiny_llama: Path, tmp_path: Path
     wanted = ("--recipe", "w8a8-int-gptq", "--out", tmp_path / "out")
     refused(call("quantize", tiny_llama, *wanted), "needs calibration text", "--calibration")
     refused(call("quantize", tiny_llama, *wanted, "--calibration", tmp_path / "no.txt"), "no.txt")
+
+
+def test_steps_are_set_as_a_studys_format_sets_them() -> None:
+    settings = {"damping": 0.1, "ordering": "group", "clip": "mse", "sweeps": 1, "awq_steps": 4}
+    written = [f"{key}={value}" for key, value in settings.items()]
+    asked = {"model": "m", "formats": ["baseline", {"name": "mine", "base": "w4a16-int-gptq", **settings}]}
+    assert recipe_of("w4a16-int-gptq", [*written, "name=mine"]) == parse_study(asked).recipes()["mine"]
+    assert recipe_of("w4a16-int-gptq", written).name == (
+        "w4a16-int-gptq-damping-0.1-ordering-group-clip-mse-sweeps-1-awq_steps-4"
+    )
+    assert recipe_of("w8a8-fp+kv-fp8", group_size=64) == recipe_named("w8a8-fp+kv-fp8", group_size=64)
+
+
+def test_a_changed_recipe_is_made_under_its_own_name(call: Run, tiny_llama: Path, tmp_path: Path) -> None:
+    source = tmp_path / "text.txt"
+    source.write_text("The quick brown fox jumps over the lazy dog. " * 200)
+    asked = ("--recipe", "w8a8-int-gptq", "--calibration", source, "--samples", "4", "--length", "16")
+    changed = ("--set", "damping=0.25", "--set", "sweeps=1")
+    code, stdout, _ = call("quantize", tiny_llama, *asked, *changed, "--out", tmp_path / "out", "--json")
+    assert code == 0
+    [made] = json.loads(stdout)["checkpoints"]
+    kept = json.loads((tmp_path / "out" / "bitworth.json").read_text())
+    assert made["format"] == kept["format"] == kept["recipe"]["name"] == "w8a8-int-gptq-damping-0.25-sweeps-1"
+    assert (kept["recipe"]["rounding"]["damping"], kept["recipe"]["rounding"]["sweeps"]) == (0.25, 1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (["damping=2"], "--set: damping: input should be less than 1, got 2."),
+        (["ordering=by weight"], "--set: ordering: input should be"),
+        (["dampin=0.1"], "--set: dampin: unknown key 'dampin'; did you mean 'damping'?"),
+        (["awq_steps=4"], "`awq_steps` is a setting of AWQ, and w8a8-int-gptq scales nothing by it"),
+        (["damping"], "--set damping: write KEY=VALUE, such as --set damping=0.1."),
+        (["damping="], "--set damping=: write KEY=VALUE"),
+        (["=0.1"], "--set =0.1: write KEY=VALUE"),
+        (["damping={"], "--set damping={: write KEY=VALUE"),
+        (["damping=[0.1]"], "--set: damping: input should be a valid number"),
+        (["damping=0.1", "damping=0.2"], "--set damping=0.2: it is set twice."),
+        (["base=w8a8-fp"], "--set base=w8a8-fp: --recipe names the base."),
+        (["name=no/folder", "sweeps=1"], "--set: name: string should match pattern"),
+    ],
+)
+def test_changes_that_are_none(call: Run, tiny_llama: Path, tmp_path: Path, changes: list[str], said: str) -> None:
+    options = [part for text in changes for part in ("--set", text)]
+    refused(call("quantize", tiny_llama, "--recipe", "w8a8-int-gptq", *options, "--out", tmp_path / "out"), said)
+    assert not (tmp_path / "out").exists()
+
+
+def test_one_name_serves_one_recipe(call: Run, tiny_llama: Path, tmp_path: Path) -> None:
+    both = ("--recipe", "w8a8-int-gptq", "--recipe", "w4a16-int-gptq", "--set", "name=mine", "--set", "sweeps=1")
+    refused(call("quantize", tiny_llama, *both, "--out", tmp_path / "out"), "named twice")
 
 
 def test_calibration_is_mixed_and_audited(

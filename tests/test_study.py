@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from bitworth.errors import BitworthError
 from bitworth.recipes import recipe as recipe_named
 from bitworth.schemes import FP8_CACHE
 from bitworth.study import load_study, parse_study
-from bitworth.types import Calibration, CalibrationSource, Clip, Gptq, Limits, Load
+from bitworth.types import Awq, Calibration, CalibrationSource, Clip, Gptq, Limits, Load
 
 MINIMAL: dict[str, Any] = {"model": "demo:smollm2", "formats": ["baseline", "w8a8-fp"]}
 
@@ -60,6 +61,19 @@ def test_names_become_objects() -> None:
     assert (local.usd_per_hour, local.price_source) == (0.2, "the study file")
     assert (h100.count, h100.usd_per_hour) == (2, 6.38)
     assert study.constraint().min_recovery_pct == 98
+
+
+def test_a_recipes_steps_are_changed_by_name() -> None:
+    changes = {"damping": 0.2, "ordering": "none", "sweeps": 0, "awq_steps": 3}
+    study = parse_study({**MINIMAL, "formats": ["baseline", {"name": "mine", "base": "w4a16-int-gptq", **changes}]})
+    mine, preset = study.recipes()["mine"], recipe_named("w4a16-int-gptq")
+    assert mine is not None
+    assert isinstance(preset.rounding, Gptq)
+    assert mine.rounding == replace(preset.rounding, damping=0.2, ordering="none", sweeps=0)
+    [step] = mine.transforms
+    assert isinstance(step, Awq)
+    assert step.steps == 3
+    assert mine.scheme == preset.scheme
 
 
 def test_calibration_sources() -> None:
@@ -118,6 +132,20 @@ def test_calibration_that_makes_no_sense(asked: dict[str, Any], said: str) -> No
         ({"hardware": ["h100"]}, "did you mean 'H100'?"),
         ({"constraints": {"min_recovery": 99}}, "did you mean 'min_recovery_pct'?"),
         ({"group_size": -1}, "group_size: input should be greater than 0, got -1"),
+        (
+            {"formats": ["baseline", {"name": "mine", "base": "w8a8-fp", "damping": 0.1}]},
+            "`damping` is a setting of GPTQ, and w8a8-fp rounds without it",
+        ),
+        (
+            {"formats": ["baseline", {"name": "mine", "base": "w8a8-int-paper-8b", "awq_steps": 5}]},
+            "`awq_steps` is a setting of AWQ, and w8a8-int-paper-8b scales nothing by it",
+        ),
+        (
+            {"formats": ["baseline", {"name": "mine", "base": "w4a16-int-rtn", "clip": "mse-hessian"}]},
+            "clip `mse-hessian` weighs errors by calibration data, and w4a16-int-rtn sees none; take `mse`",
+        ),
+        ({"formats": [{"name": "baseline", "base": "w8a8-fp"}]}, "`baseline` is the model as it came"),
+        ({"formats": ["baseline", {"name": "x", "base": "baseline"}]}, "`baseline` is the model as it came"),
         ({"model": 5}, "model: input should be a valid string, got 5"),
         ({"device": "gpu"}, "device: string should match pattern"),
         ({"device": "cuda:1", "devices": 2}, "devices: 2 and device: cuda:1 exclude each other; name the kind alone"),
@@ -162,7 +190,8 @@ def test_missing_and_binary_files(tmp_path: Path) -> None:
 
 
 def test_a_study_reads_back_from_its_own_dump() -> None:
-    study = parse_study({**MINIMAL, "tasks": ["mmlu"], "divergence": {"window": 64}})
+    formats = ["baseline", {"name": "mine", "base": "w4a16-int-awq", "clip": "none", "awq_steps": 5}]
+    study = parse_study({**MINIMAL, "formats": formats, "tasks": ["mmlu"], "divergence": {"window": 64}})
     assert parse_study(study.model_dump(mode="json")) == study
 
 

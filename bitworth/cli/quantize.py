@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,7 +16,7 @@ from rich.text import Text
 from bitworth.cli import names
 from bitworth.cli.console import Json, Quiet, Terminal, is_follower
 from bitworth.errors import BitworthError
-from bitworth.types import Calibration, Rule, Spread, StreamKind
+from bitworth.types import Calibration, Recipe, Rule, Spread, StreamKind
 
 
 def quantize(
@@ -24,6 +26,15 @@ def quantize(
         typer.Option("--recipe", help="A recipe's name; several make several folders.", autocompletion=names.recipes),
     ],
     out: Annotated[Path, typer.Option("--out", help="The checkpoint's folder, or the folder of several.")],
+    changes: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Change a step of the recipes, with the keys of a study's format: damping=0.1, ordering=group, "
+            "clip=mse, sweeps=2, awq_steps=20; name=NAME is what the changed recipe is called. Repeatable.",
+        ),
+    ] = None,
     group_size: Annotated[int | None, typer.Option(help="Input columns that share a scale (128).", min=1)] = None,
     allow_group_fallback: Annotated[
         bool, typer.Option(help="Take the largest group size that divides every layer, where the asked one does not.")
@@ -73,12 +84,12 @@ def quantize(
     from bitworth import sources
     from bitworth.devices import quantize_here
     from bitworth.forecast import forecast
-    from bitworth.recipes import recipe as recipe_named
     from bitworth.report.calibration import audit_summary
 
     terminal = Terminal(as_json=json, quiet=quiet or is_follower())
-    recipes = [recipe_named(name, group_size=group_size) for name in recipe]
-    if len(set(recipe)) < len(recipe):
+    recipes = [recipe_of(name, changes or (), group_size=group_size) for name in recipe]
+    called = [each.name for each in recipes]
+    if len(set(called)) < len(called):
         raise BitworthError("A recipe is named twice; each makes one folder.")
     spec = None
     if calibration:
@@ -102,7 +113,7 @@ def quantize(
             )
         )  # fmt: skip
         if not is_follower():
-            terminal.answer({"model": str(folder), "recipes": recipe, **foretold}, lambda: _forecast_table(foretold))
+            terminal.answer({"model": str(folder), "recipes": called, **foretold}, lambda: _forecast_table(foretold))
         return
     with terminal.steps("quantize") as step:
         made = quantize_here(
@@ -115,6 +126,47 @@ def quantize(
     audits = {result.format: result.audit for result in made if result.audit is not None}
     shown = [audit_summary(audits)] if audits else []
     terminal.answer({"model": str(folder), "checkpoints": rows}, lambda: Group(_checkpoint_table(rows), *shown))
+
+
+def recipe_of(preset: str, changes: Sequence[str] = (), *, group_size: int | None = None) -> Recipe:
+    """A preset, or one with steps changed as a study's format changes them, `KEY=VALUE` each.
+
+    Unless `name` is among them its name says what was changed: `w8a8-int-gptq-damping-0.1`.
+
+    Raises:
+        BitworthError: no such preset, or whatever a study's format would be refused for.
+    """
+    from bitworth.recipes import recipe as recipe_named
+    from bitworth.study import parse_format
+
+    if not changes:
+        return recipe_named(preset, group_size=group_size)
+    given: dict[str, Any] = {}
+    for text in changes:
+        key, value = _change(text)
+        if key in given or key == "base":
+            raise BitworthError(f"--set {text}: {'--recipe names the base' if key == 'base' else 'it is set twice'}.")
+        given[key] = value
+    name = "-".join([preset, *(re.sub(r"[^A-Za-z0-9._+-]", "-", text) for text in changes)])
+    recipe = parse_format({"name": name, "base": preset, **given}, where="--set").recipe(group_size)
+    assert recipe is not None  # the baseline has no steps to change
+    return recipe
+
+
+def _change(text: str) -> tuple[str, Any]:
+    """A key, and its value as YAML would read it."""
+    from yaml import YAMLError
+
+    from bitworth.guard.documents import yaml_of
+
+    key, _, written = text.partition("=")
+    try:
+        value = yaml_of(written)
+    except (YAMLError, ValueError):
+        value = None
+    if not key or value is None:
+        raise BitworthError(f"--set {text}: write KEY=VALUE, such as --set damping=0.1.")
+    return key, value
 
 
 def _checkpoint_table(rows: list[dict[str, Any]]) -> RenderableType:
@@ -136,4 +188,5 @@ def _forecast_table(foretold: dict[str, Any]) -> RenderableType:
     return Group(
         table,
         Text(f"Hidden states lie {where}. About {minutes:.1f} minutes, {foretold['disk_mib']:,.0f} MiB on disk."),
+        *(Text(note) for note in foretold["notes"]),
     )

@@ -75,4 +75,6 @@ def _rounding(rounding: Rtn | Gptq) -> str:
 
 
 def _transform(step: SmoothQuant | Awq) -> str:
-    return f"SmoothQuant, strength {limit(step.strength)}" if isinstance(step, SmoothQuant) else "AWQ"
+    return (
+        f"SmoothQuant, strength {limit(step.strength)}" if isinstance(step, SmoothQuant) else f"AWQ, {step.steps} steps"
+    )

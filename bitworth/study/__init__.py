@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import yaml
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
@@ -54,6 +54,8 @@ from bitworth.types import (
     Recipe,
     TaskSpec,
 )
+
+_Whole = TypeVar("_Whole", bound=Part)
 
 
 class Study(Part):
@@ -182,23 +184,32 @@ def parse_study(raw: Any, *, where: str = "the study") -> Study:
     """Check a study given as a mapping; see `load_study` for what it raises."""
     if not isinstance(raw, dict):
         raise BitworthError(f"{where} must be a mapping with keys such as {', '.join(list(Study.model_fields)[:5])}.")
+    return _checked(Study, raw, where)
+
+
+def parse_format(raw: Any, *, where: str) -> FormatEntry:
+    """Check one entry of a study's `formats`, given as a mapping; see `load_study` for what it raises."""
+    return _checked(FormatEntry, raw, where)
+
+
+def _checked(whole: type[_Whole], raw: Any, where: str) -> _Whole:
     try:
-        return Study.model_validate(raw)
+        return whole.model_validate(raw)
     except ValidationError as error:
-        raise BitworthError(f"{where}: {_sentence(error)}") from error
+        raise BitworthError(f"{where}: {_sentence(error, whole)}") from error
     except UnicodeError as error:
         raise BitworthError(
             f"{where} holds half a surrogate pair, which is no text; write the character out."
         ) from error
 
 
-def _sentence(error: ValidationError) -> str:
+def _sentence(error: ValidationError, whole: type[Part]) -> str:
     """The first thing wrong, where it is, and how many more there are."""
     first, *rest = error.errors()
-    place = ".".join(str(part) for part in first["loc"]) or "the study"
+    place = ".".join(str(part) for part in first["loc"]) or ("the study" if whole is Study else "the format")
     kind, message = first["type"], first["msg"].removeprefix("Value error, ")
     if kind == "extra_forbidden":
-        message = unknown("key", str(first["loc"][-1]), _keys_at(first["loc"][:-1]))
+        message = unknown("key", str(first["loc"][-1]), _keys_at(first["loc"][:-1], whole))
     elif kind == "missing":
         message = "this key is required"
     elif kind != "value_error":
@@ -207,8 +218,8 @@ def _sentence(error: ValidationError) -> str:
     return " ".join(f"{place}: {message}{more}.".split())  # a key may hold line breaks
 
 
-def _keys_at(loc: tuple[int | str, ...]) -> list[str]:
-    """The keys that the part of the study at `loc` may have."""
+def _keys_at(loc: tuple[int | str, ...], whole: type[Part]) -> list[str]:
+    """The keys that the part at `loc` of a study, or of another whole, may have."""
     parts: dict[str, type[Part]] = {
         "formats": FormatEntry,
         "calibration": CalibrationEntry,
@@ -219,7 +230,7 @@ def _keys_at(loc: tuple[int | str, ...]) -> list[str]:
         "hardware": HardwareEntry,
         "constraints": ConstraintEntry,
     }
-    part = parts.get(str(loc[0]), Study) if loc else Study
+    part = parts.get(str(loc[0]), whole) if loc else whole
     if "sources" in loc:
         part = SourceEntry
     if "limits" in loc:

@@ -17,6 +17,7 @@ from bitworth.load.traces import Workload, read_trace
 from bitworth.types import (
     AVERAGE,
     BASELINE,
+    Awq,
     CalibrationSource,
     Clip,
     Gptq,
@@ -28,6 +29,7 @@ from bitworth.types import (
     Recipe,
     Rtn,
     Rule,
+    SmoothQuant,
     Statistic,
     StreamKind,
 )
@@ -69,30 +71,56 @@ class FormatEntry(Part):
     clip: Literal["none", "mse", "mse-hessian"] | None = None
     damping: float | None = Field(None, gt=0, lt=1)
     ordering: Ordering | None = None
+    sweeps: int | None = Field(None, ge=0, le=100)
+    awq_steps: int | None = Field(None, gt=0, le=1000)
 
     def recipe(self, group_size: int | None) -> Recipe | None:
         """The recipe, or None for the baseline."""
         if self.name == BASELINE and self.base is None:
             return None
         recipe = recipes.recipe(self.base or self.name, group_size=self.group_size or group_size)
-        return replace(recipe, name=self.name, rounding=self._rounding(recipe.rounding))
+        transforms = tuple(self._transform(step) for step in recipe.transforms)
+        return replace(recipe, name=self.name, rounding=self._rounding(recipe.rounding), transforms=transforms)
 
     def _rounding(self, rounding: Rtn | Gptq) -> Rtn | Gptq:
         if self.clip is not None:
             clip = None if self.clip == "none" else Clip(hessian_weighted=self.clip == "mse-hessian")
             rounding = replace(rounding, clip=clip)
         if isinstance(rounding, Gptq):
-            return replace(
-                rounding, damping=self.damping or rounding.damping, ordering=self.ordering or rounding.ordering
-            )
+            rounding = replace(rounding, **self._given("damping", "ordering", "sweeps"))
         return rounding
+
+    def _transform(self, step: SmoothQuant | Awq) -> SmoothQuant | Awq:
+        return replace(step, steps=self.awq_steps) if isinstance(step, Awq) and self.awq_steps is not None else step
+
+    def _given(self, *names: str) -> dict[str, Any]:
+        """What was asked for among these."""
+        return self.model_dump(include=set(names), exclude_none=True)
 
     @model_validator(mode="after")
     def _known(self) -> FormatEntry:
         known = [BASELINE, *recipes.NAMES]
         wanted = self.base or self.name
-        if wanted != BASELINE and not recipes.known(wanted):
+        if BASELINE in (self.name, wanted):
+            if self.model_dump(exclude={"name"}, exclude_none=True):
+                raise ValueError(f"`{BASELINE}` is the model as it came; it has no steps to change")
+        elif not recipes.known(wanted):
             raise ValueError(unknown("format", wanted, known))
+        return self
+
+    @model_validator(mode="after")
+    def _takes_effect(self) -> FormatEntry:
+        """Refuse a step that the recipe does not have, rather than let it change nothing."""
+        recipe = self.recipe(None)
+        if recipe is None:
+            return self
+        name = self.base or self.name
+        if not isinstance(recipe.rounding, Gptq) and (odd := self._given("damping", "ordering", "sweeps")):
+            raise ValueError(f"`{next(iter(odd))}` is a setting of GPTQ, and {name} rounds without it")
+        if self.awq_steps is not None and not any(isinstance(step, Awq) for step in recipe.transforms):
+            raise ValueError(f"`awq_steps` is a setting of AWQ, and {name} scales nothing by it")
+        if self.clip == "mse-hessian" and not recipe.needs_calibration:
+            raise ValueError(f"clip `mse-hessian` weighs errors by calibration data, and {name} sees none; take `mse`")
         return self
 
 
