@@ -43,7 +43,7 @@ def gptq_scale(weight_OI: Tensor, grid: Grid, stats: InputStats, settings: GptqS
 
 
 def conditional_variance(stats: InputStats, damping: float) -> Tensor:
-    """d, shape (in,): the second moment of each column that those after it, in order of falling moments, do not explain.
+    """d, shape (in,): what of each column's second moment those after it, in order of falling moments, do not explain.
 
     Raises:
         WorkFailed: the Hessian holds NaN or infinity, or stays singular under any damping.
