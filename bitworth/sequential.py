@@ -30,10 +30,11 @@ from bitworth.kv_cache import watching
 from bitworth.model import Arguments, Block, call, stacks
 from bitworth.quantizers import InputStats, Rounded, round_weight
 from bitworth.quantizers.awq import awq_scale
+from bitworth.quantizers.gptq_scale import gptq_scale
 from bitworth.quantizers.smoothquant import smoothing_scale
 from bitworth.ranks import ALONE, PeerLost, Ranks
 from bitworth.stages import Producers, Stage, one_sequence, trace
-from bitworth.types import Awq, Grid, Recipe, SmoothQuant, StageAudit
+from bitworth.types import Awq, Grid, Recipe, SmoothQuant, StageAudit, Transform
 
 
 class Chunks(Protocol):
@@ -303,23 +304,30 @@ class BlockPass:
             return stacked, stats, None  # coarse scales cannot be divided: they would not be stored as they came out
         for transform in recipe.transforms:
             assert recipe.scheme.weight is not None
-            scale = _scale_of(transform, stacked, recipe.scheme.weight, stats, self._dtype)
+            with self._naming(stage):
+                scale = _scale_of(transform, stacked, recipe.scheme.weight, stats, self._dtype)
             scale = self._ranks.take_first(scale)
             stacked, stats = stacked * scale, stats.divided_by(scale)
             total = scale if total is None else total * scale
         return stacked, stats, total
 
     def _round(self, stage: Stage, weight: Tensor, stats: InputStats, recipe: Recipe, result: BlockResult) -> None:
-        try:
+        with self._naming(stage):
             rounded = self._round_shared(weight, stats, recipe)
-        except PeerLost:
-            raise
-        except WorkFailed as error:
-            raise WorkFailed(f"{self._block.prefix}.{stage.layers[0]}: {error}.") from error
         parts = rounded.split([self._linears[name].out_features for name in stage.layers])
         for name, part in zip(stage.layers, parts, strict=True):
             result.rounded[name] = part
         result.notes.extend(f"{self._block.prefix}.{stage.layers[0]}: {note}" for note in rounded.notes)
+
+    @contextmanager
+    def _naming(self, stage: Stage) -> Iterator[None]:
+        """Say which layer failed."""
+        try:
+            yield
+        except PeerLost:
+            raise
+        except WorkFailed as error:
+            raise WorkFailed(f"{self._block.prefix}.{stage.layers[0]}: {error}.") from error
 
     def _round_shared(self, weight_OI: Tensor, stats: InputStats, recipe: Recipe) -> Rounded:
         """Every rank rounds its part of the rows and gets the others'; all round all where there are too few."""
@@ -359,12 +367,12 @@ class BlockPass:
                     result.changed[f"{stage.producer}.{leaf}"] = value / scale
 
 
-def _scale_of(
-    transform: SmoothQuant | Awq, weight_OI: Tensor, grid: Grid, stats: InputStats, dtype: torch.dtype
-) -> Tensor:
+def _scale_of(transform: Transform, weight_OI: Tensor, grid: Grid, stats: InputStats, dtype: torch.dtype) -> Tensor:
     if isinstance(transform, SmoothQuant):
         return smoothing_scale(weight_OI, stats, transform)
-    return awq_scale(weight_OI, grid, stats, transform, dtype=dtype)
+    if isinstance(transform, Awq):
+        return awq_scale(weight_OI, grid, stats, transform, dtype=dtype)
+    return gptq_scale(weight_OI, grid, stats, transform)
 
 
 def _first_of_level(stages: list[Stage]) -> Callable[[Stage], int]:

@@ -446,13 +446,11 @@ def test_calibration_that_is_missing(call: Run, tiny_llama: Path, tmp_path: Path
 
 
 def test_steps_are_set_as_a_studys_format_sets_them() -> None:
-    settings = {"damping": 0.1, "ordering": "group", "clip": "mse", "sweeps": 1, "awq_steps": 4}
+    settings = {"damping": 0.1, "ordering": "group", "clip": "mse", "sweeps": 1}
     written = [f"{key}={value}" for key, value in settings.items()]
     asked = {"model": "m", "formats": ["baseline", {"name": "mine", "base": "w4a16-int-gptq", **settings}]}
     assert recipe_of("w4a16-int-gptq", [*written, "name=mine"]) == parse_study(asked).recipes()["mine"]
-    assert recipe_of("w4a16-int-gptq", written).name == (
-        "w4a16-int-gptq-damping-0.1-ordering-group-clip-mse-sweeps-1-awq_steps-4"
-    )
+    assert recipe_of("w4a16-int-gptq", written).name == ("w4a16-int-gptq-damping-0.1-ordering-group-clip-mse-sweeps-1")
     assert recipe_of("w8a8-fp+kv-fp8", group_size=64) == recipe_named("w8a8-fp+kv-fp8", group_size=64)
 
 

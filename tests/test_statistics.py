@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -117,6 +118,17 @@ def test_mean_interval_covers_and_is_seeded() -> None:
     assert low < np.mean(values) < high
     assert mean_interval(values) == (low, high)
     assert mean_interval([3.0]) == (3.0, 3.0)
+
+
+def test_mean_interval_of_many_takes_little_memory() -> None:
+    values = np.random.default_rng(3).exponential(size=20_000)
+    draws = np.random.default_rng(0).integers(0, 20_000, (100, 20_000))
+    tracemalloc.start()
+    found = mean_interval(list(values), resamples=100)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert found == pytest.approx(np.quantile(values[draws].mean(1), [0.025, 0.975]), rel=1e-12)
+    assert peak < 8 << 20  # all draws at once are 32 MB
 
 
 def test_scores_that_cannot_be_paired_are_refused() -> None:

@@ -14,7 +14,7 @@ from bitworth.errors import BitworthError
 from bitworth.recipes import recipe as recipe_named
 from bitworth.schemes import FP8_CACHE
 from bitworth.study import load_study, parse_study
-from bitworth.types import Awq, Calibration, CalibrationSource, Clip, Gptq, Limits, Load
+from bitworth.types import Awq, Calibration, CalibrationSource, Clip, Gptq, GptqScale, Limits, Load
 
 MINIMAL: dict[str, Any] = {"model": "demo:smollm2", "formats": ["baseline", "w8a8-fp"]}
 
@@ -64,16 +64,18 @@ def test_names_become_objects() -> None:
 
 
 def test_a_recipes_steps_are_changed_by_name() -> None:
-    changes = {"damping": 0.2, "ordering": "none", "sweeps": 0, "awq_steps": 3}
-    study = parse_study({**MINIMAL, "formats": ["baseline", {"name": "mine", "base": "w4a16-int-gptq", **changes}]})
-    mine, preset = study.recipes()["mine"], recipe_named("w4a16-int-gptq")
-    assert mine is not None
+    changes = {"damping": 0.2, "ordering": "none", "sweeps": 0}
+    formats = [
+        "baseline",
+        {"name": "mine", "base": "w4a16-int-gptq", **changes},
+        {"name": "quick", "base": "w4a16-int-awq", "awq_steps": 3},
+    ]
+    made = parse_study({**MINIMAL, "formats": formats}).recipes()
+    preset, awq = recipe_named("w4a16-int-gptq"), recipe_named("w4a16-int-awq")
     assert isinstance(preset.rounding, Gptq)
-    assert mine.rounding == replace(preset.rounding, damping=0.2, ordering="none", sweeps=0)
-    [step] = mine.transforms
-    assert isinstance(step, Awq)
-    assert step.steps == 3
-    assert mine.scheme == preset.scheme
+    rounding = replace(preset.rounding, damping=0.2, ordering="none", sweeps=0)
+    assert made["mine"] == replace(preset, name="mine", rounding=rounding, transforms=(GptqScale(damping=0.2),))
+    assert made["quick"] == replace(awq, name="quick", transforms=(Awq(steps=3),))
 
 
 def test_calibration_sources() -> None:

@@ -37,12 +37,12 @@ def gptq(weight_OI: Tensor, grid: Grid, settings: Gptq, stats: InputStats, *, dt
     """
     weight_OI = weight_OI.float()
     notes: list[str] = []
-    hessian = _alive_hessian(stats, notes)
+    hessian = alive_hessian(stats, notes)
     order = torch.arange(weight_OI.shape[1], device=hessian.device)
     if settings.ordering != "none":
         order = torch.argsort(hessian.diagonal(), descending=True, stable=True)
     back = torch.argsort(order)
-    hessian, factor = _damped(hessian, settings.damping, order, notes)
+    hessian, factor = damped(hessian, settings.damping, order, notes)
     loop = _ColumnLoop(weight_OI, grid, settings, stats, order, dtype)
     codes, scales = loop.run(factor)
     regrouped = settings.ordering == "group" and grid.granularity == "group"
@@ -57,7 +57,7 @@ def gptq(weight_OI: Tensor, grid: Grid, settings: Gptq, stats: InputStats, *, dt
     return Rounded(codes.contiguous(), scales, group_of, notes)
 
 
-def _alive_hessian(stats: InputStats, notes: list[str]) -> Tensor:
+def alive_hessian(stats: InputStats, notes: list[str]) -> Tensor:
     """The Hessian; a column that was always zero gets the mean diagonal, which rounds it to nearest."""
     hessian = stats.hessian_II
     if not torch.isfinite(hessian).all():
@@ -71,7 +71,7 @@ def _alive_hessian(stats: InputStats, notes: list[str]) -> Tensor:
     return hessian
 
 
-def _damped(hessian_II: Tensor, damping: float, order: Tensor, notes: list[str]) -> tuple[Tensor, Tensor]:
+def damped(hessian_II: Tensor, damping: float, order: Tensor, notes: list[str]) -> tuple[Tensor, Tensor]:
     """H + damping·mean(diag H)·I, and its `inverse_factor` in processing order; damping grows tenfold until it exists.
 
     Raises:
@@ -80,13 +80,13 @@ def _damped(hessian_II: Tensor, damping: float, order: Tensor, notes: list[str])
     mean = hessian_II.diagonal().mean()
     amount = damping
     while amount <= max(damping, _MOST_DAMPING):
-        damped = hessian_II.clone()
-        damped.diagonal().add_(amount * mean)
-        factor = inverse_factor(damped[order][:, order])
+        raised_II = hessian_II.clone()
+        raised_II.diagonal().add_(amount * mean)
+        factor = inverse_factor(raised_II[order][:, order])
         if factor is not None:
             if amount != damping:
                 notes.append(f"its Hessian could not be factored; damping was raised from {damping:g} to {amount:g}")
-            return damped, factor
+            return raised_II, factor
         amount = amount * 10 or _FIRST_DAMPING
     raise WorkFailed("its Hessian stays singular under any damping; use more calibration data or round to nearest")
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from statistics import median
 
 from bitworth.report.figures import limit, number, percent
-from bitworth.types import Audit, Awq, Calibration, Gptq, Grid, Recipe, Rtn, SmoothQuant
+from bitworth.types import Audit, Awq, Calibration, Gptq, Grid, Recipe, Rtn, SmoothQuant, Transform
 
 
 def recipe_rows(recipe: Recipe) -> Iterator[tuple[str, str]]:
@@ -74,7 +74,7 @@ def _rounding(rounding: Rtn | Gptq) -> str:
     return f"GPTQ, damping {limit(rounding.damping)}{order}{clip}{sweeps}"
 
 
-def _transform(step: SmoothQuant | Awq) -> str:
-    return (
-        f"SmoothQuant, strength {limit(step.strength)}" if isinstance(step, SmoothQuant) else f"AWQ, {step.steps} steps"
-    )
+def _transform(step: Transform) -> str:
+    if isinstance(step, SmoothQuant):
+        return f"SmoothQuant, strength {limit(step.strength)}"
+    return f"AWQ, {step.steps} steps" if isinstance(step, Awq) else "a scale under which GPTQ loses least"

@@ -6,7 +6,7 @@ by their number, so a resample of right and wrong answers costs four numbers, ho
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from statistics import NormalDist
 from typing import Literal
 
@@ -18,7 +18,7 @@ from bitworth.statistics.pairs import Floats, Labels, cluster_sums, pair
 
 Method = Literal["percentile", "bca"]
 
-_AT_ONCE = 2_000_000
+_AT_ONCE = 250_000
 """Numbers drawn at once, to bound memory."""
 _NORMAL = NormalDist()
 
@@ -28,8 +28,9 @@ def mean_interval(values: Sequence[float], *, seed: int = 0, resamples: int = 20
     data = np.asarray(values, dtype=np.float64)
     if len(data) < 2:
         return float(data[0]), float(data[0])
-    draws = np.random.default_rng(seed).integers(0, len(data), (resamples, len(data)))
-    low, high = np.quantile(data[draws].mean(1), [0.025, 0.975])
+    random, count = np.random.default_rng(seed), len(data)
+    means = [data[random.integers(0, count, (some, count))].mean(1) for some in _steps(count, resamples)]
+    low, high = np.quantile(np.concatenate(means), [0.025, 0.975])
     return float(low), float(high)
 
 
@@ -60,17 +61,19 @@ def bootstrap_recovery(
     return 100 * float(low), 100 * float(high)
 
 
+def _steps(numbers: int, resamples: int) -> Iterator[int]:
+    """How many resamples of so many numbers to draw at once, until there are enough."""
+    step = max(1, _AT_ONCE // numbers)
+    return (min(step, resamples - start) for start in range(0, resamples, step))
+
+
 def _resampled(sums_b: Floats, sums_q: Floats, seed: int, resamples: int) -> Floats:
     """Ratios of resamples, those without a baseline score left out."""
     kinds, counts = np.unique(np.stack([sums_b, sums_q], axis=1), axis=0, return_counts=True)
     random = np.random.default_rng(seed)
-    step = max(1, _AT_ONCE // len(kinds))
-    totals = np.concatenate(
-        [
-            random.multinomial(len(sums_b), counts / len(sums_b), min(step, resamples - start)) @ kinds
-            for start in range(0, resamples, step)
-        ]
-    )
+    share = counts / len(sums_b)
+    steps = _steps(len(kinds), resamples)
+    totals = np.concatenate([random.multinomial(len(sums_b), share, some) @ kinds for some in steps])
     totals = totals[totals[:, 0] > 0]
     ratios: Floats = totals[:, 1] / totals[:, 0]
     return ratios

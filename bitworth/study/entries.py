@@ -21,6 +21,7 @@ from bitworth.types import (
     CalibrationSource,
     Clip,
     Gptq,
+    GptqScale,
     Hardware,
     Limits,
     Load,
@@ -29,9 +30,9 @@ from bitworth.types import (
     Recipe,
     Rtn,
     Rule,
-    SmoothQuant,
     Statistic,
     StreamKind,
+    Transform,
 )
 
 DEMO_CALIBRATION = "demo:calibration"
@@ -90,8 +91,12 @@ class FormatEntry(Part):
             rounding = replace(rounding, **self._given("damping", "ordering", "sweeps"))
         return rounding
 
-    def _transform(self, step: SmoothQuant | Awq) -> SmoothQuant | Awq:
-        return replace(step, steps=self.awq_steps) if isinstance(step, Awq) and self.awq_steps is not None else step
+    def _transform(self, step: Transform) -> Transform:
+        if isinstance(step, Awq) and self.awq_steps is not None:
+            return replace(step, steps=self.awq_steps)
+        if isinstance(step, GptqScale):  # it foresees the rounding, so it is damped alike
+            return replace(step, **self._given("damping"))
+        return step
 
     def _given(self, *names: str) -> dict[str, Any]:
         """What was asked for among these."""

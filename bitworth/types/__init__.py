@@ -43,6 +43,7 @@ from bitworth.types.formats import (
     Checkpoint,
     Clip,
     Gptq,
+    GptqScale,
     Granularity,
     Grid,
     Kind,
@@ -55,6 +56,7 @@ from bitworth.types.formats import (
     SmoothQuant,
     Spread,
     StreamKind,
+    Transform,
 )
 from bitworth.types.serving import (
     EngineFacts,
@@ -109,6 +111,7 @@ __all__ = [
     "Figure",
     "Flip",
     "Gptq",
+    "GptqScale",
     "Granularity",
     "Grid",
     "Hardware",
@@ -152,6 +155,7 @@ __all__ = [
     "TaskSpec",
     "TextAudit",
     "Timing",
+    "Transform",
     "UseCase",
     "Verdict",
 ]

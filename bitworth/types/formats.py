@@ -119,6 +119,21 @@ class Awq:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class GptqScale:
+    """The per-channel scale under which GPTQ will lose least, foreseen from what it cannot make good in each column.
+
+    `steps` of a grid are searched, under Hessians damped by `damping`.
+    """
+
+    steps: int = 10
+    damping: float = 0.01
+
+
+Transform = SmoothQuant | Awq | GptqScale
+"""What prepares weights before they are rounded: scales that move between a layer's inputs and its weight."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CalibrationSource:
     """One source of a mix: a file, `random` or `self`; its share of the samples is its weight over all weights.
 
@@ -162,7 +177,7 @@ class Recipe:
     name: str
     scheme: Scheme
     rounding: Rtn | Gptq = field(default_factory=Rtn)
-    transforms: tuple[SmoothQuant | Awq, ...] = ()
+    transforms: tuple[Transform, ...] = ()
 
     @property
     def needs_calibration(self) -> bool:
