@@ -50,9 +50,8 @@ def least_squares_scale(weight_OI: Tensor, candidates_OGS: Tensor, grid: Grid, i
 
     The first of equals wins; shape (out, groups).
     """
-    rows, groups, _ = candidates_OGS.shape
     columns = weight_OI.shape[1]
-    best = torch.empty(rows, groups)
+    best = candidates_OGS[..., 0].float().contiguous()  # where every error overflows
     weights = torch.ones(columns) if importance_I is None else importance_I.float()
     low, high = grid.levels
     inputs = (_numpy(weight_OI.float()), _numpy(candidates_OGS.float()), _numpy(best))

@@ -130,8 +130,10 @@ def device_named(name: str | torch.device | None) -> torch.device:
     """
     try:
         place = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
-    except RuntimeError as error:
-        raise BitworthError(f"'{name}' is no device; name cpu, cuda or cuda:1.") from error
+    except RuntimeError:
+        place = None
+    if place is None or place.type not in ("cpu", "cuda"):
+        raise BitworthError(f"'{name}' is no device; name cpu, cuda or cuda:1.")
     if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
         built = "" if torch.version.cuda else ", and this torch was built without CUDA"
         raise BitworthError(f"Device {name} is not here: torch sees {torch.cuda.device_count()} GPUs{built}; use cpu.")

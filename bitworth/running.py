@@ -193,8 +193,8 @@ def _pending(ledger: Ledger, cells: tuple[Cell, ...], recorder: _Recorder) -> It
     titles = {key_of(cell): cell.title for cell in cells}
     left = _unfinished(ledger, cells)
     while left or recorder.running:
-        open_ = left.keys() | recorder.running
-        key = next((key for key, cell in left.items() if open_.isdisjoint(cell.needs)), None)
+        waiting = (any(need in left or need in recorder.running for need in cell.needs) for cell in left.values())
+        key = next((key for key, waits in zip(left, waiting, strict=True) if not waits), None)
         if key is None:
             yield None
             continue

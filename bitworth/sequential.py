@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from bitworth.audit import audit_stage
 from bitworth.errors import WorkFailed
-from bitworth.kv_cache import watching
+from bitworth.kv_cache import attentions, watching
 from bitworth.model import Arguments, Block, call, stacks
 from bitworth.quantizers import InputStats, Rounded, round_weight
 from bitworth.quantizers.awq import awq_scale
@@ -226,7 +226,7 @@ class BlockPass:
     def _measure(self, stages: list[Stage], hidden: Chunks, kwargs: Arguments, *, keep: bool) -> None:
         self._collecting = stages
         self._pass(hidden, kwargs, keep=keep)
-        self._collecting = None
+        self._collecting = []
         for stage in stages:
             self._add_up(stage)
             if stage.stats is not None:
@@ -302,6 +302,8 @@ class BlockPass:
         made = result.rounded.get(stage.producer or "")
         if stage.producer is None or (made is not None and made.dtype.coarse):
             return stacked, stats, None  # coarse scales cannot be divided: they would not be stored as they came out
+        if recipe.scheme.kv_cache is not None and self._is_cached(stage.producer):
+            return stacked, stats, None  # the cache's scales are found on values as they are
         for transform in recipe.transforms:
             assert recipe.scheme.weight is not None
             with self._naming(stage):
@@ -318,6 +320,10 @@ class BlockPass:
         for name, part in zip(stage.layers, parts, strict=True):
             result.rounded[name] = part
         result.notes.extend(f"{self._block.prefix}.{stage.layers[0]}: {note}" for note in rounded.notes)
+
+    def _is_cached(self, producer: str) -> bool:
+        """Whether what it makes goes into the key-value cache: only an attention's values can take a scale."""
+        return any(producer.startswith(f"{name}." if name else "") for name in attentions(self._block.module))
 
     @contextmanager
     def _naming(self, stage: Stage) -> Iterator[None]:

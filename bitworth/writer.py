@@ -41,6 +41,7 @@ class Writer:
         self._aside = folder.with_name(f".{folder.name}.replaced")
         self._lock: int | None = None
         self._pieces: list[int] = []  # their bytes
+        self._begun = False  # until then what lies in the scratch folder is an earlier run's
 
     def __enter__(self) -> Writer:
         """Make or take up the scratch folder.
@@ -66,7 +67,8 @@ class Writer:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         """Clean up, unless the work is to be taken up again."""
         failed = kind is not None and issubclass(kind, Exception) and not issubclass(kind, Interrupted)
-        if failed or not self._pieces:
+        empty = not self._begun and not self._left()
+        if empty or (self._begun and (failed or not self._pieces)):
             shutil.rmtree(self.scratch, ignore_errors=True)
         if self._lock is not None:
             os.close(self._lock)
@@ -79,14 +81,18 @@ class Writer:
             self._pieces = [bytes_in(path) for path in paths]
         except OSError:
             return False
+        self._begun = True
         return True
 
     def clear(self) -> None:
         """Drop what an earlier run left."""
-        for path in self.scratch.iterdir():
-            if path.name != _LOCK:
-                path.unlink()
-        self._pieces = []
+        for path in self._left():
+            path.unlink()
+        self._pieces, self._begun = [], True
+
+    def _left(self) -> list[Path]:
+        """What lies in the scratch folder."""
+        return [path for path in self.scratch.glob("*") if path.name != _LOCK]
 
     def add(self, tensors: Mapping[str, Tensor]) -> None:
         """Write a piece.
@@ -94,6 +100,7 @@ class Writer:
         Raises:
             Interrupted: the disk is full or cannot be written.
         """
+        self._begun = True
         held = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         self._save(held, self._piece(len(self._pieces)))
         self._pieces.append(_size(held))

@@ -54,6 +54,8 @@ def test_the_seed_alone_decides_the_samples(tiny_llama: Path, tmp_path: Path) ->
         ({"content": "as it is"}, "as it is"),
         ({"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]}, None),
         ({"instruction": "add", "output": "3"}, "add\n3"),
+        ({"instruction": "add", "input": "1, 2", "output": "3"}, "add\n1, 2\n3"),
+        ({"instruction": "add", "input": "", "output": "3"}, "add\n3"),
         ({"prompt": "add", "response": "3"}, "add\n3"),
         ({"question": "add", "answer": 3}, "add\n3"),
     ],

@@ -251,6 +251,9 @@ def test_messages_without_text_are_refused(tiny_llama: Path, tmp_path: Path) -> 
     source.write_text(json.dumps({"messages": [{"role": "user", "content": [{"type": "image"}]}]}))
     with pytest.raises(BitworthError, match="line 1: a message's `content` is no text"):
         tokens_of(tiny_llama, str(source), chat_template="never")
+    source.write_text(json.dumps({"prompt": "add", "response": None}))
+    with pytest.raises(BitworthError, match="line 1: `response` is no text"):
+        tokens_of(tiny_llama, str(source))
 
 
 # --- random tokens ------------------------------------------------------------------------------------------------

@@ -116,7 +116,7 @@ def test_alone_everything_is_as_it_was() -> None:
     assert not ALONE.agree(False)
 
 
-@pytest.mark.parametrize("name", ["gpu", "cuda:x"])
+@pytest.mark.parametrize("name", ["gpu", "cuda:x", "meta"])
 def test_a_device_that_is_none_is_refused(name: str) -> None:
     with pytest.raises(BitworthError, match=f"'{name}' is no device; name cpu, cuda or cuda:1"):
         device_named(name)

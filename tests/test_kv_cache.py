@@ -57,16 +57,24 @@ def scales_of(folder: Path) -> dict[str, Tensor]:
 # --- scales ---------------------------------------------------------------------------------------------------------
 
 
-def test_scales_are_the_greatest_magnitudes_that_a_cache_would_hold(made: Path, calibration: Calibration) -> None:
-    """Oracle: transformers' own cache after the calibration tokens have gone through the dequantized model."""
+@pytest.mark.parametrize("name", ["w4a16-int-rtn+kv-fp8", "w8a8-int-smoothquant-gptq+kv-fp8"])
+def test_scales_are_the_greatest_magnitudes_that_a_cache_would_hold(
+    name: str, calibration: Calibration, tmp_path: Path
+) -> None:
+    """Oracle: transformers' own cache after the calibration tokens have gone through the dequantized model.
+
+    Every head has its own values here, so that v_proj could take a scale off o_proj's input.
+    """
     from transformers import DynamicCache
 
     from bitworth.calibration import calibration_tokens
 
-    folder = made / "w4a16-int-rtn+kv-fp8"
+    save(tmp_path / "model", "llama", num_key_value_heads=4)
+    folder = tmp_path / "made"
+    quantize(tmp_path / "model", [recipes.recipe(name, group_size=32)], folder, calibration=calibration)
     engine = load_exact(folder, device="cpu")
     cache = DynamicCache(config=engine.model.config)
-    with torch.inference_mode(), cache_as_it_is(engine.model):
+    with torch.inference_mode(), cache_as_it_is(engine.model), inputs_as_they_are(engine.model):
         engine.model(calibration_tokens(folder, calibration, lambda _: None), past_key_values=cache, use_cache=True)
     found = scales_of(folder)
     assert len(found) == 4

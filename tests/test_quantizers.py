@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import replace
 from itertools import pairwise
 
@@ -191,6 +192,15 @@ def test_coarse_scales_do_not_make_a_sweep_lose(seed: int, grid: Grid) -> None:
         codes, scale = refine(weight, codes, scale, grid, hessian, 1, dtype=stored)
         losses.append(lost(weight, from_codes(codes, scale), stats))
     assert all(after <= before * (1 + 1e-5) for before, after in pairwise(losses))
+
+
+def test_systems_of_many_rows_are_solved_some_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight, hessian = normal(50, 64), stats_of(inputs_of(64)).hessian_II
+    scale = scale_of(weight, GROUPED)
+    codes = round_to_grid(weight, scale, GROUPED)
+    whole = refit_scale(weight @ hessian, codes, scale, hessian, dtype=F32)
+    monkeypatch.setattr(sys.modules["bitworth.quantizers.refine"], "_SYSTEMS", 7 * 8 * 8)
+    torch.testing.assert_close(refit_scale(weight @ hessian, codes, scale, hessian, dtype=F32), whole)
 
 
 @pytest.mark.parametrize("grid", [NVFP4, MXFP4])

@@ -82,6 +82,7 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.Fixtur
     folder = tmp_path / "model"
     folder.mkdir()
     (folder / "config.json").write_text('{"vocab_size": 50}')
+    (folder / "model.safetensors").touch()
     program = tmp_path / "python"
     names = {"pids": str(tmp_path / "pids"), "said": str(tmp_path / "said")}
     program.write_text(FAKE.format(python=sys.executable, mode=getattr(request, "param", "well"), **names))
@@ -129,6 +130,7 @@ def test_serves_times_and_leaves_nothing(fake: Path, monkeypatch: pytest.MonkeyP
     said = json.loads((fake.parent / "said").read_text())
     assert said["argv"][:4] == ["-m", "vllm.entrypoints.openai.api_server", "--model", str(fake)]
     assert "--dtype float32 --enforce-eager" in " ".join(said["argv"])
+    assert "--load-format safetensors" in " ".join(said["argv"])
     assert "OPENAI_API_KEY" not in said["env"]
     assert said["env"]["VLLM_CPU_OMP_THREADS_BIND"] == ",".join(map(str, sorted(os.sched_getaffinity(0))))
 
@@ -154,6 +156,13 @@ def test_a_server_that_does_not_start(fake: Path, kind: type[BitworthError], cau
         pytest.fail("it never serves")
     assert type(caught.value) is kind
     assert gone(processes(fake))
+
+
+def test_pickled_weights_start_no_server(fake: Path) -> None:
+    (fake / "model.safetensors").rename(fake / "pytorch_model.bin")
+    with pytest.raises(BitworthError, match="only, a pickle"), serve(fake, context_tokens=8):
+        pytest.fail("it serves")
+    assert not (fake.parent / "pids").exists()
 
 
 @pytest.mark.parametrize("fake", ["dies later"], indirect=True)

@@ -55,6 +55,28 @@ def test_leaving_by_an_exception_leaves_nothing(tiny_llama: Path, tmp_path: Path
     assert left(tmp_path) == []
 
 
+def test_an_error_before_anything_is_taken_up_costs_an_earlier_run_nothing(tiny_llama: Path, tmp_path: Path) -> None:
+    def interrupted() -> None:
+        with Writer(tmp_path / "out", tiny_llama) as writer:
+            writer.add(tensors())
+            raise Interrupted("the disk is full")
+
+    def refused() -> None:
+        with Writer(tmp_path / "out", tiny_llama):
+            raise RuntimeError("another recipe's folder is taken")
+
+    with pytest.raises(RuntimeError):
+        refused()
+    assert left(tmp_path) == []  # nothing was there
+    with pytest.raises(Interrupted):
+        interrupted()
+    with pytest.raises(RuntimeError):
+        refused()
+    with Writer(tmp_path / "out", tiny_llama) as writer:
+        assert writer.take_up(1)
+        writer.finish({}, {})
+
+
 KILLED = """
 import os, signal, sys, torch
 from pathlib import Path

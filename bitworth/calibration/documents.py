@@ -89,8 +89,18 @@ def _render(where: str, line: str, tokenizer: Any, chat_template: Rule) -> str:
                 return _chat(where, [_turn("user", text)], tokenizer) if chat_template == "always" else text
         for asked, answered in _PAIRS:
             if asked in row and answered in row:
+                question, answer = _pair(where, row, asked, answered)
                 if chat_template == "always":
-                    turns = [_turn("user", row[asked]), _turn("assistant", row[answered])]
-                    return _chat(where, turns, tokenizer)
-                return f"{row[asked]}\n{row[answered]}"
+                    return _chat(where, [_turn("user", question), _turn("assistant", answer)], tokenizer)
+                return f"{question}\n{answer}"
     raise BitworthError(f"{where}: no `text`, `messages` or `instruction`/`output` to calibrate on.")
+
+
+def _pair(where: str, row: dict[str, Any], asked: str, answered: str) -> tuple[str, str]:
+    """What is asked, with the `input` that an instruction is about (Alpaca's layout), and what is answered."""
+    for key in (asked, answered):
+        if not isinstance(row[key], str | int | float):
+            raise BitworthError(f"{where}: `{key}` is no text; calibration reads text only.")
+    about = row.get("input") if asked == "instruction" else None
+    question = f"{row[asked]}\n{about}" if isinstance(about, str) and about.strip() else str(row[asked])
+    return question, str(row[answered])

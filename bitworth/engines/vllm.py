@@ -33,6 +33,7 @@ from bitworth.engines.http import HttpGenerator
 from bitworth.errors import BitworthError, Unsupported, WorkFailed
 from bitworth.guard import keys
 from bitworth.guard.documents import config_of
+from bitworth.guard.models import no_safetensors
 from bitworth.hardware import cpu_flags, gpus, installed_gpu
 from bitworth.preflight.server import doubt_about
 from bitworth.types import EngineFacts, Load, Request, Timing
@@ -152,7 +153,7 @@ def serve(
         ready_s: how long it may take to start.
 
     Raises:
-        BitworthError: no vLLM here, or none for that device, or a context longer than the model's.
+        BitworthError: no vLLM here, or none for that device, no safetensors, or a context longer than the model's.
         Unsupported: the installed vLLM cannot run the checkpoint on this machine; on GPUs where that is certain,
             nothing is started.
         WorkFailed: it does not start; gives the cause and the log.
@@ -160,10 +161,13 @@ def serve(
     python = interpreter()
     versions = _versions(python)
     place = _place(versions, device)
+    if not any(checkpoint.glob("*.safetensors")):
+        raise BitworthError(no_safetensors(checkpoint))
     doubt = _doubt(checkpoint, place, context_tokens, device, versions)
     flags = _flags(checkpoint, place, context_tokens, device, dtype)
     port = _free_port()
     command = [python, "-m", "vllm.entrypoints.openai.api_server", "--model", str(checkpoint)]
+    command += ["--load-format", "safetensors"]  # vLLM's own choice falls back on pickles
     command += ["--host", "127.0.0.1", "--port", str(port), *flags]
     with _Process(command, _environment(place, device), place) as process:
         try:

@@ -19,6 +19,7 @@ from bitworth.scales import ScaleType, Stored
 from bitworth.types import Grid
 
 PASSES = 4  # over the columns between two looks at the scales
+_SYSTEMS = 1 << 26  # numbers of the rows' systems that are held at once
 _BLOCK, _GPU_BLOCK = 32, 128  # columns whose updates stay in the processor's cache, or in a GPU's registers
 
 
@@ -64,6 +65,10 @@ def refit_scale(target_OI: Tensor, codes_OI: Tensor, scale_OG: Tensor, hessian_I
     A scale that would leave half to twice its old value, or whose codes are all zero, stays: such a system says little.
     """
     rows, groups = scale_OG.shape
+    most = max(1, _SYSTEMS // groups**2)
+    if rows > most:  # many small groups
+        parts = zip(*(torch.split(each, most) for each in (target_OI, codes_OI, scale_OG)), strict=True)
+        return torch.cat([refit_scale(*part, hessian_II, dtype=dtype) for part in parts])
     size = codes_OI.shape[1] // groups
     coded_OGS = codes_OI.reshape(rows, groups, size)
     right_OG = (target_OI.view(rows, groups, size) * coded_OGS).sum(-1)
