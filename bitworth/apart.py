@@ -39,8 +39,8 @@ def differing(
 
 def likenesses(baseline: Sequence[Answer], quantized: Sequence[Answer], *, format: str) -> list[Likeness]:
     """How alike one task's written answers are, a row a measure; none where nothing was written."""
-    pairs = [(b, q) for b, q in _common(baseline, quantized) if b.text and not b.logprobs]
-    if not pairs:
+    pairs = [(b, q) for b, q in _common(baseline, quantized) if not b.logprobs and not q.logprobs]
+    if not any(b.text or q.text for b, q in pairs):
         return []
     step = max(1, math.ceil(len(pairs) / MEASURED))
     before, after = [b.text for b, _ in pairs[::step]], [q.text for _, q in pairs[::step]]

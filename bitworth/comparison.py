@@ -18,7 +18,7 @@ import numpy as np
 from bitworth.assembly import assemble, costs_of
 from bitworth.errors import BitworthError
 from bitworth.ledger import Ledger, revive
-from bitworth.report.figures import times
+from bitworth.report.figures import hardware_name, times
 from bitworth.statistics import Z95, holm, mean_recovery
 from bitworth.study import Study, parse_study
 from bitworth.types import AVERAGE, Answer, Cell, QueryCost
@@ -119,14 +119,25 @@ class Side:
         return list(dict.fromkeys(cell.format for cell, _ in self.results))
 
     def answered(self) -> dict[tuple[str, str], Answered]:
-        """By (format, task); batches of one task are put together."""
+        """By (format, task); batches of one task are put together.
+
+        Raises:
+            BitworthError: `evaluate --out` kept two checkpoints, or two ways to ask, under one name here.
+        """
         found: dict[tuple[str, str], Answered] = {}
+        origins: dict[tuple[str, str], Any] = {}
         for cell, result in self.results:
             if cell.kind != "evaluate" or cell.is_repeat:
                 continue
             key, data = (cell.format, cell.inputs["task"]["name"]), _asked(cell)
+            origin = (cell.inputs.get("checkpoint"), data)
+            if origins.setdefault(key, origin) != origin:
+                raise BitworthError(
+                    f"{self.root} holds answers to {key[1]} of two checkpoints called {key[0]}, or asked in two ways; "
+                    "evaluate each into a folder of its own."
+                )
             rows = {answer.item: answer for answer in revive(list[Answer], result["answers"])}
-            if key in found and found[key].data == data:
+            if key in found:
                 rows = {**found[key].answers, **rows}
             found[key] = Answered(answers=rows, data=data)
         return found
@@ -288,8 +299,9 @@ def independent_ratio(columns: Sequence[_Columns], before: float, after: float) 
     Normal on the logarithm of the ratio, whose variance is the sum of the squared relative errors (delta method). One
     right and one wrong answer are added to each task, so that a score of 0 or 1 is not taken for certain.
     """
-    if after <= 0:
-        return (0.0, math.inf), 1.0
+    nothing = after <= 0
+    if nothing:
+        after = float(np.mean([np.append(column.after, [0.0, 1.0]).mean() for column in columns]))
     relative = 0.0
     for mean, sides in ((before, [c.before for c in columns]), (after, [c.after for c in columns])):
         padded = [np.append(side, [0.0, 1.0]) for side in sides]
@@ -297,7 +309,8 @@ def independent_ratio(columns: Sequence[_Columns], before: float, after: float) 
         relative += error / mean**2
     spread, log = math.sqrt(relative), math.log(after / before)
     p_value = math.erfc(abs(log) / spread / math.sqrt(2))
-    return (100 * math.exp(log - Z95 * spread), 100 * math.exp(log + Z95 * spread)), p_value
+    low = 0.0 if nothing else 100 * math.exp(log - Z95 * spread)
+    return (low, 100 * math.exp(log + Z95 * spread)), p_value
 
 
 def _judged(bounds: tuple[float, float] | None, same: float) -> Change:
@@ -332,7 +345,7 @@ def _speed(old: QueryCost, new: QueryCost) -> SpeedChange | None:
     return SpeedChange(
         use_case=old.use_case.name,
         load=old.load,
-        hardware=old.hardware,
+        hardware=hardware_name(old),
         before_format=old.format,
         after_format=new.format,
         before_latency_s=old.latency_s,
@@ -397,7 +410,7 @@ def _choices(before: Side, after: Side) -> Iterator[ChoiceChange]:
                 for side in (before, after))  # fmt: skip
     for (use_case, load), choice in old.items():
         if (use_case, load) in new:
-            names = [f"{o.format} on {o.hardware}" if o else None for o in (choice, new[use_case, load])]
+            names = [f"{o.format} on {hardware_name(o.cost)}" if o else None for o in (choice, new[use_case, load])]
             if names[0] != names[1]:
                 yield ChoiceChange(use_case=use_case, load=load, before=names[0], after=names[1])
 
@@ -405,4 +418,5 @@ def _choices(before: Side, after: Side) -> Iterator[ChoiceChange]:
 def _asked(cell: Cell) -> Any:
     """What must agree for two items of a name to be one question: the rows, the shots and how they are put."""
     task = cell.inputs["task"]
-    return cell.inputs.get("data"), task.get("shots"), task["name"]
+    how = tuple(task.get(name) for name in ("shots", "chat", "samples", "temperature"))
+    return cell.inputs.get("data"), how, task["name"]

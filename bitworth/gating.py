@@ -99,6 +99,9 @@ def judge_release(
                 f"{name} has no timings there, so its cost and latency cannot be judged; run the study."
             )
         found += [condition for row in rows for condition in _costs(row, constraint)]
+    if constraint.max_usd_per_month is not None:
+        says = "USD a month: undecided, a gate judges a format and not a fleet; see `bitworth recommend`."
+        found.append(_condition("USD a month", "undecided", constraint.max_usd_per_month, "USD", None, says))
     if not accept_predicted:
         found = [_measured_only(condition) for condition in found]
     outcomes = {condition.outcome for condition in found}

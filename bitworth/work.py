@@ -70,9 +70,12 @@ def peak_rss_mib() -> float:
 def _quantize(cell: Cell, root: Path, tell: Tell) -> dict[str, Any]:
     """Make the cell's checkpoint, and along with it those of the plan that read the same hidden states."""
     _models.clear()
+    company = _company(cell, root)
     try:
-        found = _make([cell, *_company(cell, root)], root, tell)
+        found = _make([cell, *company], root, tell)
     except BitworthError:  # another recipe's fault must not be this one's
+        if not company:
+            raise
         found = _make([cell], root, tell)
     out = root / cell.where["out"]
     files = {path.name: path.stat().st_size for path in sorted(out.glob("*.safetensors"))}

@@ -52,6 +52,14 @@ def test_likeness_of_written_answers() -> None:
     assert rows["rougeL"].questions == 10
 
 
+def test_an_answer_that_only_one_of_them_wrote_is_unlike() -> None:
+    for before, after in ((["", "a b"], ["a", "a b"]), (["a", "a b"], ["", "a b"])):
+        sides = [[written(str(n), text) for n, text in enumerate(texts)] for texts in (before, after)]
+        rows = {row.measure: row for row in likenesses(*sides, format="w4")}
+        assert rows["identical"].mean == 0.5
+    assert likenesses([written("1", "")], [written("1", "")], format="w4") == []
+
+
 def test_choices_have_no_likeness() -> None:
     assert likenesses([chosen("1", "A", 1, 0.5, 0.5)], [chosen("1", "B", 0, 0.4, 0.6)], format="w4") == []
 

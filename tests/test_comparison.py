@@ -7,6 +7,7 @@ import math
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -71,6 +72,16 @@ def test_the_interval_of_samples_drawn_apart_covers() -> None:
     assert 930 <= inside <= 970
 
 
+def test_a_model_that_answers_nothing_right_is_worse_apart_too() -> None:
+    from bitworth.comparison import _Columns, independent_ratio
+
+    before, after = np.repeat([1.0, 0.0], [900, 100]), np.zeros(1000)
+    (low, high), p_value = independent_ratio([_Columns(before, after, False, None)], 0.9, 0.0)
+    assert low == 0
+    assert 0 < high < 2
+    assert p_value < 1e-6
+
+
 def test_several_tasks_have_an_average_and_adjusted_p_values(tmp_path: Path) -> None:
     columns = {"arc_easy": BEFORE.tolist(), "hellaswag": BEFORE.tolist()}
     one = folder(tmp_path / "a", {"baseline": {**columns, "winogrande": [1.0]}})
@@ -129,6 +140,17 @@ def test_answers_that_evaluate_kept_need_no_study(tmp_path: Path) -> None:
     assert (row.questions, row.ratio_pct) == (600, pytest.approx(100 * AFTER.mean() / BEFORE.mean()))
     with pytest.raises(BitworthError, match="holds no results"):
         read_side(tmp_path)
+
+
+@pytest.mark.parametrize("other", [{"checkpoint": "two"}, {"task": {"name": "arc_easy", "chat": True}}])
+def test_answers_of_two_checkpoints_or_asked_in_two_ways_are_not_mixed(tmp_path: Path, other: dict[str, Any]) -> None:
+    inputs = {"task": {"name": "arc_easy"}, "data": "rows", "checkpoint": "one"}
+    answers = [asdict(Answer(task="arc_easy", item="1", prediction="A", score=1.0))]
+    ledger = Ledger(tmp_path)
+    for found in (inputs, {**inputs, **other}):
+        ledger.put(Cell(kind="evaluate", title="t", format="model", inputs=found), {"answers": answers})
+    with pytest.raises(BitworthError, match="two checkpoints called model, or asked in two ways"):
+        read_side(tmp_path).answered()
 
 
 def test_the_verb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:

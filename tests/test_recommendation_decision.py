@@ -263,7 +263,7 @@ def test_traffic_is_served_by_whole_deployments() -> None:
     assert small.choice.usd_per_1k_queries == pytest.approx(1000 * 1.79 / 3600 / 0.9)
     assert "one deployment of it serves, at USD 1,310 a month" in small.why
     (flip,) = [flip for flip in small.flips if flip.what == "queries_per_second" and flip.up]
-    assert (flip.at, flip.to) == (1.0, "a on H100")
+    assert (flip.now, flip.at, flip.to) == (0.9, 1.0, "a on H100")
     (large,) = recommend(rows, recoveries, Constraint(queries_per_second=7.5))
     assert large.choice is not None
     assert (large.choice.hardware, large.choice.deployments) == ("H100", 3)

@@ -153,3 +153,6 @@ def test_the_contender_that_is_most_worth_asking_comes_first() -> None:
     assert found.contender is not None
     assert found.contender.format == "hopeless"
     assert [step.format for step in found.steps] == ["likely", "hopeless"]
+    both = [*rows, *(timed(format, speed, "A100") for format, speed in (("hopeless", 3.0), ("likely", 2.0)))]
+    found = recommend(both, known, Constraint())[0]
+    assert [step.format for step in found.steps] == ["likely", "hopeless"]  # a format's answers serve all devices

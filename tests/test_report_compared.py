@@ -70,6 +70,15 @@ def test_a_curve_has_a_line_for_each_format_timed_at_two_rates() -> None:
     assert len(drawn.sheet.rows) == 4
 
 
+def test_requests_at_constant_intervals_have_a_plot_of_their_own() -> None:
+    result = compared_result()
+    figures = {"latency_p50": Figure(value=0.1, low=0, high=9), "latency_p95": Figure(value=0.1, low=0, high=9)}
+    even = [cost_of("w8a8-int-gptq", RAG, f"constant@{rate}", 9000.0, figures=figures) for rate in (1, 4)]
+    drawn = curves(replace(result, costs=(*result.costs, *even)), marks_of(result.formats))
+    assert [one.title.rpartition(", ")[2] for one in drawn] == ["Poisson arrivals", "constant rates"]
+    assert [len(one.sheet.rows) for one in drawn] == [4, 2]
+
+
 def test_the_page_shows_them_and_what_a_model_said_stays_text(tmp_path: Path) -> None:
     html = write_report(compared_result(), tmp_path).read_text(encoding="utf-8")
     assert "ROUGE-L on gsm8k" in html

@@ -170,7 +170,8 @@ def _traffic(candidates: Sequence[Candidate], constraint: Constraint) -> Iterato
         inside = now
         for look in _looks(candidates, now, up):
             if _place(chooses(look)) != _place(chooses(now)):
-                yield flip("queries_per_second", chooses, inside, look)
+                found = flip("queries_per_second", chooses, inside, look)
+                yield None if found is None else replace(found, now=now)
                 break
             inside = look
 

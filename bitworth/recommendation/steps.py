@@ -67,7 +67,10 @@ def steps_of(
         return -gain * shares.get(name(contender), 0.0) / asked if asked else 0.0
 
     asked = [(row, _settle_recovery(row, choice, constraint, recoveries, effort, name)) for row in rivals.contenders]
-    found = [step for _, step in sorted(asked, key=worth)][:_MOST_CONTENDERS]
+    by_format: dict[str, Step] = {}  # a format's answers serve all its devices and loads
+    for _, step in sorted(asked, key=worth):
+        by_format.setdefault(step.format, step)
+    found = list(by_format.values())[:_MOST_CONTENDERS]
     if choice is not None and choice.recovery is not None and choice.recovery.origin == "predicted":
         found.append(_measure_accuracy(choice, name))
     if choice is not None:

@@ -26,18 +26,22 @@ class Drawing:
 
 
 def curves(result: StudyResult, marks: Mapping[str, Mark]) -> list[Drawing]:
-    """95th percentile of the latency over the rate: a plot a use case and device with two rates or more."""
-    groups: dict[tuple[UseCase, str], dict[str, list[RatePoint]]] = {}
+    """95th percentile of the latency over the rate: a plot a use case, device and kind of arrivals with two rates.
+
+    A sweep's requests arrive as a Poisson load's do.
+    """
+    groups: dict[tuple[UseCase, str, str], dict[str, list[RatePoint]]] = {}
     for cost in result.costs:
         for point in _points(cost):
-            formats = groups.setdefault((cost.use_case, hardware_name(cost)), {})
+            arrivals = "constant rates" if cost.load.startswith("constant") else "Poisson arrivals"
+            formats = groups.setdefault((cost.use_case, hardware_name(cost), arrivals), {})
             formats.setdefault(cost.format, []).append(point)
     found = []
-    for (case, place), by_format in groups.items():
+    for (case, place, arrivals), by_format in groups.items():
         seen = {format: sorted(points, key=lambda point: point.rate) for format, points in by_format.items()}
         lines = {format: points for format, points in seen.items() if len({point.rate for point in points}) > 1}
         if lines:
-            found.append(_curve(f"{case.name} on {place}", shape_words(case), lines, marks))
+            found.append(_curve(f"{case.name} on {place}, {arrivals}", shape_words(case), lines, marks))
     return found
 
 

@@ -84,6 +84,10 @@ class Room:
                 cwd="/",
                 start_new_session=True,
             )
+        except OSError as error:
+            for descriptor in (self.output, self._lifeline, gives):
+                os.close(descriptor)
+            raise BitworthError(f"A sandbox cannot be started: {error.strerror}; allow more processes.") from error
         finally:
             for descriptor in (writes, ends_when_closed, given):
                 os.close(descriptor)

@@ -147,9 +147,9 @@ class Recovery:
     `columns` names its tasks. `p_value` is two-sided, of "recovery equals the least allowed"; `p_holm` is the same
     adjusted for the other rows it was reported with. Of a task whose answers are right or wrong, `lost` counts the
     questions that only the baseline answers right, `won` those that only the format does, and `mcnemar_p` is the exact
-    test of "either way alike" (another question than that of `p_value`: it is about 100 %). `groups_ci95_pct` is the
-    wider interval that holds if the task's subjects or languages are themselves a sample of others. A predicted
-    recovery has no questions behind it.
+    test of "either way alike" (another question than that of `p_value`: it is about 100 %), which clusters rule out.
+    `groups_ci95_pct` is the wider interval that holds if the task's subjects or languages are themselves a sample of
+    others. A predicted recovery has no questions behind it.
     """
 
     task: str
