@@ -45,7 +45,7 @@ def hold(root: Path) -> Iterator[None]:
     except OSError as error:
         raise BitworthError(f"The folder {root} cannot be used for results: {disk_reason(error)}.") from error
     with handle:
-        if not _taken(handle, tries=5):
+        if not _taken(handle, tries=25):
             raise BitworthError(_held_by(root, _holder(handle)))
         holder = _elsewhere(root, handle)
         if holder is not None:

@@ -67,8 +67,9 @@ def refit_scale(target_OI: Tensor, codes_OI: Tensor, scale_OG: Tensor, hessian_I
     rows, groups = scale_OG.shape
     most = max(1, _SYSTEMS // groups**2)
     if rows > most:  # many small groups
-        parts = zip(*(torch.split(each, most) for each in (target_OI, codes_OI, scale_OG)), strict=True)
-        return torch.cat([refit_scale(*part, hessian_II, dtype=dtype) for part in parts])
+        runs = [slice(start, start + most) for start in range(0, rows, most)]
+        parts = [(target_OI[run], codes_OI[run], scale_OG[run]) for run in runs]
+        return torch.cat([refit_scale(a, b, c, hessian_II, dtype=dtype) for a, b, c in parts])
     size = codes_OI.shape[1] // groups
     coded_OGS = codes_OI.reshape(rows, groups, size)
     right_OG = (target_OI.view(rows, groups, size) * coded_OGS).sum(-1)
