@@ -52,6 +52,14 @@ def test_gptq_loses_less_under_the_scale(grid: Grid, seed: int) -> None:
     assert rounded_loss(weight, scale, grid, stats) < rounded_loss(weight, torch.ones(64), grid, stats)
 
 
+def test_sums_in_another_order_give_the_same_scale() -> None:
+    weight, inputs = normal(32, 64), inputs_of(64, tokens=2000)
+    shuffled = inputs[normal(2000, seed=5).argsort()]
+    assert not torch.equal(stats_of(inputs).hessian_II, stats_of(shuffled).hessian_II)
+    scales = [gptq_scale(weight, GROUPED, stats_of(some), GptqScale()) for some in (inputs, shuffled)]
+    assert torch.equal(*scales)
+
+
 def test_a_column_that_is_always_zero_gets_a_scale_too() -> None:
     inputs = inputs_of(24)
     inputs[:, 5] = 0

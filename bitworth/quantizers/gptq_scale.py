@@ -8,7 +8,8 @@ scale costs, up to a factor,
     Σ_g (Σ_o max_{j in g} (w_oj s_j)²) (Σ_{j in g} d_j / s_j²).
 
 AWQ (arXiv 2306.00978) searches s = mean|x|^r by rounding to nearest, as if no column made another's error good. Here
-s = d^(a/2) / rms(w)^b with a and b on a grid, which takes one factorization a layer.
+s = d^(a/2) / rms(w)^b with a and b on a grid, which takes one factorization a layer. Scales are rounded to a quarter of
+an octave: their loss is flat there, and what is left does not depend on the order of sums.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from bitworth.quantizers.stats import InputStats
 from bitworth.types import GptqScale, Grid
 
 _ROWS = 256  # output rows that are looked at, evenly spread
+_STEPS_AN_OCTAVE = 4
 _WEIGHT_POWERS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
@@ -36,6 +38,7 @@ def gptq_scale(weight_OI: Tensor, grid: Grid, stats: InputStats, settings: GptqS
         for power in _WEIGHT_POWERS:
             scale = left_I ** (step / settings.steps / 2) / magnitude_I**power
             scale = scale / (scale.max() * scale.min()).sqrt()
+            scale = (scale.log2() * _STEPS_AN_OCTAVE).round().div(_STEPS_AN_OCTAVE).exp2()
             loss = foreseen_loss(rows_OI, scale, left_I, size)
             if loss < least:
                 best, least = scale, loss
