@@ -132,7 +132,7 @@ def device_named(name: str | torch.device | None) -> torch.device:
         place = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
     except RuntimeError:
         place = None
-    if place is None or place.type not in ("cpu", "cuda"):
+    if place is None or (isinstance(name, str) and place.type not in ("cpu", "cuda")):  # a torch.device is meant
         raise BitworthError(f"'{name}' is no device; name cpu, cuda or cuda:1.")
     if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
         built = "" if torch.version.cuda else ", and this torch was built without CUDA"
