@@ -67,11 +67,11 @@ def test_a_recipes_steps_are_changed_by_name() -> None:
     changes = {"damping": 0.2, "ordering": "none", "sweeps": 0}
     formats = [
         "baseline",
-        {"name": "mine", "base": "w4a16-int-gptq", **changes},
+        {"name": "mine", "base": "w4a16-int-gptq-scaled", **changes},
         {"name": "quick", "base": "w4a16-int-awq", "awq_steps": 3},
     ]
     made = parse_study({**MINIMAL, "formats": formats}).recipes()
-    preset, awq = recipe_named("w4a16-int-gptq"), recipe_named("w4a16-int-awq")
+    preset, awq = recipe_named("w4a16-int-gptq-scaled"), recipe_named("w4a16-int-awq")
     assert isinstance(preset.rounding, Gptq)
     rounding = replace(preset.rounding, damping=0.2, ordering="none", sweeps=0)
     assert made["mine"] == replace(preset, name="mine", rounding=rounding, transforms=(GptqScale(damping=0.2),))
