@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import threading
 from pathlib import Path
@@ -74,6 +75,34 @@ def test_marks_come_and_go(storage: Storage, tmp_path: Path) -> None:
     assert storage.has(name)
     storage.unmark(name)
     assert not storage.has(name)
+
+
+@pytest.mark.parametrize("name", ["../beside", "/etc/absolute", "deep/../../beside", ""])
+def test_a_listing_that_leads_out_is_refused(source: Path, tmp_path: Path, name: str) -> None:
+    storage = Storage(str(tmp_path / "shelf"))
+    storage.send(source, "inputs/x")
+    (tmp_path / "shelf" / "inputs" / "beside").write_text("x")
+    (tmp_path / "shelf" / "inputs" / "x.json").write_text(json.dumps({"files": {name: 1}}))
+    with pytest.raises(BitworthError, match=r"lists .* outside it; do not use it\.$"):
+        storage.fetch("inputs/x", tmp_path / "here" / "x")
+    assert {path.name for path in (tmp_path / "here").iterdir()} <= {".x.lock"}
+
+
+@pytest.mark.parametrize("listing", ["[]", '{"files": []}', '{"files": {"a": "1"}}', "{", '"x"'])
+def test_a_listing_that_is_none_is_a_sentence(tmp_path: Path, listing: str) -> None:
+    storage = Storage(str(tmp_path / "shelf"))
+    storage.mark("x")
+    (tmp_path / "shelf" / "x.json").write_text(listing)
+    with pytest.raises(BitworthError, match=r"x\.json .* no list of files"):
+        storage.fetch("x", tmp_path / "here")
+
+
+def test_a_folder_that_cannot_be_made_is_a_sentence(source: Path, tmp_path: Path) -> None:
+    storage = Storage(str(tmp_path / "shelf"))
+    storage.send(source, "x")
+    (tmp_path / "file").touch()
+    with pytest.raises(WorkFailed, match="could not be read from"):
+        storage.fetch("x", tmp_path / "file" / "x")
 
 
 def test_workers_of_one_node_copy_once(source: Path, tmp_path: Path) -> None:

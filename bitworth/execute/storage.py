@@ -19,6 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from bitworth.errors import BitworthError, WorkFailed
+from bitworth.guard.documents import config_of
+from bitworth.guard.folders import is_within
+from bitworth.guard.text import visible
 
 
 class Storage:
@@ -84,10 +87,11 @@ class Storage:
         """Make `target` the folder, or the file's folder, unless it is there already.
 
         Raises:
-            BitworthError: it is not there.
+            BitworthError: it is not there, or what lists its files would write elsewhere or does not read.
             WorkFailed: it cannot be read, or not written here.
         """
-        target.parent.mkdir(parents=True, exist_ok=True)
+        with self._told(f"{name} could not be read from {self.url}"):
+            target.parent.mkdir(parents=True, exist_ok=True)
         with _lock(target.with_name(f".{target.name}.lock")):
             files = self._listing(name)
             if files is None:
@@ -110,12 +114,12 @@ class Storage:
     def _listing(self, name: str) -> dict[str, int] | None:
         try:
             self._files.invalidate_cache()
-            found: dict[str, int] = json.loads(self._files.cat_file(f"{self._base}/{name}.json"))["files"]
-            return found
+            text = self._files.cat_file(f"{self._base}/{name}.json")
         except FileNotFoundError:
             return None
         except Exception as error:  # each kind of storage has faults of its own
             raise WorkFailed(f"The storage {self.url} does not answer: {_reason(error)}.") from error
+        return _listed(text, f"{self.url}/{name}.json")
 
     @contextmanager
     def _told(self, what: str) -> Iterator[None]:
@@ -123,6 +127,20 @@ class Storage:
             yield
         except Exception as error:  # each kind of storage has faults of its own
             raise WorkFailed(f"{what}: {_reason(error)}.") from error
+
+
+def _listed(text: bytes, place: str) -> dict[str, int]:
+    """The files of a listing, which whoever may write to the storage may have written."""
+    try:
+        files = config_of(text).get("files")
+    except ValueError:
+        files = None
+    if not isinstance(files, dict) or not all(type(size) is int for size in files.values()):
+        raise BitworthError(f"{place} is no list of files; remove it and run the same command again.")
+    astray = next((name for name in files if not is_within(name)), None)
+    if astray is not None:
+        raise BitworthError(f"{place} lists '{visible(astray)}', which would be written outside it; do not use it.")
+    return files
 
 
 def sizes(source: Path) -> dict[str, int]:

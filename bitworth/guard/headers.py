@@ -8,6 +8,7 @@ fill the file from the first byte to the last without a gap or an overlap.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -78,8 +79,7 @@ def _object(text: bytes) -> dict[str, Any]:
     def collect(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
         if len(found) < len(pairs):
-            names = [name for name, _ in pairs]
-            twice.extend(name for name in found if names.count(name) > 1)
+            twice.extend(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
         return found
 
     value = json_of(text, nested=MOST_NESTED, collect=collect)
