@@ -74,7 +74,6 @@ def test_names_that_are_given_twice_are_found_at_once(tmp_path: Path) -> None:
     assert time.process_time() - began < 5
 
 
-
 @pytest.mark.parametrize("case", BAD)
 def test_a_header_that_does_not_fit_its_file_is_refused(tmp_path: Path, case: str) -> None:
     with pytest.raises(ValueError, match=r"\w"):
