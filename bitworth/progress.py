@@ -266,8 +266,8 @@ def _is_alive(found: RunProgress) -> bool:
 
 def seconds_taken(ledger: Ledger, cells: Iterable[Cell]) -> dict[str, float]:
     """Seconds that each finished cell took, by key."""
-    records = ((key_of(cell), ledger.record(cell)) for cell in cells)
-    return {key: float(record.get("seconds", 0.0)) for key, record in records if record is not None}
+    found = ((key_of(cell), ledger.seconds(cell)) for cell in cells)
+    return {key: took for key, took in found if took is not None}
 
 
 # --- in words -----------------------------------------------------------------------------------------------------

@@ -1,13 +1,15 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import shutil
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -16,8 +18,9 @@ from hypothesis import strategies as st
 from bitworth import recipes
 from bitworth.assembly import assemble
 from bitworth.errors import BitworthError, WorkFailed
-from bitworth.ledger import SCHEMA, Ledger, key_of, revive, write_atomic
+from bitworth.ledger import SCHEMA, Ledger, canonical, key_of, records, revive, write_atomic
 from bitworth.ledger.compaction import compact
+from bitworth.progress import seconds_taken
 from bitworth.types import Cell, Load, Recipe, Timing
 
 CELL = Cell(kind="evaluate", title="arc on w8", format="w8", inputs={"task": "arc", "seed": 0})
@@ -248,3 +251,31 @@ def test_damage_in_schema_1_is_noticed(older: Ledger, at: int) -> None:
     path = sorted(older.root.glob("cells/evaluate/*.json"))[0]
     path.write_bytes(path.read_bytes()[:at])
     assert older.damaged() == [path]
+
+
+@pytest.mark.parametrize("change", [{"result": {"a": {"1" * 5000: 1}}}, {"seconds": "soon"}, {"seconds": 10**400}])
+def test_schema_1_of_others_is_whole_or_not_but_never_a_fault(tmp_path: Path, change: dict[str, Any]) -> None:
+    cell = Cell(kind="judge", title="t", format="f", inputs={"a": 1})
+    record = {"cell": asdict(cell), "finished": "2026-01-01", "seconds": 1, "result": {"a": 1}}
+    sha256 = hashlib.sha256(canonical(record["result"]).encode()).hexdigest()
+    ledger = Ledger(tmp_path)
+    write_atomic(ledger.path(cell), json.dumps({**record, "sha256": sha256, **change}))
+    whole = "result" not in change
+    assert ledger.done(cell) is whole
+    compact(ledger)
+    assert Ledger(tmp_path).get(cell) == ({"a": 1} if whole else None)
+
+
+def test_what_cells_took_is_known_without_parsing_their_answers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cells = [Cell(kind="judge", title="t", format="f", inputs={"number": number}) for number in range(6)]
+    ledger = Ledger(tmp_path)
+    for number, cell in enumerate(cells[:4]):
+        ledger.put(cell, {"number": number}, seconds=number * 1234.5)
+        if number == 1:
+            compact(ledger)
+    whole = ledger.path(cells[3]).read_bytes()
+    ledger.path(cells[3]).write_bytes(whole[:-1])
+    monkeypatch.setattr(records, "json_of", lambda *_: pytest.fail("it is parsed"))
+    assert seconds_taken(ledger, cells) == {key_of(cells[number]): number * 1234.5 for number in range(3)}

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,7 @@ from bitworth.ledger import index as module
 from bitworth.ledger.compaction import compact
 from bitworth.ledger.index import Index
 from bitworth.ledger.query import CELLS, RECOVERIES, query
+from bitworth.ledger.records import encode
 from bitworth.types import Cell
 
 pytest.importorskip("duckdb")
@@ -163,6 +167,42 @@ def test_segments_are_cut_and_odd_answers_do_not_stop_them(ledger: Ledger, monke
     assert len(list(ledger.root.glob("index/*-answers.parquet"))) > 3
     (found,) = rows(ledger, "select measures, subject from answers where subject is not null")
     assert found == {"measures": {"exact": 1.0}, "subject": "law"}
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("score", "x"), ("score", 10**400), ("score", None), ("text", 5), ("item", []), ("measures", [1]),
+     ("measures", {"a": "b"}), ("logprobs", "no"), ("logprobs", ["a"])],
+)  # fmt: skip
+def test_what_is_no_answer_is_no_row(ledger: Ledger, field: str, value: Any) -> None:
+    good = {"task": "t", "item": "1", "prediction": "", "score": 0.5}
+    ledger.put(EXTRA, {"answers": [{**good, field: value}, good]})
+    assert len(answers_told(ledger)) == 7 * 2 + 1
+    assert rows(ledger, "select answers, score from cells where title = 'old'") == [{"answers": 1, "score": 0.5}]
+
+
+@pytest.mark.parametrize("field", ["text", "prediction", "item", "group"])
+def test_half_a_pair_is_written_out(ledger: Ledger, field: str) -> None:
+    ledger.put(EXTRA, {"answers": [{"task": "t", "item": "1", "prediction": "", "score": 1.0, field: "a\ud800b"}]})
+    name = {"group": "subject"}.get(field, field)
+    assert rows(ledger, f"select {name} from answers where task = 't'") == [{name: "a\\ud800b"}]
+
+
+@pytest.mark.parametrize("change", [{"seconds": "soon"}, {"finished": 5}, {"finished": None}, {"title": "\ud800"}])
+def test_what_lies_beside_a_result_may_be_anything(ledger: Ledger, change: dict[str, Any]) -> None:
+    """A checksum that fits says nothing of who wrote it."""
+    cell = replace(EXTRA, title=change.get("title", EXTRA.title))
+    raw = encode(cell, {"answers": []}, seconds=1.0, finished="now").partition(b"\n")[2]
+    record = {**json.loads(b"{" + raw), **{name: value for name, value in change.items() if name != "title"}}
+    head = {name: record[name] for name in ("schema", "key", "finished", "seconds")}
+    rest = b",\n".join(part.encode() for part in (
+        json.dumps(head, separators=(",", ":"))[1:-1],
+        f'"cell":{json.dumps(record["cell"])}', f'"result":{json.dumps(record["result"])}}}\n',
+    ))  # fmt: skip
+    path = ledger.path(cell)
+    path.write_bytes(b'{"sha256":"' + hashlib.sha256(rest).hexdigest().encode() + b'",\n' + rest)
+    assert ledger.done(cell)
+    assert len(rows(ledger, CELLS)) == len(ledger.names())
 
 
 @pytest.mark.parametrize(

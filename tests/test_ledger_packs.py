@@ -14,6 +14,7 @@ from killing import killed_at
 
 from bitworth.errors import WorkFailed
 from bitworth.ledger import Ledger, compaction, key_of
+from bitworth.ledger.archives import export, import_archive
 from bitworth.ledger.compaction import compact
 from bitworth.ledger.folder import name_of
 from bitworth.ledger.tar import check_members, find_members, write_members
@@ -54,6 +55,19 @@ def test_packed_results_read_as_before_and_tar_opens_the_pack(tmp_path: Path) ->
     (pack,) = (tmp_path / "packs").iterdir()
     with tarfile.open(pack) as opened:
         assert sorted(opened.getnames()) == sorted(name_of(cell(number)) for number in range(6))
+
+
+def test_a_file_under_another_name_is_no_result(tmp_path: Path) -> None:
+    """A copy that somebody made beside a result made an export that no import took, and compaction swallowed it."""
+    ledger = filled(tmp_path / "from")
+    path = ledger.path(cell(2))
+    copy = path.with_name(f"{path.stem} (copy).json")
+    shutil.copy(path, copy)
+    assert len(ledger.names()) == 6
+    export(ledger, tmp_path / "x.tar")
+    assert import_archive(Ledger(tmp_path / "to"), tmp_path / "x.tar").added == 6
+    compact(ledger)
+    assert copy.exists()
 
 
 def test_a_newer_result_hides_the_packed_one_and_compaction_drops_it(tmp_path: Path) -> None:

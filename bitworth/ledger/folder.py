@@ -19,7 +19,7 @@ from bitworth.guard.text import visible
 from bitworth.ledger import locks, records
 from bitworth.ledger.files import write_atomic, write_json
 from bitworth.ledger.packs import MEMBER, Packs
-from bitworth.ledger.records import decode, encode, is_whole
+from bitworth.ledger.records import decode, encode, is_whole, seconds_in
 from bitworth.ledger.tar import Member
 from bitworth.ledger.values import key_of, revive
 from bitworth.types import Cell
@@ -50,15 +50,12 @@ class Ledger:
 
     def done(self, cell: Cell) -> bool:
         """Whether `get` gives a result; its checksum is compared once while it is unchanged, and it is not parsed."""
-        name = name_of(cell)
-        stamp = stamp_of(self.root / name)
-        if stamp is not None and self._whole.get(name) == stamp:
-            return True
-        if self.read(name) is None:
-            return False
-        if stamp is not None:
-            self._whole[name] = stamp
-        return True
+        return self._is_whole(name_of(cell))
+
+    def seconds(self, cell: Cell) -> float | None:
+        """What a finished cell took, without parsing its answers; None as for `get`."""
+        raw = self.read(name_of(cell))
+        return None if raw is None else seconds_in(raw)
 
     def state(self, cell: Cell) -> tuple[Any, ...] | None:
         """What changes when the cell's stored result does, from its file or its pack; None where there is none."""
@@ -121,7 +118,17 @@ class Ledger:
 
     def damaged(self) -> list[Path]:
         """Results of which no copy matches its checksum; their cells will be run again."""
-        return [self.root / name for name in self.names() if self.read(name) is None]
+        return [self.root / name for name in self.names() if not self._is_whole(name)]
+
+    def _is_whole(self, name: str) -> bool:
+        stamp = stamp_of(self.root / name)
+        if stamp is not None and self._whole.get(name) == stamp:
+            return True
+        if self.read(name) is None:
+            return False
+        if stamp is not None:
+            self._whole[name] = stamp
+        return True
 
     def write_study(
         self, study: Mapping[str, Any], cells: Iterable[Cell], config: Mapping[str, Any] | None = None
@@ -205,11 +212,15 @@ def stamp_of(path: Path | str) -> tuple[int, int, int] | None:
 
 
 def _loose(folder: Path) -> Iterator[str]:
-    """The results that have a file of their own; by `scandir`, since ten thousand paths take a while to make."""
+    """The results that have a file of their own; by `scandir`, since ten thousand paths take a while to make.
+
+    A file that somebody put beside them under another name, a copy say, is none: no pack or archive could hold it.
+    """
     with suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as kinds:
         for kind in sorted(entry.name for entry in kinds if entry.is_dir()):
             with os.scandir(folder / kind) as entries:
-                yield from (f"cells/{kind}/{entry.name}" for entry in entries if entry.name.endswith(".json"))
+                names = (f"cells/{kind}/{entry.name}" for entry in entries)
+                yield from (name for name in names if MEMBER.fullmatch(name))
 
 
 def _bytes_of(path: Path) -> bytes | None:

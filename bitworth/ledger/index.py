@@ -24,7 +24,8 @@ from typing import TYPE_CHECKING, Any
 from bitworth.errors import WorkFailed, disk_reason
 from bitworth.ledger.files import replacing, write_json
 from bitworth.ledger.folder import Ledger, stamp_of
-from bitworth.ledger.records import decode
+from bitworth.ledger.records import decode, took
+from bitworth.ledger.values import encodable
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -33,6 +34,8 @@ SCHEMA = 1
 SEGMENT_ANSWERS = 100_000
 """Answers that are held in memory at once."""
 SEGMENT_CELLS = 20_000
+_LARGEST_INTEGER = 2**53
+"""Larger ones are not all floats."""
 MOST_SEGMENTS = 16
 """Beyond so many, all are made anew as few."""
 
@@ -145,10 +148,10 @@ class Index:
         for name in names:
             raw = self._ledger.read(name)
             record = None if raw is None else decode(raw)
-            if record is None:
+            if record is None or not _is_of_a_cell(record):
                 continue
-            batch.append((name, record if name.startswith("cells/evaluate/") else _without_bulk(record)))
-            answers += len(_answers(record))
+            batch.append((name, _needed(record)))
+            answers += len(batch[-1][1]["result"]["answers"])
             if answers >= SEGMENT_ANSWERS or len(batch) >= SEGMENT_CELLS:
                 yield batch
                 batch, answers = [], 0
@@ -160,16 +163,36 @@ class Index:
             path.unlink(missing_ok=True)
 
 
-def _without_bulk(record: Record) -> Record:
-    """A record that is no evaluation, with what the columns need of it."""
-    result = record["result"]
-    facts = result.get("facts") if isinstance(result, dict) else None
-    return {**record, "result": {"facts": facts if isinstance(facts, dict) else {}}}
+def _is_of_a_cell(record: Record) -> bool:
+    """Whether what lies beside a result is of a cell's shape; a checksum that fits says nothing of who wrote it."""
+    cell = record.get("cell")
+    if not isinstance(cell, dict) or not isinstance(cell.get("inputs"), dict):
+        return False
+    return all(isinstance(cell.get(name), str) for name in ("kind", "title", "format"))
 
 
-def _answers(record: Record) -> list[dict[str, Any]]:
-    rows = record["result"].get("answers")
-    return [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
+def _needed(record: Record) -> Record:
+    """A record with what the columns need of its result: the facts and, of an evaluation, what is an answer."""
+    facts, rows = record["result"].get("facts"), record["result"].get("answers")
+    asked = record["cell"]["kind"] == "evaluate" and isinstance(rows, list)
+    answers = [row for row in rows if _is_answer(row)] if asked else []
+    return {**record, "result": {"facts": facts if isinstance(facts, dict) else {}, "answers": answers}}
+
+
+def _is_answer(row: Any) -> bool:
+    """Whether it is an object whose values are of the columns' types."""
+    if not isinstance(row, dict) or not _is_number(row.get("score")):
+        return False
+    measures, logprobs = row.get("measures") or {}, row.get("logprobs") or ()
+    if not isinstance(measures, dict) or not isinstance(logprobs, list | tuple):
+        return False
+    texts = (row.get(name) for name in ("task", "item", "prediction", "group", "cluster", "text"))
+    numbers = (value for value in (*measures.values(), *logprobs) if value is not None)
+    return all(value is None or isinstance(value, str) for value in texts) and all(map(_is_number, numbers))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, float) or (isinstance(value, int) and abs(value) <= _LARGEST_INTEGER)
 
 
 def _cells_table(batch: Sequence[Named]) -> pa.Table:
@@ -187,16 +210,16 @@ def _cells_table(batch: Sequence[Named]) -> pa.Table:
 
 
 def _cell_row(name: str, record: Record) -> dict[str, Any]:
-    cell, facts = record["cell"], record["result"].get("facts") or {}
-    scores = [float(row["score"]) for row in _answers(record)]
+    cell, facts = record["cell"], record["result"]["facts"]
+    scores = [float(row["score"]) for row in record["result"]["answers"]]
     return {
         "key": name[-25:-5],
-        "kind": cell["kind"],
-        "format": cell["format"],
+        "kind": _text(cell["kind"]),
+        "format": _text(cell["format"]),
         "task": _task(cell),
-        "title": cell["title"],
-        "finished": str(record["finished"]),
-        "seconds": float(record.get("seconds", 0.0)),
+        "title": _text(cell["title"]),
+        "finished": _text(record.get("finished")),
+        "seconds": took(record),
         "answers": len(scores),
         "score": sum(scores) / len(scores) if scores else None,
         **{field: _text(facts.get(field)) for field in ("engine", "kernel", "device")},
@@ -207,18 +230,22 @@ def _answers_table(batch: Sequence[Named]) -> pa.Table:
     """A row an answer; the programs of a code task are left in its record."""
     import pyarrow as pa
 
-    whole = [(name, record["cell"], _answers(record)) for name, record in batch]
+    whole = [(name, record["cell"], record["result"]["answers"]) for name, record in batch]
     counts = [len(rows) for _, _, rows in whole]
     rows = [row for _, _, some in whole for row in some]
 
     def repeated(values: Sequence[str | None]) -> pa.Array:
         index = pa.array([at for at, count in enumerate(counts) for _ in range(count)], pa.int32())
-        return pa.array(values, pa.string()).dictionary_encode().take(index)
+        return pa.array(list(map(_text, values)), pa.string()).dictionary_encode().take(index)
 
     def column(field: str, kind: pa.DataType) -> pa.Array:
-        return pa.array([row.get(field) for row in rows], kind, from_pandas=False)
+        values = [row.get(field) for row in rows]
+        try:
+            return pa.array(values, kind, from_pandas=False)
+        except UnicodeEncodeError:  # half a surrogate pair, which servers send in the end
+            return pa.array(list(map(_text, values)), kind, from_pandas=False)
 
-    measures = [list((row.get("measures") or {}).items()) for row in rows]
+    measures = [[(_text(name), value) for name, value in (row.get("measures") or {}).items()] for row in rows]
     return pa.table(
         {
             "key": repeated([name[-25:-5] for name, _, _ in whole]),
@@ -242,7 +269,7 @@ def _task(cell: Mapping[str, Any]) -> str | None:
 
 
 def _text(value: Any) -> str | None:
-    return None if value is None else str(value)
+    return None if value is None else encodable(str(value))
 
 
 def _write_table(path: Path, table: pa.Table) -> None:

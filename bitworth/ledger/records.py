@@ -28,8 +28,11 @@ from bitworth.types import Cell
 
 SCHEMA = 2
 _ENVELOPE = re.compile(rb'\{"sha256":"([0-9a-f]{64})",\n"schema":(\d+),"key":"([0-9a-f]{20})",')
+_TOOK = re.compile(_ENVELOPE.pattern + rb'"finished":"[^"\\]*","seconds":(\d+(?:\.\d+)?),\n')
 _FIRST_LINE = 78
 """Bytes of the checksum's line."""
+_ENDLESS_S = 1e15
+"""No cell takes so long; JSON may hold integers that no float does."""
 
 
 def now() -> str:
@@ -95,7 +98,19 @@ def migrated(raw: bytes) -> bytes:
     if record is None:
         return raw
     cell = Cell(**{**record["cell"], "needs": tuple(record["cell"].get("needs", ()))})
-    return encode(cell, record["result"], seconds=float(record.get("seconds", 0.0)), finished=record["finished"])
+    return encode(cell, record["result"], seconds=took(record), finished=record["finished"])
+
+
+def seconds_in(raw: bytes) -> float:
+    """What the cell of a whole record took; its answers are not parsed."""
+    found = _TOOK.match(raw)
+    return float(found[4]) if found is not None else took(decode(raw) or {})
+
+
+def took(record: Mapping[str, Any]) -> float:
+    """A record's `seconds`; zero where it is no length of time."""
+    seconds = record.get("seconds")
+    return float(seconds) if isinstance(seconds, int | float) and 0 <= seconds < _ENDLESS_S else 0.0
 
 
 def _older(raw: bytes, key: str | None) -> dict[str, Any] | None:
@@ -105,7 +120,7 @@ def _older(raw: bytes, key: str | None) -> dict[str, Any] | None:
         if record is None or not record["finished"] or not _matches(record["sha256"], record["result"]):
             return None
         return record if key is None or key_of(Cell(**{**record["cell"], "needs": ()})) == key else None
-    except (KeyError, TypeError, RecursionError):
+    except (KeyError, TypeError, ValueError, RecursionError):  # a key may be a number too long for Python
         return None
 
 

@@ -23,6 +23,11 @@ def canonical(value: Any) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=True)
 
 
+def encodable(text: str) -> str:
+    """The text with half a surrogate pair written out, as JSON writes it inside a string."""
+    return text.encode(errors=HALVES).decode()
+
+
 def key_of(cell: Cell) -> str:
     """Twenty hex digits of the SHA-256 of the cell's kind and inputs; its title and needs do not count."""
     return hashlib.sha256(canonical({"kind": cell.kind, "inputs": cell.inputs}).encode(errors=HALVES)).hexdigest()[:20]
