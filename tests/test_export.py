@@ -6,6 +6,7 @@ import importlib.util
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -292,3 +293,16 @@ def test_it_loads_no_torch(root: Path, tmp_path: Path) -> None:
 def test_equal_results_give_equal_runs(root: Path) -> None:
     result: StudyResult = assemble(root)
     assert runs_of(result, root) == runs_of(assemble(root), root)
+
+
+def test_half_a_pair_in_an_answer_is_written_out(root: Path, tmp_path: Path) -> None:
+    shutil.copytree(root, tmp_path / "from")
+    ledger = Ledger(tmp_path / "from")
+    first, *_ = ledger.read_plan()
+    found = ledger.get(first)
+    assert found is not None
+    found["answers"][0] |= {"text": "a\ud800b", "samples": [{"text": "\udc00", "passed": True, "reason": ""}]}
+    ledger.put(first, found)
+    write_parquet(tmp_path / "from", tmp_path / "to")
+    row = pq.read_table(tmp_path / "to" / "answers.parquet").to_pylist()[0]
+    assert (row["text"], row["samples"][0]["text"]) == ("a\\ud800b", "\\udc00")

@@ -17,6 +17,7 @@ from bitworth.assembly import assemble
 from bitworth.errors import WorkFailed, disk_reason
 from bitworth.export.tables import Kind, Row, Table, tables_of
 from bitworth.ledger import Ledger
+from bitworth.ledger.values import encodable
 
 _ROWS_AT_ONCE = 20_000
 _TYPES: Mapping[str, pa.DataType] = {
@@ -62,9 +63,25 @@ def _write(table: Table, folder: Path, about: Mapping[str, str]) -> int:
     count = 0
     with pq.ParquetWriter(folder / f"{table.name}.parquet", schema, compression="zstd") as writer:
         for rows in _pieces(table.rows()):
-            writer.write_table(pa.Table.from_pylist([_cells(row, table.columns) for row in rows], schema=schema))
+            writer.write_table(_made([_cells(row, table.columns) for row in rows], schema))
             count += len(rows)
     return count
+
+
+def _made(rows: list[dict[str, Any]], schema: pa.Schema) -> pa.Table:
+    try:
+        return pa.Table.from_pylist(rows, schema=schema)
+    except UnicodeEncodeError:  # half a surrogate pair, which servers send in the end
+        return pa.Table.from_pylist([_encodable(row) for row in rows], schema=schema)
+
+
+def _encodable(value: Any) -> Any:
+    if isinstance(value, str):
+        return encodable(value)
+    if isinstance(value, dict):
+        return {name: _encodable(part) for name, part in value.items()}
+    # a pair of a map stays a tuple, which is what Arrow takes
+    return type(value)(map(_encodable, value)) if isinstance(value, list | tuple) else value
 
 
 def _pieces(rows: Iterator[Row]) -> Iterator[list[Row]]:
