@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from heapq import heappop, heappush
 from pathlib import Path
 from typing import Any
 
@@ -191,20 +192,45 @@ def _pending(ledger: Ledger, cells: tuple[Cell, ...], recorder: _Recorder) -> It
     A cell whose needs failed is reported without being run. It ends when every cell of the batch has been reported.
     """
     titles = {key_of(cell): cell.title for cell in cells}
-    left = _unfinished(ledger, cells)
-    while left or recorder.running:
-        waiting = (any(need in left or need in recorder.running for need in cell.needs) for cell in left.values())
-        key = next((key for key, waits in zip(left, waiting, strict=True) if not waits), None)
-        if key is None:
+    line = _Line(_unfinished(ledger, cells), recorder.running)
+    while line.left or recorder.running:
+        drawn = line.take()
+        if drawn is None:
             yield None
             continue
-        cell = left.pop(key)
+        key, cell = drawn
         failed = [titles[need] for need in cell.needs if need in recorder.failed]
         if failed:
             recorder.ended(cell, None, f"It was not run: {failed[0]} failed.", 0.0)
             continue
         recorder.running.add(key)
         yield cell
+
+
+class _Line:
+    """Cells that are `left`, by key in order; one waits while anything it needs is left or among `running`."""
+
+    def __init__(self, left: dict[str, Cell], running: Set[str]) -> None:
+        self.left, self._running = left, running
+        self._ready = list(enumerate(left))
+        self._waiting: dict[str, list[tuple[int, str]]] = {}
+        """By one thing that each waits for, so that no draw looks at all of them."""
+
+    def take(self) -> tuple[str, Cell] | None:
+        """The first cell that need not wait, or None."""
+        for need in [need for need in self._waiting if not self._is_open(need)]:
+            for entry in self._waiting.pop(need):
+                heappush(self._ready, entry)
+        while self._ready:
+            place, key = heappop(self._ready)
+            need = next(filter(self._is_open, self.left[key].needs), None)
+            if need is None:
+                return key, self.left.pop(key)
+            self._waiting.setdefault(need, []).append((place, key))
+        return None
+
+    def _is_open(self, key: str) -> bool:
+        return key in self.left or key in self._running
 
 
 def _unfinished(ledger: Ledger, cells: tuple[Cell, ...]) -> dict[str, Cell]:
@@ -221,11 +247,12 @@ def _whole(ledger: Ledger, cell: Cell) -> bool:
     result = ledger.get(cell) if cell.kind == "quantize" else None
     if result is None:
         return True
-    folder = ledger.root / result["path"]
-    if not is_within(result["path"]):  # a results folder may come from elsewhere
+    path = result.get("path")
+    if not isinstance(path, str) or not is_within(path):  # a results folder may come from elsewhere
         return False
+    folder = ledger.root / path
     sizes = {path.name: path.stat().st_size for path in folder.glob("*.safetensors")}
-    return (folder / "config.json").is_file() and bool(sizes == result["files"])
+    return (folder / "config.json").is_file() and bool(sizes == result.get("files"))
 
 
 class _Recorder:

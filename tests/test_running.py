@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import random
@@ -323,3 +324,32 @@ def test_recipes_of_a_shared_stream_are_made_in_one_walk(
     result = assemble(tmp_path / "out")
     assert set(result.checkpoints) >= set(formats)
     assert not result.missing
+
+
+@pytest.mark.parametrize(
+    "result", [{}, {"path": 5, "files": {}}, {"path": "checkpoints/f"}, {"path": "../f", "files": {}}]
+)
+def test_a_stored_checkpoint_of_another_shape_is_made_again(tmp_path: Path, result: dict[str, Any]) -> None:
+    made = Cell(kind="quantize", title="q", format="f", inputs={"a": 1}, where={"out": "checkpoints/f"})
+    asked = Cell(kind="evaluate", title="e", format="f", inputs={"b": 1}, needs=(key_of(made),))
+    ledger = Ledger(tmp_path)
+    ledger.put(made, result)
+    (tmp_path / "checkpoints" / "f").mkdir(parents=True)
+    (tmp_path / "checkpoints" / "f" / "config.json").write_text("{}")
+    assert list(running._unfinished(ledger, (made, asked))) == [key_of(made), key_of(asked)]
+
+
+def test_cells_that_wait_cost_those_that_do_not_nothing(tmp_path: Path) -> None:
+    """Half of ten thousand wait for one that runs: each of the others was looked for behind all of them."""
+    made = Cell(kind="quantize", title="q", format="f", inputs={"q": 1})
+    waiting = [Cell(kind="judge", title="w", format="f", inputs={"w": at}, needs=(key_of(made),)) for at in range(5000)]
+    free = [Cell(kind="judge", title="v", format="f", inputs={"v": at}) for at in range(5000)]
+    ledger = Ledger(tmp_path)
+    recorder = running._Recorder(ledger, running.Unwatched())
+    draws = running._pending(ledger, (made, *waiting, *free), recorder)
+    began = time.process_time()
+    drawn = [cell for cell in itertools.takewhile(lambda cell: cell is not None, draws) if cell is not None]
+    assert drawn == [made, *free]
+    assert time.process_time() - began < 2
+    recorder.running.discard(key_of(made))
+    assert [next(draws) for _ in range(5000)] == waiting
