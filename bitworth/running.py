@@ -223,10 +223,10 @@ class _Line:
                 heappush(self._ready, entry)
         while self._ready:
             place, key = heappop(self._ready)
-            need = next(filter(self._is_open, self.left[key].needs), None)
-            if need is None:
+            still = next(filter(self._is_open, self.left[key].needs), None)
+            if still is None:
                 return key, self.left.pop(key)
-            self._waiting.setdefault(need, []).append((place, key))
+            self._waiting.setdefault(still, []).append((place, key))
         return None
 
     def _is_open(self, key: str) -> bool:
