@@ -12,6 +12,7 @@ import json
 import os
 import socket
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -86,17 +87,22 @@ class Tracker:
     """A Watcher that knows how far a study is; `seconds` are what its finished cells took, by key."""
 
     def __init__(self, cells: Sequence[Cell], seconds: Mapping[str, float], clock: Clock = time.time) -> None:
-        self._cells = {key_of(cell): cell for cell in cells}
-        self._seconds = {key: took for key, took in seconds.items() if key in self._cells}
+        self._likes = {key_of(cell): _likes(cell) for cell in cells}
+        self._seconds = {key: took for key, took in seconds.items() if key in self._likes}
         self._failed: set[str] = set()
         self._running: dict[str, _Running] = {}
+        # Sums over all cells are kept up to date, since the file is written twice a cell.
+        self._sums: dict[str, tuple[float, int]] = {}
+        self._todo: Counter[tuple[str, str]] = Counter()
+        for key in self._likes:
+            self._weigh(key, 1)
         self._clock = clock
         self._began = clock()
 
     @property
     def total(self) -> int:
         """How many cells the study has."""
-        return len(self._cells)
+        return len(self._likes)
 
     @property
     def done(self) -> int:
@@ -106,7 +112,9 @@ class Tracker:
     def started(self, cell: Cell) -> None:
         """The cell runs; a result it had is to be replaced."""
         key = key_of(cell)
+        self._weigh(key, -1)
         self._seconds.pop(key, None)
+        self._weigh(key, 1)
         self._running[key] = _Running(cell=cell, began=self._clock())
 
     def told(self, cell: Cell, what: str, done: int, total: int) -> None:
@@ -120,10 +128,21 @@ class Tracker:
         """The cell is done, or failed."""
         key = key_of(cell)
         self._running.pop(key, None)
+        self._weigh(key, -1)
         if result is not None:
             self._seconds[key] = seconds
         else:
             self._failed.add(key)
+        self._weigh(key, 1)
+
+    def _weigh(self, key: str, sign: int) -> None:
+        """Count a cell in, or out, as it stands now."""
+        if key in self._seconds:
+            for name in self._likes[key]:
+                total, count = self._sums.get(name, (0.0, 0))
+                self._sums[name] = (total + sign * self._seconds[key], count + sign)
+        elif key not in self._failed:
+            self._todo[self._likes[key]] += sign
 
     def now(self) -> RunProgress:
         """The study as it is now."""
@@ -162,29 +181,26 @@ class Tracker:
 
     def _left(self, running: Mapping[str, CellProgress]) -> tuple[float | None, bool]:
         """Seconds until all cells are done, and whether that leaves cells out; None where it leaves all out."""
-        todo = [key for key in self._cells if key not in self._seconds and key not in self._failed]
-        pace = _paces((self._cells[key], took) for key, took in self._seconds.items())
-        known = [self._cell_left(key, running.get(key), pace) for key in todo]
-        found = [left for left in known if left is not None]
-        return (sum(found) if found or not todo else None), len(found) < len(known)
+        waiting = Counter(self._todo)
+        known: list[tuple[float | None, int]] = []
+        for key, cell in running.items():
+            if key not in self._seconds and key not in self._failed:
+                waiting[self._likes[key]] -= 1
+                known.append((self._cell_left(key, cell), 1))
+        known += [(self._usual(likes), count) for likes, count in waiting.items() if count]
+        found = [left * count for left, count in known if left is not None]
+        return (sum(found) if found or not known else None), len(found) < len(known)
 
-    def _cell_left(self, key: str, running: CellProgress | None, pace: Mapping[str, float]) -> float | None:
-        if running is not None and running.left_s is not None:
+    def _cell_left(self, key: str, running: CellProgress) -> float | None:
+        if running.left_s is not None:
             return running.left_s
-        usual = next((pace[name] for name in _likes(self._cells[key]) if name in pace), None)
-        if usual is None or running is None:
-            return usual
-        return max(0.0, usual - (self._clock() - running.began))
+        usual = self._usual(self._likes[key])
+        return None if usual is None else max(0.0, usual - (self._clock() - running.began))
 
-
-def _paces(finished: Iterable[tuple[Cell, float]]) -> dict[str, float]:
-    """Mean seconds of a cell by what it is like."""
-    sums: dict[str, tuple[float, int]] = {}
-    for cell, took in finished:
-        for name in _likes(cell):
-            total, count = sums.get(name, (0.0, 0))
-            sums[name] = (total + took, count + 1)
-    return {name: total / count for name, (total, count) in sums.items()}
+    def _usual(self, likes: tuple[str, str]) -> float | None:
+        """Mean seconds of the finished cells that are most like these."""
+        sums = (self._sums.get(name, (0.0, 0)) for name in likes)
+        return next((max(0.0, total) / count for total, count in sums if count), None)
 
 
 def _likes(cell: Cell) -> tuple[str, str]:

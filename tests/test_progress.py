@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -125,6 +126,47 @@ def test_counts_add_up_whatever_happens(events: list[str], luck: object) -> None
         assert 0 <= now.cells_done <= now.cells_total == len(CELLS)
         assert now.left_s is None or now.left_s >= 0
         assert all(row.rate_per_s is None or row.rate_per_s > 0 for row in now.running)
+
+
+def left_by_hand(done: dict[str, float], failed: set[str]) -> tuple[float | None, bool]:
+    """Time left cell by cell, of cells that say no count: those done by name, the rest not running."""
+    left: list[float | None] = []
+    for cell in CELLS:
+        if key_of(cell) not in done and key_of(cell) not in failed:
+            like = [done[key_of(other)] for other in CELLS if key_of(other) in done]
+            alike = [done[key_of(o)] for o in CELLS if key_of(o) in done and o.inputs["task"] == cell.inputs["task"]]
+            left.append(sum(alike or like) / len(alike or like) if like else None)
+    known = [each for each in left if each is not None]
+    return (sum(known) if known or not left else None), len(known) < len(left)
+
+
+@given(st.lists(st.tuples(st.sampled_from(CELLS), st.sampled_from([0.0, 1.5, 40.0, None])), max_size=30))
+def test_time_left_is_that_of_a_sum_over_cells(ends: list[tuple[Cell, float | None]]) -> None:
+    tracker = Tracker(CELLS, {}, Watch())
+    done: dict[str, float] = {}
+    failed: set[str] = set()
+    for cell, seconds in ends:
+        tracker.started(cell)
+        done.pop(key_of(cell), None)
+        tracker.ended(cell, None if seconds is None else {}, "cause", seconds or 0.0)
+        if seconds is None:
+            failed.add(key_of(cell))
+        else:
+            done[key_of(cell)] = seconds
+    now = tracker.now()
+    left, least = left_by_hand(done, failed)
+    assert now.left_s == (None if left is None else pytest.approx(left, abs=1e-9))
+    assert now.left_is_least is least
+
+
+def test_many_cells_cost_a_look_nothing() -> None:
+    cells = [asked(f"t{number % 40}", f"{number}") for number in range(10_000)]
+    tracker = Tracker(cells, took(cells[:5000], 2.0), Watch())
+    began = time.process_time()
+    for _ in range(300):
+        now = tracker.now()
+    assert now.left_s == 5000 * 2.0
+    assert time.process_time() - began < 2
 
 
 @pytest.mark.parametrize(
