@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import json
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from heapq import heapify, heappop, heappush
 from pathlib import Path
 from shutil import rmtree
 from typing import Any, Literal, Protocol
@@ -91,11 +92,12 @@ class _Whole:
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class _Piece:
-    """What is sent to a node: a cell, or a part of one."""
+    """What is sent to a node: a cell, or a part of one; of two that could start, the one whose turn is lower does."""
 
     cell: Cell
     whole: _Whole
     at: int
+    turn: int
     node: str = ""
     shunned: set[str] = field(default_factory=set)
     deaths: Counter[str] = field(default_factory=Counter)
@@ -146,11 +148,12 @@ class _Run:
         self.part_questions, self.patience_s = executor._part_questions, executor._patience_s
         self.draws, self.work, self.root, self.watcher = draws, work, root, watcher
         self.fleet = Fleet(root)
-        self.waiting: list[_Piece] = []
+        self.waiting: dict[tuple[str, ...], deque[_Piece]] = {}
+        """By shape, so that a place that is not there is looked for once, not for each."""
         self.running: dict[int, _Piece] = {}
         self.lost: set[str] = set()
         self.stuck: dict[tuple[str, ...], float] = {}
-        self.tickets = 0
+        self.tickets = self.turns = 0
         self.looked = -LOOK_S
 
     def finish(self) -> None:
@@ -180,24 +183,28 @@ class _Run:
             kept = [self._kept(cell, at, len(parts)) for at in range(len(parts))]
             whole = _Whole(cell=cell, results=[row and row["result"] for row in kept])
             whole.seconds = sum(row["seconds"] for row in kept if row)
-            self.waiting += [
-                _Piece(cell=part, whole=whole, at=at) for at, part in enumerate(parts) if whole.results[at] is None
-            ]
+            for at, part in enumerate(parts):
+                if whole.results[at] is None:
+                    self.turns += 1
+                    piece = _Piece(cell=part, whole=whole, at=at, turn=self.turns)
+                    self.waiting.setdefault(piece.shape, deque()).append(piece)
             self._complete(whole)
         return False
 
     def _place(self) -> None:
-        left = []
-        full: set[tuple[str, ...]] = set()
-        for piece in self.waiting:
-            if piece.whole.ended:
-                continue
-            if piece.shape in full or not self._start(piece):
-                full.add(piece.shape)
-                left.append(piece)
-        self.waiting = left
-        for shape in full:
-            self._wait_for_a_node(shape)
+        """Start what there is room for, in turn."""
+        heads = [(queue[0].turn, shape) for shape, queue in self.waiting.items()]
+        heapify(heads)
+        while heads:
+            _, shape = heappop(heads)
+            queue = self.waiting[shape]
+            if queue[0].whole.ended or self._start(queue[0]):
+                queue.popleft()
+                if queue:
+                    heappush(heads, (queue[0].turn, shape))
+            else:
+                self._wait_for_a_node(shape)
+        self.waiting = {shape: queue for shape, queue in self.waiting.items() if queue}
 
     def _start(self, piece: _Piece) -> bool:
         """Start it where there is room; False where there is none."""
@@ -216,7 +223,7 @@ class _Run:
 
     def _wait_for_a_node(self, shape: tuple[str, ...]) -> None:
         """Give up what waits in this shape when no node could have run it for too long."""
-        pieces = [piece for piece in self.waiting if piece.shape == shape]
+        pieces = self.waiting[shape]
         if self.fleet.may_run(pieces[0].cell):
             self.stuck.pop(shape, None)
             return
@@ -251,7 +258,8 @@ class _Run:
         piece.deaths[death] += 1
         if piece.deaths[death] < TRIES[death]:
             self.note(f"{piece.cell.title} is run again: {cause}")
-            self.waiting.insert(0, piece)
+            piece.turn = -self.tickets  # before all that have not been tried
+            self.waiting.setdefault(piece.shape, deque()).appendleft(piece)
         else:
             self._report(piece.whole, None, f"{cause} It was tried {piece.deaths.total()} times.")
 
