@@ -204,6 +204,25 @@ def test_answers_side_by_side(one: Path) -> None:
     assert "0 questions answered by both" in text_of([one], "/study/0/answers?task=none&format=none&page=x")
 
 
+@pytest.mark.parametrize("row", [5, {}, {"task": "mmlu", "item": "x", "prediction": "A", "score": "high"}])
+def test_answers_of_another_shape_are_a_sentence(tmp_path: Path, row: Any) -> None:
+    folder = study_of(tmp_path / "s")
+    ledger = Ledger(folder)
+    (cell,) = (one for one in ledger.read_plan() if one.title == "mmlu on baseline")
+    result = ledger.get(cell)
+    assert result is not None
+    ledger.put(cell, {**result, "answers": [*result["answers"], row]})
+
+    async def ask(client: TestClient[Any, Any]) -> tuple[int, str]:
+        answer = await client.get("/study/0/answers?task=mmlu&format=w8a8-fp")
+        return answer.status, await answer.text()
+
+    status, text = asking([folder], ask)
+    assert status == 503
+    assert "does not read back" in text
+    assert "Unexpected" not in text
+
+
 def test_everything_is_reachable_without_a_mouse_or_eyes(one: Path, two: Path) -> None:
     for path in ("/", "/study/0/answers"):
         page = Page(text_of([one, two], path))

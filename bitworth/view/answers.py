@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
-from bitworth.ledger import Ledger
-from bitworth.readback import check_cell
-from bitworth.types import BASELINE, Cell
+from bitworth.ledger import Ledger, revive
+from bitworth.readback import check_cell, check_record
+from bitworth.types import BASELINE, Answer, Cell
 
 PER_PAGE = 50
 _MOST_CHARACTERS = 4000
@@ -73,7 +73,7 @@ def answer_page(ledger: Ledger, task: str, format: str, *, which: Which = "chang
     """The questions of a task whose score is another than the baseline's, or all of them; pages count from 1.
 
     Raises:
-        BitworthError: the folder holds no study.
+        BitworthError: the folder holds no study, or the answers are of another shape than an evaluation's.
     """
     before, after = (_answers(ledger, task, name) for name in (BASELINE, format))
     both = [_question(item, before.get(item), after.get(item)) for item in dict.fromkeys((*before, *after))]
@@ -91,7 +91,7 @@ def answer_page(ledger: Ledger, task: str, format: str, *, which: Which = "chang
     )
 
 
-def _answers(ledger: Ledger, task: str, format: str) -> dict[str, Mapping[str, Any]]:
+def _answers(ledger: Ledger, task: str, format: str) -> dict[str, Answer]:
     """Item to stored answer."""
     for cell in ledger.read_plan():
         if (
@@ -100,20 +100,24 @@ def _answers(ledger: Ledger, task: str, format: str) -> dict[str, Mapping[str, A
             and cell.format == format
             and cell.inputs["task"]["name"] == task
         ):
-            return {str(row["item"]): row for row in (ledger.get(cell) or {}).get("answers", ())}
+            record = ledger.record(cell)
+            if record is None:
+                return {}
+            check_record(cell, record)
+            return {answer.item: answer for answer in revive(list[Answer], record["result"]["answers"])}
     return {}
 
 
-def _question(item: str, before: Mapping[str, Any] | None, after: Mapping[str, Any] | None) -> Question:
-    group = (before or after or {}).get("group")
-    return Question(item=item, group=str(group or ""), baseline=_said(before), quantized=_said(after))
+def _question(item: str, before: Answer | None, after: Answer | None) -> Question:
+    group = next((answer.group for answer in (before, after) if answer is not None), None)
+    return Question(item=item, group=group or "", baseline=_said(before), quantized=_said(after))
 
 
-def _said(row: Mapping[str, Any] | None) -> Said | None:
-    if row is None:
+def _said(answer: Answer | None) -> Said | None:
+    if answer is None:
         return None
-    words = str(row.get("text") or row["prediction"])
-    return Said(words=words[:_MOST_CHARACTERS], score=float(row["score"]), cut=len(words) > _MOST_CHARACTERS)
+    words = answer.text or answer.prediction
+    return Said(words=words[:_MOST_CHARACTERS], score=answer.score, cut=len(words) > _MOST_CHARACTERS)
 
 
 def _score(said: Said | None) -> float:
