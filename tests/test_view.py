@@ -532,6 +532,18 @@ def test_the_command_serves_and_ends_cleanly(one: Path, two: Path, number: int) 
     assert "Traceback" not in err
 
 
+def test_what_is_no_request_leaves_the_terminal_alone(one: Path) -> None:
+    """aiohttp logs a traceback for each, which Python prints where nothing else takes it."""
+    with served(one) as (document, process):
+        address = ("127.0.0.1", int(document["url"].rsplit(":", 1)[1].strip("/")))
+        with socket.create_connection(address, timeout=60) as asked:
+            asked.sendall(b"GET / HTTP/1.1\r\nHo st\x9a: 127.0.0.1\r\n\r\n")
+            assert b" 400 " in asked.recv(100)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    assert "Traceback" not in err
+
+
 def test_it_loads_no_torch(one: Path) -> None:
     script = (
         "import sys\nfrom pathlib import Path\nfrom bitworth.view.folder import Folder\nimport bitworth.view.server\n"

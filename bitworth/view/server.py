@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import ipaddress
+import logging
 import os
 import re
 import signal
@@ -81,6 +82,8 @@ async def serve(app: web.Application, host: str, port: int, ready: Callable[[str
     Raises:
         BitworthError: the port is taken, or the host is no address of this machine.
     """
+    if not os.environ.get("BITWORTH_DEBUG"):  # it logs a traceback for whatever is no request
+        logging.getLogger("aiohttp.server").addHandler(logging.NullHandler())
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
     await runner.setup()
     try:
