@@ -36,6 +36,7 @@ from documents import (
     quantizations,
     tensors,
 )
+from folders_read import REQUESTS, archive_of, import_reader, other_archive, page_reader
 from mutations import Mutate, other_bytes, other_json, other_lines, other_tensors, written
 from served import (
     read_completion,
@@ -107,6 +108,9 @@ def parsers(folder: Path) -> list[Parser]:
         Parser(name="refusal", seeds=(written(REFUSAL), b'"not found"'), mutate=other_json, read=read_refusal),
         _stored(folder),
         _plan(folder),
+        Parser(name="archive", seeds=(archive_of(_results(folder)[0]),), mutate=other_archive,
+               read=import_reader(folder)),
+        Parser(name="request to the page", seeds=REQUESTS, mutate=other_bytes, read=page_reader(_results(folder)[0])),
     ]  # fmt: skip
 
 

@@ -172,7 +172,7 @@ def test_segments_are_cut_and_odd_answers_do_not_stop_them(ledger: Ledger, monke
 @pytest.mark.parametrize(
     ("field", "value"),
     [("score", "x"), ("score", 10**400), ("score", None), ("text", 5), ("item", []), ("measures", [1]),
-     ("measures", {"a": "b"}), ("logprobs", "no"), ("logprobs", ["a"])],
+     ("measures", {"a": "b"}), ("logprobs", "no"), ("logprobs", ["a"]), ("logprobs", {})],
 )  # fmt: skip
 def test_what_is_no_answer_is_no_row(ledger: Ledger, field: str, value: Any) -> None:
     good = {"task": "t", "item": "1", "prediction": "", "score": 0.5}

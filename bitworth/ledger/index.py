@@ -183,11 +183,11 @@ def _is_answer(row: Any) -> bool:
     """Whether it is an object whose values are of the columns' types."""
     if not isinstance(row, dict) or not _is_number(row.get("score")):
         return False
-    measures, logprobs = row.get("measures") or {}, row.get("logprobs") or ()
-    if not isinstance(measures, dict) or not isinstance(logprobs, list | tuple):
+    measures, logprobs = row.get("measures"), row.get("logprobs")
+    if not isinstance(measures, dict | None) or not isinstance(logprobs, list | None):
         return False
     texts = (row.get(name) for name in ("task", "item", "prediction", "group", "cluster", "text"))
-    numbers = (value for value in (*measures.values(), *logprobs) if value is not None)
+    numbers = (value for value in (*(measures or {}).values(), *(logprobs or ())) if value is not None)
     return all(value is None or isinstance(value, str) for value in texts) and all(map(_is_number, numbers))
 
 
