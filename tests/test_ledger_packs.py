@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 import tarfile
 from pathlib import Path
@@ -12,12 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from killing import killed_at
 
-from bitworth.errors import WorkFailed
-from bitworth.ledger import Ledger, compaction, key_of
+from bitworth.errors import BitworthError, WorkFailed
+from bitworth.ledger import Ledger, compaction, key_of, packs
 from bitworth.ledger.archives import export, import_archive
 from bitworth.ledger.compaction import compact
 from bitworth.ledger.folder import name_of
-from bitworth.ledger.tar import check_members, find_members, write_members
+from bitworth.ledger.tar import Member, check_members, find_members, write_members
 from bitworth.types import Cell
 
 pytestmark = pytest.mark.usefixtures("unsynced")
@@ -55,6 +56,53 @@ def test_packed_results_read_as_before_and_tar_opens_the_pack(tmp_path: Path) ->
     (pack,) = (tmp_path / "packs").iterdir()
     with tarfile.open(pack) as opened:
         assert sorted(opened.getnames()) == sorted(name_of(cell(number)) for number in range(6))
+
+
+def test_a_pack_that_goes_while_it_is_read_is_looked_for_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A compaction in another process joins packs while a page or a query reads them."""
+    ledger = filled(tmp_path)
+    compact(ledger)
+    reader = Ledger(tmp_path)
+    before = contents(tmp_path)
+    stale = dict(reader.packs.newest())
+    ledger.put(cell(0), before[key_of(cell(0))])
+    compact(ledger)
+    compact(ledger)  # of two packs with a superseded result, one with none
+    assert all(not member.path.exists() for member in stale.values())
+    find, asked = reader.packs.find, iter([lambda name: stale[name]] * 1)
+    monkeypatch.setattr(reader.packs, "find", lambda name: next(asked, find)(name))
+    assert reader.get(cell(1)) == before[key_of(cell(1))]
+
+    listed, gone = packs.find_members, [FileNotFoundError()]
+
+    def vanishing(path: Path) -> list[Member]:
+        if gone:
+            raise gone.pop()
+        return listed(path)
+
+    monkeypatch.setattr(packs, "find_members", vanishing)
+    assert contents(tmp_path) == before
+
+
+def test_a_pack_that_cannot_be_read_is_not_taken_for_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Too many open files, say: joining the packs would have removed what it had not read."""
+    ledger = filled(tmp_path)
+    compact(ledger)
+    ledger.put(cell(0), {"number": 0, "text": "new"})
+    compact(ledger)
+    before = sorted(path.name for path in (tmp_path / "packs").iterdir())
+
+    def refused(_: Member) -> bytes:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Member, "read", refused)
+        with pytest.raises(BitworthError, match=r"\.tar cannot be read: Too many open files\.$"):
+            compact(ledger)
+        patched.setattr(packs, "find_members", lambda _: refused(next(iter(ledger.packs.newest().values()))))
+        with pytest.raises(BitworthError, match=r"\.tar cannot be read: Too many open files\.$"):
+            Ledger(tmp_path).names()
+    assert sorted(path.name for path in (tmp_path / "packs").iterdir()) == before
 
 
 def test_a_file_under_another_name_is_no_result(tmp_path: Path) -> None:

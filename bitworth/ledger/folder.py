@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
@@ -18,9 +17,8 @@ from bitworth.guard.keys import without_secrets
 from bitworth.guard.text import visible
 from bitworth.ledger import locks, records
 from bitworth.ledger.files import write_atomic, write_json
-from bitworth.ledger.packs import MEMBER, Packs
+from bitworth.ledger.packs import MEMBER, Packs, check_lost
 from bitworth.ledger.records import decode, encode, is_whole, seconds_in
-from bitworth.ledger.tar import Member
 from bitworth.ledger.values import key_of, revive
 from bitworth.types import Cell
 
@@ -81,8 +79,7 @@ class Ledger:
         raw = _bytes_of(self.root / name)
         if raw is not None and is_whole(raw, key):
             return raw
-        packed = self.packs.find(name)
-        raw = None if packed is None else _bytes_in(packed)
+        raw = self.packs.read(name)
         return raw if raw is not None and is_whole(raw, key) else None
 
     def all(self) -> Iterator[tuple[Cell, dict[str, Any]]]:
@@ -229,13 +226,5 @@ def _bytes_of(path: Path) -> bytes | None:
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         return None
     except OSError as error:
-        if error.errno == errno.EIO:  # the disk lost it
-            return None
-        raise BitworthError(f"{path} cannot be read: {error.strerror}.") from error
-
-
-def _bytes_in(member: Member) -> bytes | None:
-    try:
-        return member.read()
-    except OSError:
+        check_lost(path, error)
         return None

@@ -8,14 +8,18 @@ newer than any pack.
 
 from __future__ import annotations
 
+import errno
 import re
-from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
+from bitworth.errors import BitworthError
 from bitworth.ledger.tar import Member, find_members
 
 MEMBER = re.compile(r"cells/(?P<kind>[a-z]{1,20})/(?P<key>[0-9a-f]{20})\.json")
 """The one kind of name that a pack or an archive may give a result."""
+_TRIES = 5
+"""A pack may go while it is read: a compaction in another process has joined it to others."""
 _NAME = re.compile(r"(\d{6})-[0-9a-f]{12}\.tar")
 
 
@@ -32,6 +36,25 @@ class Packs:
         """The newest packed copy of `cells/KIND/KEY.json`."""
         self._look()
         return self._newest.get(name)
+
+    def read(self, name: str) -> bytes | None:
+        """The bytes of that copy; None where there is none, or the disk lost it.
+
+        Raises:
+            BitworthError: it cannot be read.
+        """
+        for _ in range(_TRIES):
+            member = self.find(name)
+            if member is None:
+                return None
+            try:
+                return member.read()
+            except FileNotFoundError:
+                self.forget()
+            except OSError as error:
+                check_lost(member.path, error)
+                return None
+        raise self._restless()
 
     def newest(self) -> dict[str, Member]:
         """Every packed result by its name."""
@@ -69,12 +92,36 @@ class Packs:
             return
         newest: dict[str, Member] = {}
         superseded = []
-        for member in self._members():
+        for member in self._listed():
             if member.name in newest:
                 superseded.append(newest[member.name])
             newest[member.name] = member
         self._stamp, self._newest, self._superseded = stamp, newest, superseded
 
-    def _members(self) -> Iterator[Member]:
-        for path in self.paths():
-            yield from (member for member in find_members(path) if MEMBER.fullmatch(member.name))
+    def _listed(self) -> list[Member]:
+        for _ in range(_TRIES):
+            with suppress(FileNotFoundError):
+                return [member for path in self.paths() for member in _members(path)]
+        raise self._restless()
+
+    def _restless(self) -> BitworthError:
+        return BitworthError(f"{self.folder} has packs that go while they are read; run the same command again.")
+
+
+def _members(path: Path) -> list[Member]:
+    try:
+        return [member for member in find_members(path) if MEMBER.fullmatch(member.name)]
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise BitworthError(f"{path} cannot be read: {error.strerror}.") from error
+
+
+def check_lost(path: Path, error: OSError) -> None:
+    """Raise where a file could not be read though the disk has not lost it: that is no damage, and may pass.
+
+    Raises:
+        BitworthError: it is so.
+    """
+    if error.errno != errno.EIO:
+        raise BitworthError(f"{path} cannot be read: {error.strerror}.") from error
