@@ -132,7 +132,7 @@ def quantize_cell(
         where["devices"] = str(study.devices)
     cell = Cell(kind="quantize", title=f"quantize {recipe.name}", format=recipe.name, inputs=inputs, where=where)
     cell = _on(study.device, cell)
-    return Cell(**{**_fields(cell), "where": {**where, "out": f"checkpoints/{recipe.name}-{key_of(cell)[:8]}"}})
+    return replace(cell, where={**where, "out": f"checkpoints/{recipe.name}-{key_of(cell)[:8]}"})
 
 
 def calibration_inputs(
@@ -397,7 +397,3 @@ def check_engine(study: Study) -> None:
 
 def _versions(*packages: str) -> dict[str, str]:
     return {name: version(name) for name in ("bitworth", *packages)}
-
-
-def _fields(cell: Cell) -> dict[str, Any]:
-    return {name: getattr(cell, name) for name in Cell.__dataclass_fields__}

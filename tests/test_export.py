@@ -25,7 +25,7 @@ from bitworth.assembly import assemble
 from bitworth.errors import BitworthError, WorkFailed
 from bitworth.export.parquet import write_parquet
 from bitworth.export.tables import tables_of
-from bitworth.export.tracking import URI_VARIABLE, _key, _part, log_study, runs_of
+from bitworth.export.tracking import URI_VARIABLE, _first_line, _key, _part, log_study, runs_of
 from bitworth.ledger import Ledger
 from bitworth.report import result_as_json
 from bitworth.types import StudyResult
@@ -306,3 +306,8 @@ def test_half_a_pair_in_an_answer_is_written_out(root: Path, tmp_path: Path) -> 
     write_parquet(tmp_path / "from", tmp_path / "to")
     row = pq.read_table(tmp_path / "to" / "answers.parquet").to_pylist()[0]
     assert (row["text"], row["samples"][0]["text"]) == ("a\\ud800b", "\\udc00")
+
+
+@pytest.mark.parametrize("error", [OSError(), OSError("no.\nmore")])
+def test_a_refusal_that_says_nothing_is_named(error: OSError) -> None:
+    assert _first_line(error) == ("OSError" if not error.args else "no")

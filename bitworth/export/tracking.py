@@ -85,8 +85,7 @@ def log_study(root: Path, *, tracking_uri: str | None = None, experiment: str | 
             write_atomic(folder / "recommendation.json", as_text(result_as_json(result)))
             return [_log(client, place, run, result, root, folder) for run in runs_of(result, root)]
     except refusals as error:
-        first = str(error).strip().splitlines()[0]
-        raise WorkFailed(f"MLflow did not take the study: {first.rstrip('.')}.") from error
+        raise WorkFailed(f"MLflow did not take the study: {_first_line(error)}.") from error
 
 
 def runs_of(result: StudyResult, root: Path) -> list[FormatRun]:
@@ -245,7 +244,12 @@ def _client(tracking_uri: str | None) -> tuple[MlflowClient, tuple[type[Exceptio
     try:
         return MlflowClient(tracking_uri=uri), refusals
     except refusals as error:
-        raise BitworthError(f"MLflow cannot use {uri}: {str(error).strip().splitlines()[0]}") from error
+        raise BitworthError(f"MLflow cannot use {uri}: {_first_line(error)}.") from error
+
+
+def _first_line(error: BaseException) -> str:
+    """What it says, in a line without a final stop; its kind where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
 def _experiment(client: MlflowClient, name: str) -> str:
