@@ -120,6 +120,14 @@ def test_a_bad_result_does_not_come_in(tmp_path: Path, members: dict[str, bytes]
     assert ledger.names() == []
 
 
+@pytest.mark.parametrize(
+    "plan", [b"{}", b'[{"kind":"judge","title":"t","format":"f","inputs":' + b'{"a":' * 70 + b"1" + b"}" * 70 + b"}]"]
+)
+def test_a_plan_that_the_folder_would_not_read_is_left_out(tmp_path: Path, plan: bytes) -> None:
+    found = import_archive(Ledger(tmp_path / "to"), archive(tmp_path / "x.tar", {"plan.json": plan}))
+    assert (found.documents, found.damaged) == ((), ("plan.json",))
+
+
 def test_documents_that_do_not_read_are_left_out(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path / "to")
     members = {"study.json": b"[]", "plan.json": b'[{"kind": "rob"}]', "model.json": b"{"}

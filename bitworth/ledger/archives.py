@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bitworth.errors import BitworthError
+from bitworth.guard.documents import MOST_NESTED, json_of
 from bitworth.ledger.compaction import Named, write_packs
 from bitworth.ledger.files import replacing, write_atomic
 from bitworth.ledger.folder import Ledger
@@ -166,11 +167,11 @@ def _intact(raw: bytes, digest: str) -> bool:
 def _reads(name: str, raw: bytes) -> bool:
     """Whether a study's file is one: a list of cells, or an object."""
     try:
-        value = json.loads(raw)
+        value = json_of(raw, nested=MOST_NESTED)
         if name == "plan.json":
-            return all(isinstance(revive(Cell, row), Cell) for row in value)
+            return isinstance(value, list) and all(isinstance(revive(Cell, row), Cell) for row in value)
         return isinstance(value, dict)
-    except (ValueError, TypeError, RecursionError, BitworthError):
+    except (ValueError, BitworthError):
         return False
 
 
