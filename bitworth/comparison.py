@@ -7,7 +7,6 @@ the row says so. Ratios are `after` over `before`, in percent for scores.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +18,8 @@ from bitworth.assembly import assemble, costs_of
 from bitworth.errors import BitworthError
 from bitworth.ledger import Ledger, revive
 from bitworth.report.figures import hardware_name, times
-from bitworth.statistics import Z95, holm, mean_recovery
+from bitworth.statistics import holm, independent_ratio, mean_recovery
+from bitworth.statistics.pairs import Floats, Labels
 from bitworth.study import Study, parse_study
 from bitworth.types import AVERAGE, Answer, Cell, QueryCost
 
@@ -236,26 +236,33 @@ def _scores(before: Side, after: Side, pairs: Sequence[tuple[str, str]]) -> tupl
 
 @dataclass(frozen=True, slots=True)
 class _Columns:
-    """Both sides' scores, question by question where `paired`, and the clusters of the pairs."""
+    """Both sides' scores, question by question where `paired`, and a cluster's label a question where they name any."""
 
-    before: np.ndarray[Any, np.dtype[np.float64]]
-    after: np.ndarray[Any, np.dtype[np.float64]]
+    before: Floats
+    after: Floats
     paired: bool
-    clusters: list[Any] | None
+    clusters: tuple[Labels | None, Labels | None] = (None, None)
 
 
 def _columns(before: Answered, after: Answered) -> _Columns:
     common = sorted(before.answers.keys() & after.answers.keys())
-    if before.data == after.data and len(common) > 1:
-        pairs = [(before.answers[item], after.answers[item]) for item in common]
-        labels = [old.item if old.cluster is None else ("cluster", old.cluster) for old, _ in pairs]
-        clusters = labels if any(old.cluster is not None for old, _ in pairs) and len(set(labels)) > 1 else None
-        return _Columns(_array(old for old, _ in pairs), _array(new for _, new in pairs), True, clusters)
-    return _Columns(_array(before.answers.values()), _array(after.answers.values()), False, None)
+    if before.data == after.data:
+        olds, news = ([side.answers[item] for item in common] for side in (before, after))
+        labels = _clusters(olds)
+        if len(set(labels or common)) > 1:  # of one passage nothing tells how much passages differ
+            return _Columns(_array(olds), _array(news), True, (labels, labels))
+    olds, news = list(before.answers.values()), list(after.answers.values())
+    return _Columns(_array(olds), _array(news), False, (_clusters(olds), _clusters(news)))
 
 
-def _array(answers: Iterable[Answer]) -> np.ndarray[Any, np.dtype[np.float64]]:
+def _array(answers: Iterable[Answer]) -> Floats:
     return np.array([answer.score for answer in answers], dtype=np.float64)
+
+
+def _clusters(answers: Sequence[Answer]) -> list[tuple[str, str]] | None:
+    if all(answer.cluster is None for answer in answers):
+        return None
+    return [("item", answer.item) if answer.cluster is None else ("cluster", answer.cluster) for answer in answers]
 
 
 def _change(task: str, one: str, other: str, columns: Mapping[str, _Columns]) -> ScoreChange:
@@ -267,11 +274,14 @@ def _change(task: str, one: str, other: str, columns: Mapping[str, _Columns]) ->
     )
     if paired:
         scores = {name: (column.before, column.after) for name, column in columns.items()}
-        clusters = {name: column.clusters for name, column in columns.items()}
+        clusters = {name: column.clusters[0] for name, column in columns.items()}
         found = mean_recovery(scores, min_recovery_pct=100, clusters=clusters)
         bounds, p_value = found.ci95_pct, found.p_value
     else:
-        bounds, p_value = independent_ratio(list(columns.values()), before, after)
+        bounds, p_value = independent_ratio(
+            [(column.before, column.clusters[0]) for column in columns.values()],
+            [(column.after, column.clusters[1]) for column in columns.values()],
+        )
     return ScoreChange(
         task=task,
         before_format=one,
@@ -291,26 +301,6 @@ def _change(task: str, one: str, other: str, columns: Mapping[str, _Columns]) ->
 def _adjusted(row: ScoreChange, p_holm: float) -> ScoreChange:
     """With the p-value that many tasks leave of it, which its change has to survive."""
     return replace(row, p_holm=p_holm, change=row.change if p_holm <= _LEVEL else "no change shown")
-
-
-def independent_ratio(columns: Sequence[_Columns], before: float, after: float) -> tuple[tuple[float, float], float]:
-    """95 % interval of 100 × after / before and the p-value of "they are equal", for samples drawn apart.
-
-    Normal on the logarithm of the ratio, whose variance is the sum of the squared relative errors (delta method). One
-    right and one wrong answer are added to each task, so that a score of 0 or 1 is not taken for certain.
-    """
-    nothing = after <= 0
-    if nothing:
-        after = float(np.mean([np.append(column.after, [0.0, 1.0]).mean() for column in columns]))
-    relative = 0.0
-    for mean, sides in ((before, [c.before for c in columns]), (after, [c.after for c in columns])):
-        padded = [np.append(side, [0.0, 1.0]) for side in sides]
-        error = sum(float(side.var()) / len(side) for side in padded) / len(padded) ** 2
-        relative += error / mean**2
-    spread, log = math.sqrt(relative), math.log(after / before)
-    p_value = math.erfc(abs(log) / spread / math.sqrt(2))
-    low = 0.0 if nothing else 100 * math.exp(log - Z95 * spread)
-    return (low, 100 * math.exp(log + Z95 * spread)), p_value
 
 
 def _judged(bounds: tuple[float, float] | None, same: float) -> Change:

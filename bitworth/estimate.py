@@ -123,9 +123,12 @@ def _estimate(cell: Cell, size: Size, rates: Rates) -> Estimate:
 def _quantize(cell: Cell, size: Size, rates: Rates, forward: float) -> Estimate:
     calibration = cell.inputs["calibration"]
     tokens = calibration["samples"] * calibration["length"] if calibration is not None else 0
-    found = quantizing(revive(Recipe, cell.inputs["recipe"]), tokens, size, rates)
-    own = _own_text(cell, size, rates, forward) if tokens else 0.0
-    return Estimate(seconds=found.seconds + own, bytes=found.bytes)
+    recipe = revive(Recipe, cell.inputs["recipe"])
+    found = quantizing(recipe, tokens, size, rates)
+    beside = 0.0
+    if calibration is not None:
+        beside = _own_text(cell, size, rates, forward) + learning(recipe, tokens, calibration["length"], size, rates)
+    return Estimate(seconds=found.seconds + beside, bytes=found.bytes)
 
 
 def quantizing(recipe: Recipe, tokens: int, size: Size, rates: Rates) -> Estimate:
@@ -143,6 +146,14 @@ def walking(tokens: int, size: Size, rates: Rates) -> float:
     forward = 2 * size.linear / rates.operations
     moments = 2 * size.squares * 4 / 7 / rates.operations  # q, k, v share theirs, and so do gate and up
     return 1.7 * tokens * (forward + moments)
+
+
+def learning(recipe: Recipe, tokens: int, length: int, size: Size, rates: Rates) -> float:
+    """Seconds of a recipe's steps after rounding, and of passing all tokens once before and once after them."""
+    if recipe.tuning is None:
+        return 0.0
+    forward = 2 * size.linear / rates.operations
+    return 1.7 * forward * (3 * recipe.tuning.steps * recipe.tuning.batch * length + 2 * tokens)
 
 
 def _own_text(cell: Cell, size: Size, rates: Rates, forward: float) -> float:

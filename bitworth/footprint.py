@@ -1,9 +1,9 @@
 """How much memory quantizing needs at its peak, from shapes alone: it grows with the widest block, not with depth.
 
-    peak = process + block + moments + activations + waiting + states
+    peak = process + block + moments + activations + waiting + states + learning
 
 with, in float32 and for P weights in the largest block, I the widest input, D hidden states, C tokens a chunk, N in
-all, R recipes of which S have hidden states of their own:
+all, T in a sequence, R recipes of which S have hidden states of their own and L learn on after rounding:
 
     block        (2 + 2 R) P       weights and their rounding; codes and rounded weights of every recipe
     moments      6 I²              Σ x xᵀ, the Hessian, its damped and ordered copies, its factor; all stages' sums
@@ -12,7 +12,10 @@ all, R recipes of which S have hidden states of their own:
     activations  C (4 I + 4 D)     one chunk inside the block
     waiting      N (3 D + max(I, 2 D))   a recipe's chunks that wait there for one another; none where there is one
                                    chunk, where they would exceed the budget of the states, and in mixtures
-    states       (1 + S) N D       the streams' and those being replaced; two chunks where they lie in files
+    states       (1 + S) N D       the streams' and those being replaced; two chunks where they lie in files; where
+                                   any learn, (2 + S + L) N D and four chunks: the unquantized model's beside them
+    learning     3 P + T (8 I + 16 D)   codes before rounding, weights and their gradients; what a sequence leaves
+                                   inside the block for them
 """
 
 from __future__ import annotations
@@ -42,6 +45,7 @@ class Footprint:
     activations_mib: float
     waiting_mib: float
     states_mib: float
+    learning_mib: float
     states_in_files: bool
 
 
@@ -50,6 +54,7 @@ def footprint(
     recipes: Sequence[Recipe],
     *,
     tokens: int,
+    length: int,
     chunk_tokens: int,
     shared: bool,
     states_mib: float | None = None,
@@ -60,6 +65,7 @@ def footprint(
         decoder: the model.
         recipes: made together.
         tokens: of calibration, in all.
+        length: tokens of one sequence.
         chunk_tokens: that pass a block at once.
         shared: GPTQ reads the unquantized stream.
         states_mib: most memory for hidden states; half of what is free unless given.
@@ -67,13 +73,15 @@ def footprint(
     calibrated = [recipe for recipe in recipes if recipe.needs_calibration]
     alone = [recipe for recipe in calibrated if walks_alone(recipe, shared=shared)]
     streams = len(alone) + (len(calibrated) > len(alone))
+    learning = sum(recipe.tuning is not None for recipe in recipes)
+    turning = 1 + (learning > 0)  # sets of hidden states that a block replaces
     largest = max(_blocks(decoder).values())
     widths, of_experts = _widths(decoder)
     widest = max(*widths, *of_experts)
-    all_states = (streams + bool(streams)) * tokens * decoder.width * _FLOAT
+    all_states = (streams + learning + bool(streams) * turning) * tokens * decoder.width * _FLOAT
     budget = states_budget(states_mib)
     waiting = waiting_bytes(decoder, tokens) if alone and tokens > chunk_tokens and not of_experts else 0
-    in_files = streams * tokens * decoder.width * _FLOAT > budget
+    in_files = (streams + learning) * tokens * decoder.width * _FLOAT > budget
     moments = 6 * widest**2
     if tokens > chunk_tokens and alone and of_experts:  # those of a level are measured in one pass
         level = max(width**2 * count for width, count in Counter(of_experts).items())
@@ -86,7 +94,8 @@ def footprint(
         "moments_mib": bool(calibrated) * moments * _FLOAT,
         "activations_mib": min(chunk_tokens, tokens) * (4 * widest + 4 * decoder.width) * _FLOAT,
         "waiting_mib": waiting if waiting <= budget else 0,
-        "states_mib": 2 * min(chunk_tokens, tokens) * decoder.width * _FLOAT if in_files else all_states,
+        "states_mib": 2 * turning * min(chunk_tokens, tokens) * decoder.width * _FLOAT if in_files else all_states,
+        "learning_mib": bool(learning) * (3 * largest + length * (8 * widest + 16 * decoder.width)) * _FLOAT,
     }
     named = {name: round(size / 2**20, 1) for name, size in {**parts, "peak_mib": sum(parts.values())}.items()}
     return Footprint(**named, states_in_files=in_files)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bitworth.estimate import probe, quantizing, size_of, walking
+from bitworth.estimate import learning, probe, quantizing, size_of, walking
 from bitworth.footprint import Footprint, footprint
 from bitworth.quantization import chunk_tokens, fit_groups, open_decoder
 from bitworth.streams import walks_alone
@@ -41,10 +41,12 @@ def forecast(
     fitted = [fit_groups(decoder, recipe, allow_group_fallback) for recipe in recipes]
     shared = calibration is not None and calibration.stream == "shared"
     tokens = calibration.samples * calibration.length if calibration is not None else 0
+    length = calibration.length if calibration is not None else 0
     memory = footprint(
         decoder,
         [recipe for recipe, _ in fitted],
         tokens=tokens,
+        length=length,
         chunk_tokens=chunk_tokens(decoder),
         shared=shared,
         states_mib=states_mib,
@@ -54,10 +56,12 @@ def forecast(
     alone = sum(walks_alone(recipe, shared=shared) for recipe in calibrated)
     streams = alone + (len(calibrated) > alone)
     singly = [quantizing(recipe, 0, size, rates) for recipe, _ in fitted]
-    states = (1 + streams) * tokens * decoder.width * 4
+    learners = sum(recipe.tuning is not None for recipe in recipes)
+    states = (1 + streams + 2 * learners) * tokens * decoder.width * 4
+    learns = sum(learning(recipe, tokens, length, size, rates) for recipe in recipes)
     return Forecast(
         memory=memory,
-        seconds=round(sum(each.seconds for each in singly) + streams * walking(tokens, size, rates), 1),
+        seconds=round(sum(each.seconds for each in singly) + streams * walking(tokens, size, rates) + learns, 1),
         disk_mib=round((2 * sum(each.bytes for each in singly) + states) / 2**20, 1),
         notes=tuple(note for _, notes in fitted for note in notes),
     )

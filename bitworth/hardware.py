@@ -26,6 +26,8 @@ from bitworth.errors import BitworthError
 from bitworth.types import Hardware
 
 LOCAL = "local"
+HOURS_A_MONTH = 730.0
+"""A twelfth of 365 days."""
 _PAPER = "paper, table 9: Lambda Labs on demand, 2024-10-28"
 
 

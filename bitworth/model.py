@@ -43,6 +43,13 @@ class Block:
         """Linear layers by their name inside the block."""
         return {name: module for name, module in self.module.named_modules() if isinstance(module, nn.Linear)}
 
+    def product(self, inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """What a linear layer of that weight makes of its inputs, factors rounded."""
+        if self.factors == inputs.dtype:
+            return nn.functional.linear(inputs, weight, bias)
+        product = nn.functional.linear(inputs.to(self.factors), weight.to(self.factors)).to(inputs.dtype)
+        return product if bias is None else product + bias
+
 
 class Decoder:
     """A decoder's skeleton over the tensors of a model folder."""
@@ -250,7 +257,7 @@ def _in_a_tuple(hidden: Tensor) -> tuple[Tensor, None]:
     return hidden, None
 
 
-def call(block: nn.Module, hidden: Tensor, kwargs: dict[str, Any]) -> Tensor:
+def call(block: Callable[..., Any], hidden: Tensor, kwargs: dict[str, Any]) -> Tensor:
     """Run a block on hidden states; blocks of some architectures answer with a tuple."""
     named = {key: value for key, value in kwargs.items() if key != "args"}
     out = block(hidden, *kwargs.get("args", ()), **named)

@@ -31,7 +31,7 @@ from bitworth.model import Arguments, Decoder
 from bitworth.ranks import ALONE, Ranks, device_named
 from bitworth.schemes.config import quantization_config
 from bitworth.sequential import skipped
-from bitworth.states import InFiles, InMemory, Shape
+from bitworth.states import LABEL, TEACHER, InFiles, InMemory, Shape, States
 from bitworth.streams import Build, Stream, streams_of
 from bitworth.types import Calibration, Gptq, QuantizeResult, Recipe, TextAudit
 from bitworth.writer import Onlooker, Writer, check_replaceable
@@ -294,7 +294,7 @@ def _prepare(
     chunks = chunks_of(tokens, chunk_tokens(decoder))
     width = decoder.width
     shapes: list[Shape] = [(chunk.shape[0], chunk.shape[1], width) for chunk in chunks]
-    size = 4 * width * tokens.numel() * len(walking)
+    size = 4 * width * tokens.numel() * sum(1 + stream.learns for stream in walking)
     # one rank's measure for all: the way through a block must be the same
     budget = ranks.from_first(lambda: states_budget(states_mib) / ranks.count)
     waiting = waiting_bytes(decoder, tokens.numel())
@@ -302,13 +302,17 @@ def _prepare(
     in_files = ranks.from_first(lambda: size > budget)
     for stream in walking:
         stream.together = together
-        if in_files:
-            stream.states = InFiles(decoder.device, stream.folder, shapes, decoder.compute, label=stream.label)
-        else:
-            store = _store(decoder.device, size)
-            stream.states = InMemory(decoder.device, store, decoder.compute, label=stream.label)
+
+        def hold(name: str, stream: Stream = stream) -> States:
+            label = stream.label(name)
+            if in_files:
+                return InFiles(decoder.device, stream.folder, shapes, decoder.compute, label=label)
+            return InMemory(decoder.device, _store(decoder.device, size), decoder.compute, label=label)
+
+        stream.states = hold(LABEL)
+        stream.teacher = hold(TEACHER) if stream.learns else None
     fresh = [stream for stream in streams if not stream.take_up(shapes)]
-    starting = [stream.states for stream in fresh if stream.states is not None]
+    starting = [states for stream in fresh for states in stream.held.values()]
 
     def take(hidden: Tensor) -> None:
         for states in starting:

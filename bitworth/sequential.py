@@ -121,8 +121,8 @@ class BlockPass:
             ranks: who quantizes the block too, each on its own chunks of the same length; all get the same layers.
         """
         assert len(recipes) == 1 or not propagate
-        self._block, self._recipes, self._dtype, self._propagate = block, recipes, dtype, propagate
-        self._producers, self._ranks = {} if producers is None else producers, ranks
+        self.block, self.recipes, self.dtype, self._propagate = block, recipes, dtype, propagate
+        self._producers, self.ranks = {} if producers is None else producers, ranks
         self._linears = {name: layer for name, layer in block.linears().items() if not skipped(name)}
         self._weights: dict[str, Tensor] = {}  # what the block computes with where it propagates
         self._stage_of: dict[str, Stage] = {}
@@ -137,12 +137,12 @@ class BlockPass:
         Raises:
             WorkFailed: weights or inputs hold NaN or infinity; names the layer.
         """
-        module, first = self._block.module, hidden[0]
-        transforming = any(recipe.transforms for recipe in self._recipes)
+        module, first = self.block.module, hidden[0]
+        transforming = any(recipe.transforms for recipe in self.recipes)
         if 1 in kwargs:  # not every architecture's arguments can be cut to one sequence by their first axis
             first = first[:1]
         exact, sample, one = one_sequence(module, first, kwargs[first.shape[0]])
-        sample = self._ranks.take_first(sample)  # so that all find the same stages, in the same order
+        sample = self.ranks.take_first(sample)  # so that all find the same stages, in the same order
         stages = trace(exact, list(self._linears), sample, one, self._producers if transforming else None)
         self._stage_of = {name: stage for stage in stages for name in stage.layers}
         try:
@@ -156,8 +156,19 @@ class BlockPass:
             for layer in self._linears.values():
                 vars(layer).pop("forward", None)  # the class's own shows again
         self._round_unreached()
-        for index in range(len(self._recipes)):
+        for index in range(len(self.recipes)):
             self._fold(index, self._stage_of.values())
+
+    def folded_weight(self, name: str) -> Tensor:
+        """What the first recipe's codes of a layer stand for: its weight under the scales on both of its sides."""
+        weight = self._linears[name].weight.float()
+        for stage in dict.fromkeys(self._stage_of.values()):
+            scale = _scale_for(stage, 0)
+            if scale is not None and name in stage.layers:
+                weight = weight * scale
+            if scale is not None and name == stage.producer:
+                weight = weight / scale.unsqueeze(1)
+        return weight
 
     def _forward(self, name: str, layer: nn.Linear) -> Callable[[Tensor], Tensor]:
         def forward(inputs: Tensor) -> Tensor:
@@ -172,16 +183,9 @@ class BlockPass:
                     if self._propagate and len(self._collecting) == 1:
                         raise _Reached
             weight = self._weights[name] if stage.done and self._propagate else layer.weight
-            return self._product(inputs, weight, layer.bias)
+            return self.block.product(inputs, weight, layer.bias)
 
         return forward
-
-    def _product(self, inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        factors = self._block.factors
-        if factors == inputs.dtype:
-            return nn.functional.linear(inputs, weight, bias)
-        product = nn.functional.linear(inputs.to(factors), weight.to(factors)).to(inputs.dtype)
-        return product if bias is None else product + bias
 
     def _see(self, stage: Stage, inputs: Tensor) -> None:
         if stage.stats is None:
@@ -191,12 +195,12 @@ class BlockPass:
     def _all_wait(self, hidden: Chunks) -> bool:
         """Whether all chunks wait at every stage. Those of several ranks meet experts in orders of their own."""
         experts = any(stage.level != stage.layers[0] for stage in self._stage_of.values())
-        single = self._ranks.agree(len(hidden) == 1) and (self._ranks.count == 1 or not experts)
+        single = self.ranks.agree(len(hidden) == 1) and (self.ranks.count == 1 or not experts)
         return single or (self._propagate and self._together and not experts)
 
     def _in_step(self, hidden: Chunks, kwargs: Arguments) -> None:
         """All chunks through the block at once, each waiting at every stage until the stage is rounded."""
-        with self._watched():
+        with self.watched(self.results):
             walking = [greenlet(partial(self._step, hidden, index, kwargs)) for index in range(len(hidden))]
             while walking:
                 for chunk in walking:
@@ -209,7 +213,7 @@ class BlockPass:
 
     def _step(self, hidden: Chunks, index: int, kwargs: Arguments) -> None:
         chunk = hidden[index]
-        hidden[index] = call(self._block.module, chunk, kwargs[chunk.shape[0]])
+        hidden[index] = call(self.block.module, chunk, kwargs[chunk.shape[0]])
 
     def _measure_all(self, hidden: Chunks, kwargs: Arguments) -> None:
         """See every stage's inputs over all chunks, level by level where stages wait for those before them."""
@@ -234,32 +238,32 @@ class BlockPass:
 
     def _add_up(self, stage: Stage) -> None:
         """Give the stage the statistics of all ranks; none where no token of theirs reached it."""
-        if self._ranks.count == 1:
+        if self.ranks.count == 1:
             return
         weight = self._linears[stage.layers[0]].weight
         stats = stage.stats or InputStats(weight.shape[1], weight.device)
-        stats.add_up(self._ranks)
+        stats.add_up(self.ranks)
         stage.stats = stats if stats.tokens else None
 
     def _pass(self, hidden: Chunks, kwargs: Arguments, *, keep: bool) -> None:
         """Run one chunk after the other through the block; `keep` puts its outputs in their place."""
-        with self._watched() if keep else nullcontext():
+        with self.watched(self.results) if keep else nullcontext():
             for index in range(len(hidden)):
                 chunk = hidden[index]
                 try:
-                    outputs = call(self._block.module, chunk, kwargs[chunk.shape[0]])
+                    outputs = call(self.block.module, chunk, kwargs[chunk.shape[0]])
                 except _Reached:
                     continue
                 if keep:
                     hidden[index] = outputs
 
     @contextmanager
-    def _watched(self) -> Iterator[None]:
-        """See what enters the key-value cache meanwhile, for the recipes that quantize it."""
+    def watched(self, results: Sequence[BlockResult]) -> Iterator[None]:
+        """See what enters the key-value cache meanwhile, for the recipes that quantize it; their results get scales."""
         with ExitStack() as stack:
-            for recipe, result in zip(self._recipes, self.results, strict=True):
+            for recipe, result in zip(self.recipes, results, strict=True):
                 if recipe.scheme.kv_cache is not None:
-                    seen = watching(self._block.module, recipe.scheme.kv_cache, self._dtype, self._ranks)
+                    seen = watching(self.block.module, recipe.scheme.kv_cache, self.dtype, self.ranks)
                     result.cache_scales = stack.enter_context(seen)
             yield
 
@@ -267,17 +271,17 @@ class BlockPass:
         """Round the stage's layers by every recipe; what transforms prepare alike is prepared once."""
         layers = [self._linears[name] for name in stage.layers]
         for name, layer in zip(stage.layers, layers, strict=True):
-            _check_finite(self._block, name, layer.weight)
+            _check_finite(self.block, name, layer.weight)
         stacked = torch.cat([layer.weight for layer in layers]).float()
         assert stage.stats is not None
         if not torch.isfinite(stage.stats.max_abs_I).all():
             raise WorkFailed(
-                f"{self._block.prefix}.{stage.layers[0]}: its calibration inputs hold NaN or infinity; check the model "
+                f"{self.block.prefix}.{stage.layers[0]}: its calibration inputs hold NaN or infinity; check the model "
                 "in its own dtype first."
             )
-        seen = audit_stage(self._block.prefix, stage.layers, stage.stats)
+        seen = audit_stage(self.block.prefix, stage.layers, stage.stats)
         prepared: dict[object, tuple[Tensor, InputStats, Tensor | None]] = {}
-        for recipe, result in zip(self._recipes, self.results, strict=True):
+        for recipe, result in zip(self.recipes, self.results, strict=True):
             alike = (recipe.transforms, recipe.scheme.weight if recipe.transforms else None)
             if alike not in prepared:
                 prepared[alike] = self._transformed(stacked, stage, recipe, result)
@@ -290,7 +294,7 @@ class BlockPass:
                     rounded = result.rounded[name].weight()
                     if scale is not None:
                         rounded = rounded / scale  # as if the input were divided
-                    self._weights[name] = rounded.to(self._block.factors)
+                    self._weights[name] = rounded.to(self.block.factors)
         stage.done = True
         stage.stats = None
 
@@ -307,8 +311,8 @@ class BlockPass:
         for transform in recipe.transforms:
             assert recipe.scheme.weight is not None
             with self._naming(stage):
-                scale = _scale_of(transform, stacked, recipe.scheme.weight, stats, self._dtype)
-            scale = self._ranks.take_first(scale)
+                scale = _scale_of(transform, stacked, recipe.scheme.weight, stats, self.dtype)
+            scale = self.ranks.take_first(scale)
             stacked, stats = stacked * scale, stats.divided_by(scale)
             total = scale if total is None else total * scale
         return stacked, stats, total
@@ -319,11 +323,11 @@ class BlockPass:
         parts = rounded.split([self._linears[name].out_features for name in stage.layers])
         for name, part in zip(stage.layers, parts, strict=True):
             result.rounded[name] = part
-        result.notes.extend(f"{self._block.prefix}.{stage.layers[0]}: {note}" for note in rounded.notes)
+        result.notes.extend(f"{self.block.prefix}.{stage.layers[0]}: {note}" for note in rounded.notes)
 
     def _is_cached(self, producer: str) -> bool:
         """Whether what it makes goes into the key-value cache: only an attention's values can take a scale."""
-        return any(producer.startswith(f"{name}." if name else "") for name in attentions(self._block.module))
+        return any(producer.startswith(f"{name}." if name else "") for name in attentions(self.block.module))
 
     @contextmanager
     def _naming(self, stage: Stage) -> Iterator[None]:
@@ -333,32 +337,32 @@ class BlockPass:
         except PeerLost:
             raise
         except WorkFailed as error:
-            raise WorkFailed(f"{self._block.prefix}.{stage.layers[0]}: {error}.") from error
+            raise WorkFailed(f"{self.block.prefix}.{stage.layers[0]}: {error}.") from error
 
     def _round_shared(self, weight_OI: Tensor, stats: InputStats, recipe: Recipe) -> Rounded:
         """Every rank rounds its part of the rows and gets the others'; all round all where there are too few."""
         rows, grid = weight_OI.shape[0], recipe.scheme.weight
         assert grid is not None
-        if self._ranks.count == 1 or rows < self._ranks.count:
-            return round_weight(weight_OI, recipe, stats, dtype=self._dtype)
-        made = round_weight(weight_OI, recipe, stats, dtype=self._dtype, rows=self._ranks.share(rows))
+        if self.ranks.count == 1 or rows < self.ranks.count:
+            return round_weight(weight_OI, recipe, stats, dtype=self.dtype)
+        made = round_weight(weight_OI, recipe, stats, dtype=self.dtype, rows=self.ranks.share(rows))
         carried = torch.bfloat16 if grid.bits <= 8 else torch.float32  # which holds every code
-        made.codes_OI = self._ranks.gather_rows(made.codes_OI.to(carried), rows).float()
-        made.scale_OG = self._ranks.gather_rows(made.scale_OG, rows)
+        made.codes_OI = self.ranks.gather_rows(made.codes_OI.to(carried), rows).float()
+        made.scale_OG = self.ranks.gather_rows(made.scale_OG, rows)
         return made
 
     def _round_unreached(self) -> None:
         """Experts that no calibration token chose: rounded without data, and named."""
-        for recipe, result in zip(self._recipes, self.results, strict=True):
+        for recipe, result in zip(self.recipes, self.results, strict=True):
             unreached = {name: layer for name, layer in self._linears.items() if name not in result.rounded}
-            result.audit.extend(audit_stage(self._block.prefix, [name], None) for name in unreached)
-            _round_blindly(self._block, unreached, recipe, self._dtype, result)
+            result.audit.extend(audit_stage(self.block.prefix, [name], None) for name in unreached)
+            _round_blindly(self.block, unreached, recipe, self.dtype, result)
 
     def _fold(self, index: int, stages: Iterable[Stage]) -> None:
         """Take each stage's scale out of the module that makes its input."""
         result = self.results[index]
         for stage in dict.fromkeys(stages):
-            scale = stage.scales[index] if stage.scales else None
+            scale = _scale_for(stage, index)
             if scale is None or stage.producer is None:
                 continue
             if stage.producer in result.rounded:
@@ -368,9 +372,14 @@ class BlockPass:
                 if bias is not None:
                     result.changed[f"{stage.producer}.bias"] = bias / scale
             else:
-                norm = self._block.module.get_submodule(stage.producer)
+                norm = self.block.module.get_submodule(stage.producer)
                 for leaf, value in norm.named_parameters(recurse=False):
                     result.changed[f"{stage.producer}.{leaf}"] = value / scale
+
+
+def _scale_for(stage: Stage, index: int) -> Tensor | None:
+    """What a recipe divides a stage's input by."""
+    return stage.scales[index] if stage.scales else None
 
 
 def _scale_of(transform: Transform, weight_OI: Tensor, grid: Grid, stats: InputStats, dtype: torch.dtype) -> Tensor:

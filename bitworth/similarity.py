@@ -14,6 +14,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from bitworth.errors import BitworthError, WorkFailed
+from bitworth.statistics import Z95
 from bitworth.types import Answer
 
 BERTSCORE_MODEL = "roberta-large"
@@ -112,7 +113,7 @@ def _written_pairs(baseline: Sequence[Answer], quantized: Sequence[Answer]) -> d
 
 def _row(task: str, measure: str, scores: Sequence[float]) -> Similarity:
     mean, count = fmean(scores), len(scores)
-    error = 1.96 * stdev(scores) / math.sqrt(count) if count > 1 else 1.0
+    error = Z95 * stdev(scores) / math.sqrt(count) if count > 1 else 1.0
     interval = (max(0.0, mean - error), min(1.0, mean + error))
     return Similarity(task=task, measure=measure, mean=mean, ci95=interval, questions=count)
 

@@ -28,8 +28,7 @@ Producers = dict[tuple[str, ...], str | None]
 class Stage:
     """Layers that read the same tensor, what was seen of it, and the module that can take a scale off it.
 
-    `scales` and `weights` belong to the recipes, in their order: what each divides the input by, and what each
-    computes with once the stage is rounded.
+    `scales` belong to the recipes, in their order: what each divides the input by.
     """
 
     layers: list[str]

@@ -1,11 +1,13 @@
 """Hidden states of the calibration data between two blocks: in memory, or in files where a budget says so.
 
-Either way what a block received can be kept on disk while the next is under way, so that a killed run goes on from the
-last block whose states were kept. Files hold raw float32, one chunk after another.
+Either way there are two sets, what a block receives and what it makes of it, until they `turn`. What a block received
+can be kept on disk while the next is under way, so that a killed run goes on from the last block whose states were
+kept. Files hold raw float32, one chunk after another.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -24,13 +26,13 @@ from bitworth.errors import Interrupted, disk_reason
 _SAVING_SHARE = 0.1
 
 #: What the files are called, before the number of the one of two.
-LABEL = "states"
+LABEL, TEACHER = "states", "teacher"
 
 Shape = tuple[int, int, int]
 
 
 class InMemory:
-    """States held as tensors; what a block makes of a chunk replaces it."""
+    """States held as tensors."""
 
     def __init__(
         self,
@@ -42,6 +44,7 @@ class InMemory:
     ) -> None:
         self._device, self._store, self._dtype, self._label = device, store, dtype, label
         self._chunks: list[Tensor] = []
+        self._made: dict[int, Tensor] = {}
         self._last = 0  # the file saved last, which stays until the other one is whole
         self._saved_at, self._cost = -float("inf"), 0.0
 
@@ -58,8 +61,20 @@ class InMemory:
         return self._chunks[index].to(self._device)
 
     def __setitem__(self, index: int, hidden: Tensor) -> None:
-        """Replace a chunk."""
-        self._chunks[index] = hidden.to(self._store)
+        """What the next block will read."""
+        self._made[index] = hidden.to(self._store)
+
+    def made(self, index: int) -> Tensor:
+        """What the block made of a chunk."""
+        return self._made[index].to(self._device)
+
+    def sequence(self, index: int, row: int) -> Tensor:
+        """One sequence (1, T, D) of a chunk."""
+        return self._chunks[index][row : row + 1].to(self._device)
+
+    def made_sequence(self, index: int, row: int) -> Tensor:
+        """What the block made of one sequence."""
+        return self._made[index][row : row + 1].to(self._device)
 
     def due(self) -> bool:
         """Whether it is time to keep the states."""
@@ -71,6 +86,9 @@ class InMemory:
         `due`: whether it is time, where that is agreed with others.
         """
         began = time.monotonic()
+        for index, hidden in self._made.items():
+            self._chunks[index] = hidden
+        self._made.clear()
         if not (self.due() if due is None else due):
             return None
         self._last = 1 - self._last
@@ -117,11 +135,23 @@ class InFiles:
 
     def __getitem__(self, index: int) -> Tensor:
         """A chunk (B, T, D), on the device that computes."""
-        return _read(self._path(self._now), self._shapes[index], self._offsets[index]).to(self._device, self._dtype)
+        return self._read(self._now, index)
 
     def __setitem__(self, index: int, hidden: Tensor) -> None:
         """What the next block will read."""
         self._write(1 - self._now, index, hidden)
+
+    def made(self, index: int) -> Tensor:
+        """What the block made of a chunk."""
+        return self._read(1 - self._now, index)
+
+    def sequence(self, index: int, row: int) -> Tensor:
+        """One sequence (1, T, D) of a chunk."""
+        return self._read(self._now, index, row)
+
+    def made_sequence(self, index: int, row: int) -> Tensor:
+        """What the block made of one sequence."""
+        return self._read(1 - self._now, index, row)
 
     def due(self) -> bool:
         """Files are kept after every block."""
@@ -140,6 +170,12 @@ class InFiles:
 
     def _path(self, which: int) -> Path:
         return self._folder / f"{self._label}-{which}"
+
+    def _read(self, which: int, index: int, row: int | None = None) -> Tensor:
+        shape, offset = self._shapes[index], self._offsets[index]
+        if row is not None:
+            shape, offset = (1, *shape[1:]), offset + _size((row, *shape[1:]))
+        return _read(self._path(which), shape, offset).to(self._device, self._dtype)
 
     def _write(self, which: int, index: int, hidden: Tensor) -> None:
         path = self._path(which)
@@ -174,8 +210,11 @@ def _number(path: Path) -> int:
 
 
 def _offsets(shapes: Sequence[Shape]) -> list[int]:
-    sizes = [4 * rows * tokens * width for rows, tokens, width in shapes]
-    return [0, *accumulate(sizes)][:-1]
+    return [0, *accumulate(_size(shape) for shape in shapes)][:-1]
+
+
+def _size(shape: Shape) -> int:
+    return 4 * math.prod(shape)
 
 
 def _read(path: Path, shape: Shape, offset: int) -> Tensor:

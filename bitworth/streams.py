@@ -20,7 +20,8 @@ from bitworth.model import Arguments, Block, Decoder
 from bitworth.ranks import ALONE, Ranks
 from bitworth.sequential import BlockPass, BlockResult, round_block, skipped
 from bitworth.stages import Producers
-from bitworth.states import LABEL, Shape, States, writing
+from bitworth.states import LABEL, TEACHER, Shape, States, writing
+from bitworth.tuning import run_tuned
 from bitworth.types import Gptq, Recipe, StageAudit
 from bitworth.writer import Onlooker, Writer
 
@@ -56,7 +57,7 @@ class Stream:
     """Builds that read the same hidden states; `states` is None where they are made without data.
 
     `together`: there is memory for all chunks to wait inside a block. `ranks`: who walks along, each with states of its
-    own; the first one writes.
+    own; the first one writes. `teacher`: what the unquantized blocks make of the same data, where that is learnt from.
     """
 
     builds: list[Build]
@@ -64,6 +65,7 @@ class Stream:
     propagate: bool = False
     together: bool = True
     states: States | None = None
+    teacher: States | None = None
     producers: Producers = field(default_factory=dict)
     done: int = 0
     """Blocks finished and kept."""
@@ -74,9 +76,19 @@ class Stream:
         return self.builds[0].writer.scratch
 
     @property
-    def label(self) -> str:
-        """What this rank's files of hidden states are called."""
-        return LABEL if self.ranks.first else f"{LABEL}-of-rank-{self.ranks.number}"
+    def learns(self) -> bool:
+        """Whether a block is learnt on after it is rounded; such a recipe walks alone."""
+        return self.builds[0].recipe.tuning is not None
+
+    @property
+    def held(self) -> dict[str, States]:
+        """The hidden states by what their files are called."""
+        held = {LABEL: self.states, TEACHER: self.teacher}
+        return {name: states for name, states in held.items() if states is not None}
+
+    def label(self, name: str) -> str:
+        """What this rank's files of those states are called."""
+        return name if self.ranks.first else f"{name}-of-rank-{self.ranks.number}"
 
     def walk(self, decoder: Decoder, block: Block, kwargs: Arguments | None) -> None:
         """Take one block, write what it became and keep where that leaves the stream."""
@@ -97,24 +109,28 @@ class Stream:
                 producers=self.producers,
                 ranks=self.ranks,
             )
-            walk.run(self.states, kwargs)
+            if self.teacher is None:
+                walk.run(self.states, kwargs)
+            else:
+                run_tuned(walk, self.states, self.teacher, kwargs)
             results = walk.results
         if self.ranks.first:
             for build, result in zip(self.builds, results, strict=True):
                 _write(decoder, block, build, result)
-        states = None
+        kept: dict[str, str | None] = {}
         if self.states is not None:
-            states = self.states.turn(self.folder, due=self.ranks.from_first(self.states.due))
+            due = self.ranks.from_first(self.states.due)
+            kept = {name: states.turn(self.folder, due=due) for name, states in self.held.items()}
         # The journal must not name files that are not whole yet; nor does anyone overwrite what it names before it is
         # written, since the next block begins with what the first rank hands round.
         self.ranks.agree(True)
         spent = (time.monotonic() - began) / len(self.builds)
         for build in self.builds:
             build.seconds += spent
-        if states is not None or self.states is None:
-            self._keep(block.index + 1, states)
+        if None not in kept.values():
+            self._keep(block.index + 1, kept)
 
-    def _keep(self, blocks: int, states: str | None) -> None:
+    def _keep(self, blocks: int, states: Mapping[str, str | None]) -> None:
         self.done = blocks
         if not self.ranks.first:
             return
@@ -122,7 +138,7 @@ class Stream:
             "key": self.key,
             "ranks": self.ranks.count,
             "blocks": blocks,
-            "states": states,
+            "states": dict(states),
             "producers": [[list(layers), producer] for layers, producer in self.producers.items()],
             "builds": [build.kept() for build in self.builds],
         }
@@ -147,8 +163,8 @@ class Stream:
         for build, row in zip(self.builds, page["builds"], strict=True):
             build.take_up(row)
         self.producers = {tuple(layers): producer for layers, producer in page["producers"]}
-        if self.states is not None:
-            self.states.load(self._own(page["states"]), shapes)
+        for name, states in self.held.items():
+            states.load(self._own(name, page["states"][name]), shapes)
         self.done = page["blocks"]
         return True
 
@@ -163,11 +179,11 @@ class Stream:
         return page
 
     def _has_states(self, page: Mapping[str, Any]) -> bool:
-        return page["states"] is None or self._own(page["states"]).is_file()
+        return all(self._own(name, file).is_file() for name, file in page["states"].items())
 
-    def _own(self, states: str) -> Path:
+    def _own(self, name: str, file: str) -> Path:
         """This rank's file beside the one that the journal names, which is the first rank's."""
-        return self.folder / states.replace(LABEL, self.label, 1)
+        return self.folder / file.replace(name, self.label(name), 1)
 
     def _journal(self) -> dict[str, Any] | None:
         try:
@@ -187,9 +203,12 @@ def streams_of(builds: Sequence[Build], *, shared: bool, ranks: Ranks = ALONE) -
 
 
 def walks_alone(recipe: Recipe, *, shared: bool) -> bool:
-    """Whether a recipe carries its own error forward: GPTQ and the search for cache scales do, unless told not to."""
+    """Whether a recipe carries its own error forward: GPTQ and the search for cache scales do, unless told not to.
+
+    One that learns on always does: what it learns is to make that error good.
+    """
     own = isinstance(recipe.rounding, Gptq) or recipe.scheme.kv_cache is not None
-    return recipe.needs_calibration and own and not shared
+    return recipe.tuning is not None or (recipe.needs_calibration and own and not shared)
 
 
 def _write(decoder: Decoder, block: Block, build: Build, result: BlockResult) -> None:

@@ -18,7 +18,7 @@ from bitworth.cli.diff import parse_side
 from bitworth.comparison import compare_sides, read_side
 from bitworth.errors import BitworthError
 from bitworth.ledger import Ledger
-from bitworth.statistics import mcnemar_exact, paired_recovery
+from bitworth.statistics import independent_ratio, mcnemar_exact, paired_recovery
 from bitworth.types import Answer, Cell
 
 RANDOM = np.random.default_rng(1)
@@ -62,21 +62,57 @@ def test_part_of_the_questions_is_paired_and_other_data_are_not(tmp_path: Path) 
 
 
 def test_the_interval_of_samples_drawn_apart_covers() -> None:
-    from bitworth.comparison import _Columns, independent_ratio
-
     random, inside = np.random.default_rng(5), 0
     for _ in range(1000):
         b, a = (random.random(300) < 0.6).astype(float), (random.random(250) < 0.5).astype(float)
-        (low, high), _ = independent_ratio([_Columns(b, a, False, None)], b.mean(), a.mean())
+        (low, high), _ = independent_ratio([(b, None)], [(a, None)])
         inside += low <= 100 * 0.5 / 0.6 <= high
     assert 930 <= inside <= 970
 
 
-def test_a_model_that_answers_nothing_right_is_worse_apart_too() -> None:
-    from bitworth.comparison import _Columns, independent_ratio
+def test_the_interval_of_clusters_drawn_apart_covers() -> None:
+    """Questions of a passage share its difficulty; taken for independent, they would cover much less often."""
+    random, inside, naive = np.random.default_rng(6), 0, 0
+    for _ in range(600):
+        sides = []
+        for level in (0.6, 0.5):
+            ease = np.clip(random.normal(level, 0.25, 40), 0, 1)
+            sizes = random.integers(3, 9, 40)
+            labels = np.repeat(np.arange(40), sizes).tolist()
+            sides.append(((random.random(len(labels)) < np.repeat(ease, sizes)).astype(float), labels))
+        means = [
+            float(np.clip(np.random.default_rng(0).normal(level, 0.25, 200_000), 0, 1).mean()) for level in (0.6, 0.5)
+        ]
+        (low, high), _ = independent_ratio(sides[:1], sides[1:])
+        inside += low <= 100 * means[1] / means[0] <= high
+        (low, high), _ = independent_ratio([(sides[0][0], None)], [(sides[1][0], None)])
+        naive += low <= 100 * means[1] / means[0] <= high
+    assert 550 <= inside <= 590
+    assert naive < inside - 30
 
+
+def test_questions_of_one_passage_are_not_paired() -> None:
+    """Nothing tells then how much passages differ; drawn apart, each side's passages do."""
+    from bitworth.comparison import Answered, _columns
+
+    def side(*items: tuple[str, str]) -> Answered:
+        answers = {
+            item: Answer(task="t", item=item, prediction="", score=float(len(item) % 2), cluster=passage)
+            for item, passage in items
+        }
+        return Answered(answers=answers, data="rows")
+
+    one, other = side(("a", "p"), ("b", "p"), ("cc", "q")), side(("a", "p"), ("b", "p"), ("d", "r"))
+    apart = _columns(one, other)
+    assert not apart.paired
+    assert apart.clusters == ([("cluster", c) for c in "ppq"], [("cluster", c) for c in "ppr"])
+    together = _columns(one, one)
+    assert (together.paired, together.clusters[0]) == (True, [("cluster", c) for c in "ppq"])
+
+
+def test_a_model_that_answers_nothing_right_is_worse_apart_too() -> None:
     before, after = np.repeat([1.0, 0.0], [900, 100]), np.zeros(1000)
-    (low, high), p_value = independent_ratio([_Columns(before, after, False, None)], 0.9, 0.0)
+    (low, high), p_value = independent_ratio([(before, None)], [(after, None)])
     assert low == 0
     assert 0 < high < 2
     assert p_value < 1e-6

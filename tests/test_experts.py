@@ -422,7 +422,9 @@ def test_many_experts_take_memory_where_calibration_takes_several_chunks(tmp_pat
         decoder = Decoder(tmp_path / str(experts))
         for chunk in (4096, 1024):
             one = [recipes.recipe("w8a8-int-gptq")]
-            sizes[experts, chunk] = footprint(decoder, one, tokens=4096, chunk_tokens=chunk, shared=False).moments_mib
+            sizes[experts, chunk] = footprint(
+                decoder, one, tokens=4096, length=64, chunk_tokens=chunk, shared=False
+            ).moments_mib
     assert sizes[4, 4096] == sizes[64, 4096]
     assert sizes[64, 1024] == pytest.approx((64 + 5) * 64**2 * 4 / 2**20, abs=0.1)
 

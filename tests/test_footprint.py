@@ -13,6 +13,7 @@ from bitworth.footprint import Footprint, footprint
 from bitworth.model import Decoder
 
 NAMES = ["w4a16-int-gptq", "w8a8-int-gptq"]
+TUNED = "w4a16-int-gptq-tuned"
 
 MEASURED = r"""
 import json, re, sys
@@ -21,10 +22,10 @@ from bitworth.footprint import footprint
 from bitworth.quantization import open_decoder, quantize
 from bitworth.recipes import recipe
 from bitworth.types import Calibration
-model, out, text, states = sys.argv[1:]
+model, out, text, states, *names = sys.argv[1:]
 calibration = Calibration(source=text, samples=64, length=128)
-chosen = [recipe(name, group_size=64) for name in ("w4a16-int-gptq", "w8a8-int-gptq")]
-limits = {"tokens": 8192, "chunk_tokens": 2048, "shared": False, "states_mib": float(states)}
+chosen = [recipe(name, group_size=64) for name in names]
+limits = {"tokens": 8192, "length": 128, "chunk_tokens": 2048, "shared": False, "states_mib": float(states)}
 foretold = footprint(open_decoder(Path(model)), chosen, **limits).peak_mib
 quantize(Path(model), chosen, Path(out), calibration=calibration, states_mib=float(states))
 # not ru_maxrss, which starts with what the process that forked this one had held
@@ -36,7 +37,7 @@ print(json.dumps([peak, foretold]))
 def of(model: Path, *, tokens: int = 8192, states_mib: float = 1000, shared: bool = False) -> Footprint:
     chosen = [recipes.recipe(name, group_size=64) for name in NAMES]
     return footprint(
-        Decoder(model), chosen, tokens=tokens, chunk_tokens=4096, shared=shared, states_mib=states_mib
+        Decoder(model), chosen, tokens=tokens, length=512, chunk_tokens=4096, shared=shared, states_mib=states_mib
     )  # fmt: skip
 
 
@@ -61,8 +62,21 @@ def test_states_beyond_their_budget_lie_in_files(tiny_llama: Path) -> None:
     assert beyond.waiting_mib == 0
 
 
+def test_a_recipe_that_learns_holds_the_unquantized_models_states_too(tiny_llama: Path) -> None:
+    states = 8192 * 64 * 4 / 2**20
+    for names, held in ((["w4a16-int-gptq"], 2), ([TUNED], 4), (["w4a16-int-gptq", TUNED], 5)):
+        chosen = [recipes.recipe(name, group_size=64) for name in names]
+        limits = {"tokens": 8192, "length": 512, "chunk_tokens": 4096}
+        made = footprint(Decoder(tiny_llama), chosen, **limits, shared=False, states_mib=1000)
+        assert made.states_mib == pytest.approx(held * states, rel=0.01), names
+        assert (made.learning_mib > 0) == (TUNED in names)
+    longer = footprint(Decoder(tiny_llama), chosen, **{**limits, "length": 1024}, shared=False, states_mib=1000)
+    assert longer.learning_mib - made.learning_mib == pytest.approx(512 * 4 * (8 * 128 + 16 * 64) / 2**20, abs=0.1)
+
+
 @pytest.mark.slow
-def test_memory_does_not_grow_with_depth_and_is_as_foretold(tmp_path: Path) -> None:
+@pytest.mark.parametrize("names", [NAMES, [TUNED]])
+def test_memory_does_not_grow_with_depth_and_is_as_foretold(names: list[str], tmp_path: Path) -> None:
     """40 more blocks of 5.4 MiB of float32 each: were one copy kept, the peak would grow by 216 MiB.
 
     Memory that was freed and is kept for the next tensor makes it vary by some 80 MiB from run to run.
@@ -74,7 +88,7 @@ def test_memory_does_not_grow_with_depth_and_is_as_foretold(tmp_path: Path) -> N
         model = tmp_path / f"model-{layers}"
         shape = {"hidden_size": 256, "intermediate_size": 1536, "num_hidden_layers": layers}
         save_tiny_llama(model, **shape)
-        command = [sys.executable, "-c", MEASURED, model, tmp_path / f"out-{layers}", text, "0"]
+        command = [sys.executable, "-c", MEASURED, model, tmp_path / f"out-{layers}", text, "0", *names]
         made = subprocess.run([str(part) for part in command], capture_output=True, text=True, timeout=600, check=True)
         peaks[layers], foretold[layers] = json.loads(made.stdout)
     assert peaks[52] - peaks[12] < 150, peaks

@@ -226,7 +226,10 @@ def test_every_family_loads_in_transformers(family: str, calibration: Calibratio
     config = AutoConfig.for_model(family.rstrip("_"), **{**shape, **FAMILIES[family]})
     AutoModelForCausalLM.from_config(config).to(torch.bfloat16).save_pretrained(tmp_path / "model")
     byte_tokenizer().save_pretrained(tmp_path / "model")
-    names = ["w4a16-int-gptq", "w4a16-int-awq", "w8a8-int-smoothquant-gptq", "w8a8-fp", "nvfp4-gptq", "mxfp4-gptq"]
+    names = [
+        "w4a16-int-gptq", "w4a16-int-gptq-tuned", "w4a16-int-awq", "w8a8-int-smoothquant-gptq", "w8a8-fp", "nvfp4-gptq",
+        "mxfp4-gptq",
+    ]  # fmt: skip
     chosen = [recipes.recipe(name, group_size=32) for name in names]
     quantize(tmp_path / "model", chosen, tmp_path / "out", calibration=calibration)
     for name in names:
@@ -417,7 +420,7 @@ def test_an_interrupted_run_goes_on_after_the_last_block(
     deep_llama: Path, calibration: Calibration, tmp_path: Path, stream: Any, states_mib: int
 ) -> None:
     """The checkpoints are those of an undisturbed run to the last bit; only the blocks left are walked."""
-    names = ["w8a8-fp", "w4a16-int-gptq", "w4a16-int-awq", "w8a8-int-gptq"]
+    names = ["w8a8-fp", "w4a16-int-gptq", "w4a16-int-gptq-tuned", "w4a16-int-awq", "w8a8-int-gptq"]
     chosen = [recipes.recipe(name, group_size=32) for name in names]
     spec = replace(calibration, stream=stream)
     with pytest.raises(KeyboardInterrupt):
@@ -474,7 +477,10 @@ def test_what_was_made_is_not_made_again(tiny_llama: Path, tmp_path: Path) -> No
 
 def test_recipes_on_one_stream_are_the_same_alone(deep_llama: Path, calibration: Calibration, tmp_path: Path) -> None:
     spec = replace(calibration, stream="shared")
-    names = ["w8a8-fp", "w8a8-int-gptq", "w4a16-int-gptq", "w4a16-int-awq", "w8a8-int-smoothquant-gptq"]
+    names = [
+        "w8a8-fp", "w8a8-int-gptq", "w4a16-int-gptq", "w4a16-int-gptq-tuned", "w4a16-int-awq",
+        "w8a8-int-smoothquant-gptq",
+    ]  # fmt: skip
     chosen = [recipes.recipe(name, group_size=32) for name in names]
     quantize(deep_llama, chosen, tmp_path / "together", calibration=spec)
     for recipe in chosen:

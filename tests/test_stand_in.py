@@ -15,8 +15,8 @@ from bitworth.model import Decoder
 from bitworth.quantization import quantize
 from bitworth.types import Calibration
 
-NAMES = ("w4a16-int-rtn", "w4a16-int-gptq", "w4a16-int-gptq-published", "w4a16-int-awq", "w8a8-int-static-gptq",
-         "nvfp4-gptq+kv-fp8", "mxfp4-gptq")  # fmt: skip
+NAMES = ("w4a16-int-rtn", "w4a16-int-gptq", "w4a16-int-gptq-published", "w4a16-int-gptq-tuned", "w4a16-int-awq",
+         "w8a8-int-static-gptq", "nvfp4-gptq+kv-fp8", "mxfp4-gptq")  # fmt: skip
 
 
 @pytest.mark.slow
@@ -36,5 +36,6 @@ def test_every_step_keeps_to_one_device(tiny_llama: Path, tmp_path: Path, monkey
     for recipe in chosen:
         here, there = (codes_of(tmp_path / place / recipe.name, recipe) for place in ("here", "there"))
         assert here.keys() == there.keys()
+        tipped = 0.01 if recipe.tuning is None else 0.1  # a derivative that is almost 0 may have either sign
         for name, codes in here.items():
-            assert (codes != there[name]).float().mean() < 0.01, (recipe.name, name)
+            assert (codes != there[name]).float().mean() < tipped, (recipe.name, name)

@@ -69,6 +69,7 @@ def test_a_recipes_steps_are_changed_by_name() -> None:
         "baseline",
         {"name": "mine", "base": "w4a16-int-gptq-scaled", **changes},
         {"name": "quick", "base": "w4a16-int-awq", "awq_steps": 3},
+        {"name": "long", "base": "w4a16-int-gptq-tuned", "tuning_steps": 200},
     ]
     made = parse_study({**MINIMAL, "formats": formats}).recipes()
     preset, awq = recipe_named("w4a16-int-gptq-scaled"), recipe_named("w4a16-int-awq")
@@ -76,6 +77,9 @@ def test_a_recipes_steps_are_changed_by_name() -> None:
     rounding = replace(preset.rounding, damping=0.2, ordering="none", sweeps=0)
     assert made["mine"] == replace(preset, name="mine", rounding=rounding, transforms=(GptqScale(damping=0.2),))
     assert made["quick"] == replace(awq, name="quick", transforms=(Awq(steps=3),))
+    tuned = recipe_named("w4a16-int-gptq-tuned")
+    assert tuned.tuning is not None
+    assert made["long"] == replace(tuned, name="long", tuning=replace(tuned.tuning, steps=200))
 
 
 def test_calibration_sources() -> None:
@@ -137,6 +141,10 @@ def test_calibration_that_makes_no_sense(asked: dict[str, Any], said: str) -> No
         (
             {"formats": ["baseline", {"name": "mine", "base": "w8a8-fp", "damping": 0.1}]},
             "`damping` is a setting of GPTQ, and w8a8-fp rounds without it",
+        ),
+        (
+            {"formats": ["baseline", {"name": "mine", "base": "w4a16-int-gptq", "tuning_steps": 5}]},
+            "`tuning_steps` is a setting of recipes that learn on, and w4a16-int-gptq stays as it is rounded",
         ),
         (
             {"formats": ["baseline", {"name": "mine", "base": "w8a8-int-paper-8b", "awq_steps": 5}]},

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from bitworth.errors import BitworthError
-from bitworth.hardware import LOCAL
+from bitworth.hardware import HOURS_A_MONTH, LOCAL
 from bitworth.prediction.architecture import Architecture, read_architecture
 from bitworth.prediction.constants import FITTED, SPREADS, Constants
 from bitworth.prediction.formats import NAMES, kernel
@@ -39,7 +39,6 @@ __all__ = [
     "read_architecture",
     "scale",
 ]
-HOURS_A_MONTH = 730
 _SIMULATED = 400  # requests that count, after as many that fill the queue
 _CALIBRATED = "The constants are the device's own, fitted on loads that were timed there; the range is judged."
 _FITTED_ON = {"A6000", "A100", "H100"}

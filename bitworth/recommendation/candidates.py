@@ -11,12 +11,10 @@ from dataclasses import dataclass, replace
 from statistics import NormalDist
 from typing import Literal
 
+from bitworth.hardware import HOURS_A_MONTH
 from bitworth.report.figures import usd_per_1k
 from bitworth.statistics import Z95, verdict_of
 from bitworth.types import Constraint, Figure, LatencyLimit, QueryCost, Recovery, Verdict
-
-HOURS_A_MONTH = 730.0
-"""A twelfth of 365 days."""
 
 Broken = Literal["unsupported", "unpriced", "unknown rate", "latency", "budget", "month", "devices", "accuracy"]
 

@@ -18,7 +18,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from bitworth.recommendation.candidates import HOURS_A_MONTH, Candidate, latency_of, rate_of
+from bitworth.hardware import HOURS_A_MONTH
+from bitworth.recommendation.candidates import Candidate, latency_of, rate_of
 from bitworth.statistics import Z95
 from bitworth.types import Chance, Constraint, Figure, QueryCost
 

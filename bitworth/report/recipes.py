@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from statistics import median
 
 from bitworth.report.figures import limit, number, percent
-from bitworth.types import Audit, Awq, Calibration, Gptq, Grid, Recipe, Rtn, SmoothQuant, Transform
+from bitworth.types import Audit, Awq, Calibration, Gptq, Grid, Recipe, Rtn, SmoothQuant, Transform, Tuning
 
 
 def recipe_rows(recipe: Recipe) -> Iterator[tuple[str, str]]:
@@ -19,6 +19,8 @@ def recipe_rows(recipe: Recipe) -> Iterator[tuple[str, str]]:
     if recipe.transforms:
         yield "prepared by", ", ".join(_transform(step) for step in recipe.transforms)
     yield "rounding", _rounding(recipe.rounding)
+    if recipe.tuning is not None:
+        yield "then learnt, block by block", _tuning(recipe.tuning)
 
 
 def grid_words(grid: Grid | None) -> str:
@@ -72,6 +74,11 @@ def _rounding(rounding: Rtn | Gptq) -> str:
     order = "" if rounding.ordering == "none" else f", columns ordered by {rounding.ordering}"
     sweeps = f", {rounding.sweeps} sweeps of refinement" if rounding.sweeps else ""
     return f"GPTQ, damping {limit(rounding.damping)}{order}{clip}{sweeps}"
+
+
+def _tuning(tuning: Tuning) -> str:
+    learnt = "codes, scales and norms" if tuning.norm_rate else "codes and scales"
+    return f"{learnt}, {tuning.steps} steps of {tuning.batch} {'sequence' if tuning.batch == 1 else 'sequences'}"
 
 
 def _transform(step: Transform) -> str:

@@ -3,6 +3,7 @@
 - `paired`: recovery with an interval, a verdict, and how many questions would settle it; questions may share passages.
 - `mcnemar`: the exact test of right and wrong answers.
 - `resampling`: bootstrap intervals of means and of recovery.
+- `independent`: a ratio of scores of different questions.
 - `noise`: what an engine changes by itself when it is asked again.
 - `families`: several tests read together.
 - `settling`: a verdict that may be looked at after every batch of questions.
@@ -11,6 +12,7 @@ The methods, their sources and their limits are in docs/statistics.md.
 """
 
 from bitworth.statistics.families import holm
+from bitworth.statistics.independent import independent_ratio
 from bitworth.statistics.mcnemar import mcnemar_exact
 from bitworth.statistics.noise import noise_of
 from bitworth.statistics.paired import (
@@ -30,6 +32,7 @@ __all__ = [
     "Settlement",
     "bootstrap_recovery",
     "holm",
+    "independent_ratio",
     "mcnemar_exact",
     "mean_interval",
     "mean_recovery",

@@ -41,9 +41,16 @@ def cluster_sums(name: str, columns: Sequence[Floats], labels: Labels | None) ->
         return list(columns), np.ones(len(columns[0]))
     if len(labels) != len(columns[0]):
         raise BitworthError(f"{name}: {len(labels)} cluster labels do not fit {len(columns[0])} questions.")
-    places = {label: at for at, label in enumerate(dict.fromkeys(labels))}
-    if len(places) < 2:
+    if len(set(labels)) < 2:
         raise BitworthError(f"{name}: all questions share one cluster, so nothing tells how much clusters differ.")
+    totals = [cluster_totals(column, labels) for column in columns]
+    return [sums for sums, _ in totals], totals[0][1]
+
+
+def cluster_totals(column: Floats, labels: Labels | None) -> tuple[Floats, Floats]:
+    """A column summed within clusters, shape (clusters,), and the clusters' sizes; no labels: one a question."""
+    if labels is None:
+        return column, np.ones(len(column))
+    places = {label: at for at, label in enumerate(dict.fromkeys(labels))}
     index = np.array([places[label] for label in labels])
-    sums = [np.bincount(index, weights=column).astype(np.float64) for column in columns]
-    return sums, np.bincount(index).astype(np.float64)
+    return np.bincount(index, weights=column).astype(np.float64), np.bincount(index).astype(np.float64)

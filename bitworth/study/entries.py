@@ -74,6 +74,7 @@ class FormatEntry(Part):
     ordering: Ordering | None = None
     sweeps: int | None = Field(None, ge=0, le=100)
     awq_steps: int | None = Field(None, gt=0, le=1000)
+    tuning_steps: int | None = Field(None, gt=0, le=100_000)
 
     def recipe(self, group_size: int | None) -> Recipe | None:
         """The recipe, or None for the baseline."""
@@ -81,7 +82,10 @@ class FormatEntry(Part):
             return None
         recipe = recipes.recipe(self.base or self.name, group_size=self.group_size or group_size)
         transforms = tuple(self._transform(step) for step in recipe.transforms)
-        return replace(recipe, name=self.name, rounding=self._rounding(recipe.rounding), transforms=transforms)
+        changed = replace(recipe, name=self.name, rounding=self._rounding(recipe.rounding), transforms=transforms)
+        if changed.tuning is not None and self.tuning_steps is not None:
+            return replace(changed, tuning=replace(changed.tuning, steps=self.tuning_steps))
+        return changed
 
     def _rounding(self, rounding: Rtn | Gptq) -> Rtn | Gptq:
         if self.clip is not None:
@@ -124,6 +128,8 @@ class FormatEntry(Part):
             raise ValueError(f"`{next(iter(odd))}` is a setting of GPTQ, and {name} rounds without it")
         if self.awq_steps is not None and not any(isinstance(step, Awq) for step in recipe.transforms):
             raise ValueError(f"`awq_steps` is a setting of AWQ, and {name} scales nothing by it")
+        if self.tuning_steps is not None and recipe.tuning is None:
+            raise ValueError(f"`tuning_steps` is a setting of recipes that learn on, and {name} stays as it is rounded")
         if self.clip == "mse-hessian" and not recipe.needs_calibration:
             raise ValueError(f"clip `mse-hessian` weighs errors by calibration data, and {name} sees none; take `mse`")
         return self

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean, variance
 
+from bitworth.statistics import Z95
 from bitworth.tasks.base import TaskDef
 from bitworth.types import Answer
 
@@ -132,4 +133,4 @@ def pass_rate(answers: Sequence[Answer], samples: int) -> PassRate:
 
 
 def _around(mean: float, error: float) -> tuple[float, float]:
-    return (100 * max(0.0, mean - 1.96 * error), 100 * min(1.0, mean + 1.96 * error))
+    return (100 * max(0.0, mean - Z95 * error), 100 * min(1.0, mean + Z95 * error))

@@ -57,6 +57,7 @@ from bitworth.types.formats import (
     Spread,
     StreamKind,
     Transform,
+    Tuning,
 )
 from bitworth.types.serving import (
     EngineFacts,
@@ -156,6 +157,7 @@ __all__ = [
     "TextAudit",
     "Timing",
     "Transform",
+    "Tuning",
     "UseCase",
     "Verdict",
 ]

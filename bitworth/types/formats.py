@@ -129,6 +129,21 @@ class GptqScale:
     damping: float = 0.01
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tuning:
+    """Learning on after rounding (`bitworth.tuning`): a block's codes, scales and norms step by their gradients' signs.
+
+    `steps` of `batch` calibration sequences each; rates, which fall to 0 linearly, are parts of a code's step to the
+    next (`code_rate`), of a scale (`scale_rate`) and of a norm's weight (`norm_rate`).
+    """
+
+    steps: int = 45
+    batch: int = 1
+    code_rate: float = 0.01
+    scale_rate: float = 0.002
+    norm_rate: float = 0.002
+
+
 Transform = SmoothQuant | Awq | GptqScale
 """What prepares weights before they are rounded: scales that move between a layer's inputs and its weight."""
 
@@ -172,17 +187,19 @@ class Calibration:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
-    """A scheme, the transforms that prepare the weights, and the rounding that puts them on the grid."""
+    """A scheme, the transforms that prepare the weights, the rounding that puts them on the grid, what is learnt."""
 
     name: str
     scheme: Scheme
     rounding: Rtn | Gptq = field(default_factory=Rtn)
     transforms: tuple[Transform, ...] = ()
+    tuning: Tuning | None = None
 
     @property
     def needs_calibration(self) -> bool:
         """True when any step reads activations."""
-        return isinstance(self.rounding, Gptq) or bool(self.transforms) or self.scheme.has_static_scales
+        looks = isinstance(self.rounding, Gptq) or bool(self.transforms) or self.tuning is not None
+        return looks or self.scheme.has_static_scales
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
