@@ -16,7 +16,7 @@ from bitworth.errors import BitworthError
 from bitworth.recommendation.candidates import bounds_of
 from bitworth.report.figures import hardware_name, interval, limit, number, percent, seconds, usd_per_1k
 from bitworth.report.words import latency_words, scenario_title
-from bitworth.types import AVERAGE, BASELINE, Constraint, Figure, QueryCost, Recovery, Source, StudyResult
+from bitworth.types import AVERAGE, BASELINE, Constraint, Figure, QueryCost, Source, StudyResult
 
 Outcome = Literal["passes", "fails", "undecided"]
 
@@ -130,7 +130,7 @@ def _recovery(result: StudyResult, constraint: Constraint, format: str, task: st
         row = None
     else:
         row = next((row for row in result.recoveries if (row.format, row.task) == (format, task)), None)
-        figure = None if row is None else _figure(row)
+        figure = None if row is None else row.figure
     if figure is None:
         if task not in (AVERAGE, constraint.recovery_of) and task not in {row.task for row in result.recoveries}:
             raise BitworthError(f"No recovery on a task '{task}' was measured.")
@@ -143,11 +143,6 @@ def _recovery(result: StudyResult, constraint: Constraint, format: str, task: st
     more = f"; about {number(needed)} more questions would settle it" if outcome == "undecided" and needed else ""
     figure = Figure(value=figure.value, low=low, high=high, origin=figure.origin)
     return _condition(what, outcome, least, "%", figure, f"{what}: {outcome}, {told}{more}")
-
-
-def _figure(row: Recovery) -> Figure:
-    low, high = row.ci95_pct
-    return Figure(value=row.recovery_pct, low=low, high=high, origin=row.source)
 
 
 # --- cost and latency ---------------------------------------------------------------------------------------------

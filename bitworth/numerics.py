@@ -60,7 +60,7 @@ def to_codes(scaled: Tensor, grid: Grid) -> Tensor:
     if grid.kind == "float":
         clamped = scaled.clamp(low, high)
         return clamped.to(FLOAT8).float() if grid.bits == 8 else _to_e2m1(clamped)
-    return scaled.round().clamp(low, high)
+    return scaled.round().clamp_(low, high)
 
 
 def _to_e2m1(clamped: Tensor) -> Tensor:

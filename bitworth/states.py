@@ -68,6 +68,10 @@ class InMemory:
         """What the block made of a chunk."""
         return self._made[index].to(self._device)
 
+    def rows(self, index: int) -> int:
+        """How many sequences a chunk holds."""
+        return self._chunks[index].shape[0]
+
     def sequence(self, index: int, row: int) -> Tensor:
         """One sequence (1, T, D) of a chunk."""
         return self._chunks[index][row : row + 1].to(self._device)
@@ -144,6 +148,10 @@ class InFiles:
     def made(self, index: int) -> Tensor:
         """What the block made of a chunk."""
         return self._read(1 - self._now, index)
+
+    def rows(self, index: int) -> int:
+        """How many sequences a chunk holds."""
+        return self._shapes[index][0]
 
     def sequence(self, index: int, row: int) -> Tensor:
         """One sequence (1, T, D) of a chunk."""

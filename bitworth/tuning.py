@@ -183,24 +183,30 @@ class _Learning:
             weights = {f"{name}.weight" for name in self._layers}
             own = {**dict(block.module.named_parameters()), **dict(block.module.named_buffers())}
             self._others = {
-                name: result.changed.get(name, value).detach().clone()
+                name: _normal(result.changed.get(name, value), block.factors)
                 for name, value in own.items()
                 if name not in weights
             }
-        self._norms = [name for name in self._others if _is_norm(block.module, name)]
+            # in float32, since a step is less than what a 16-bit norm can change by
+            learnt = [name for name in self._others if _is_norm(block.module, name) and recipe.tuning.norm_rate]
+            self._norms = {name: result.changed.get(name, own[name]).float().clone() for name in learnt}
 
     def learn(self, states: States, teacher: States, kwargs: dict[str, Any], ranks: Ranks) -> None:
-        """Take all steps; each rank draws sequences of its own, and all step by the sum of their gradients."""
+        """Take all steps; each rank draws sequences of its own, and all step by the sum of their gradients.
+
+        The whole block computes in what products are rounded to: of a gradient only the sign counts.
+        """
         draws = _draws(states, torch.Generator().manual_seed(self._block.index * ranks.count + ranks.number))
         steps = self._tuning.steps
         with torch.inference_mode(False), torch.enable_grad(), _multiplying(self._block):
-            plain = _normal(kwargs)
+            plain, factors = _normal(kwargs, self._block.factors), self._block.factors
             for step in range(steps):
                 leaves = self._leaves()
                 for _ in range(self._tuning.batch):
                     index, row = next(draws)
-                    made = _call_with(self._block, leaves, states.sequence(index, row).clone(), plain)
-                    relative_error(made, teacher.made_sequence(index, row).clone()).mean().backward()  # type: ignore[no-untyped-call]
+                    hidden, aim = states.sequence(index, row), teacher.made_sequence(index, row)
+                    made = _call_with(self._block, leaves, _normal(hidden, factors), plain)
+                    relative_error(made, aim.clone()).mean().backward()  # type: ignore[no-untyped-call]
                 with torch.no_grad():
                     self._step(leaves, ranks, 1 - step / steps)
 
@@ -211,7 +217,9 @@ class _Learning:
                 f"{name}.weight": layer.learnt().weight().to(self._block.factors).requires_grad_()
                 for name, layer in self._layers.items()
             }
-        norms = {name: self._others[name].requires_grad_() for name in self._norms if self._tuning.norm_rate}
+            norms = {name: norm.to(self._others[name].dtype, copy=True) for name, norm in self._norms.items()}
+            for norm in norms.values():
+                norm.requires_grad_()
         return {**self._others, **norms, **weights}
 
     def _step(self, leaves: dict[str, Tensor], ranks: Ranks, rest: float) -> None:
@@ -221,11 +229,10 @@ class _Learning:
             gradient = gradients[f"{name}.weight"]
             if gradient is not None:  # else an expert that no token of these chose
                 layer.step(leaves[f"{name}.weight"], gradient, self._tuning, rest)
-        for name in self._norms:
-            gradient, norm = gradients.get(name), self._others[name]
+        for name, norm in self._norms.items():
+            gradient = gradients[name]
             if gradient is not None:
                 norm.sub_(gradient.sign() * norm.abs(), alpha=self._tuning.norm_rate * rest)
-                norm.grad = None
 
     def result(self, ranks: Ranks) -> BlockResult:
         """What the block became, the same on all ranks."""
@@ -235,7 +242,7 @@ class _Learning:
             made.codes_OI = ranks.take_first(made.codes_OI)
             made.scale_OG = ranks.take_first(made.dtype.read_back(made.scale_OG))
             rounded[name] = made
-        norms = {name: ranks.take_first(self._others[name].detach()) for name in self._norms if self._tuning.norm_rate}
+        norms = {name: ranks.take_first(norm) for name, norm in self._norms.items()}
         return BlockResult(rounded, changed=self._result.changed | norms)
 
 
@@ -263,16 +270,16 @@ def _is_norm(module: nn.Module, name: str) -> bool:
 
 def _draws(states: States, generator: torch.Generator) -> Iterator[tuple[int, int]]:
     """(chunk, row) of one sequence after another, all of them before any comes again."""
-    places = [(index, row) for index in range(len(states)) for row in range(states[index].shape[0])]
+    places = [(index, row) for index in range(len(states)) for row in range(states.rows(index))]
     while True:
         for place in torch.randperm(len(places), generator=generator).tolist():
             yield places[place]
 
 
-def _normal(value: Any) -> Any:
-    """Tensors that a gradient may need, which those made without gradients in mind must not be."""
+def _normal(value: Any, dtype: torch.dtype) -> Any:
+    """Tensors that a gradient may need, which those made without gradients in mind must not be; floats in `dtype`."""
     if isinstance(value, Tensor):
-        return value.clone()
+        return value.detach().to(dtype if value.is_floating_point() else value.dtype, copy=True)
     if isinstance(value, dict):
-        return {key: _normal(part) for key, part in value.items()}
-    return tuple(_normal(part) for part in value) if isinstance(value, tuple) else value
+        return {key: _normal(part, dtype) for key, part in value.items()}
+    return tuple(_normal(part, dtype) for part in value) if isinstance(value, tuple) else value

@@ -32,7 +32,8 @@ def quantize(
             "--set",
             metavar="KEY=VALUE",
             help="Change a step of the recipes, with the keys of a study's format: damping=0.1, ordering=group, "
-            "clip=mse, sweeps=2, awq_steps=20, tuning_steps=200; name=NAME is what the changed recipe is called. Repeatable.",
+            "clip=mse, sweeps=2, awq_steps=20, tuning_steps=90; name=NAME is what the changed recipe is called. "
+            "Repeatable.",
         ),
     ] = None,
     group_size: Annotated[int | None, typer.Option(help="Input columns that share a scale (128).", min=1)] = None,

@@ -99,9 +99,7 @@ class _Study:
             return Candidate(cost=cost, recovery=_WHOLE)
         row = self.averages.get(cost.format)
         if row is not None:
-            low, high = row.ci95_pct
-            found = Figure(value=row.recovery_pct, low=low, high=high, origin=row.source)
-            return Candidate(cost=cost, recovery=found, row=row)
+            return Candidate(cost=cost, recovery=row.figure, row=row)
         judged = bool(self.recoveries or self.predicted)
         return Candidate(cost=cost, recovery=self.predicted.get(cost.format), judged=judged)
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from bitworth.load.percentiles import requests_for
 from bitworth.recommendation.candidates import Candidate, bounds_of, rate_of
 from bitworth.report.figures import limit, number, overlap
-from bitworth.types import AVERAGE, Chance, Constraint, Figure, Recovery, Step
+from bitworth.types import AVERAGE, Chance, Constraint, Recovery, Step
 
 Names = Callable[[Candidate], str]
 
@@ -91,7 +91,7 @@ def questions_to_ask(
     where the interval's rows by task are missing, or no number of questions would do.
     """
     tasks = _parts(recovery, rows, effort)
-    low, high = _interval(recovery, constraint)
+    low, high = bounds_of(recovery.figure, constraint.confidence_pct)
     least, value = constraint.min_recovery_pct, recovery.recovery_pct
     distance = abs(value - least)
     half = value - low if value > least else high - value
@@ -147,11 +147,6 @@ def _is_part(row: Recovery, recovery: Recovery) -> bool:
     if recovery.task == AVERAGE:  # of a mean that does not name its tasks
         return row.task != AVERAGE and not row.columns
     return row.task == recovery.task
-
-
-def _interval(recovery: Recovery, constraint: Constraint) -> tuple[float, float]:
-    low, high = recovery.ci95_pct
-    return bounds_of(Figure(value=recovery.recovery_pct, low=low, high=high), constraint.confidence_pct)
 
 
 def _settle_recovery(

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from bitworth.types.serving import Source
+from bitworth.types.serving import Figure, Source
 
 Verdict = Literal["holds", "loses", "undecided"]
 Estimand = Literal["task", "questions"]
@@ -170,6 +170,12 @@ class Recovery:
     lost: int | None = None
     won: int | None = None
     mcnemar_p: float | None = None
+
+    @property
+    def figure(self) -> Figure:
+        """In percent, with its 95 % interval."""
+        low, high = self.ci95_pct
+        return Figure(value=self.recovery_pct, low=low, high=high, origin=self.source)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
