@@ -183,30 +183,25 @@ class _Learning:
             weights = {f"{name}.weight" for name in self._layers}
             own = {**dict(block.module.named_parameters()), **dict(block.module.named_buffers())}
             self._others = {
-                name: _normal(result.changed.get(name, value), block.factors)
-                for name, value in own.items()
-                if name not in weights
+                name: _normal(result.changed.get(name, value)) for name, value in own.items() if name not in weights
             }
             # in float32, since a step is less than what a 16-bit norm can change by
             learnt = [name for name in self._others if _is_norm(block.module, name) and recipe.tuning.norm_rate]
             self._norms = {name: result.changed.get(name, own[name]).float().clone() for name in learnt}
 
     def learn(self, states: States, teacher: States, kwargs: dict[str, Any], ranks: Ranks) -> None:
-        """Take all steps; each rank draws sequences of its own, and all step by the sum of their gradients.
-
-        The whole block computes in what products are rounded to: of a gradient only the sign counts.
-        """
+        """Take all steps; each rank draws sequences of its own, and all step by the sum of their gradients."""
         draws = _draws(states, torch.Generator().manual_seed(self._block.index * ranks.count + ranks.number))
         steps = self._tuning.steps
         with torch.inference_mode(False), torch.enable_grad(), _multiplying(self._block):
-            plain, factors = _normal(kwargs, self._block.factors), self._block.factors
+            plain = _normal(kwargs)
             for step in range(steps):
                 leaves = self._leaves()
                 for _ in range(self._tuning.batch):
                     index, row = next(draws)
                     hidden, aim = states.sequence(index, row), teacher.made_sequence(index, row)
-                    made = _call_with(self._block, leaves, _normal(hidden, factors), plain)
-                    relative_error(made, aim.clone()).mean().backward()  # type: ignore[no-untyped-call]
+                    made = _call_with(self._block, leaves, _normal(hidden), plain)
+                    relative_error(made, _normal(aim)).mean().backward()  # type: ignore[no-untyped-call]
                 with torch.no_grad():
                     self._step(leaves, ranks, 1 - step / steps)
 
@@ -276,10 +271,10 @@ def _draws(states: States, generator: torch.Generator) -> Iterator[tuple[int, in
             yield places[place]
 
 
-def _normal(value: Any, dtype: torch.dtype) -> Any:
-    """Tensors that a gradient may need, which those made without gradients in mind must not be; floats in `dtype`."""
+def _normal(value: Any) -> Any:
+    """Copies of tensors that a gradient may need, which those made without gradients in mind must not be."""
     if isinstance(value, Tensor):
-        return value.detach().to(dtype if value.is_floating_point() else value.dtype, copy=True)
+        return value.detach().clone()
     if isinstance(value, dict):
-        return {key: _normal(part, dtype) for key, part in value.items()}
-    return tuple(_normal(part, dtype) for part in value) if isinstance(value, tuple) else value
+        return {key: _normal(part) for key, part in value.items()}
+    return tuple(_normal(part) for part in value) if isinstance(value, tuple) else value

@@ -137,7 +137,7 @@ class Tuning:
     next (`code_rate`), of a scale (`scale_rate`) and of a norm's weight (`norm_rate`).
     """
 
-    steps: int = 39
+    steps: int = 45
     batch: int = 1
     code_rate: float = 0.01
     scale_rate: float = 0.002
