@@ -11,12 +11,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import fmean, variance
+from statistics import NormalDist, fmean, variance
 
-from bitworth.statistics import Z95
 from bitworth.tasks.base import TaskDef
 from bitworth.types import Answer
 
+_Z95 = NormalDist().inv_cdf(0.975)
 TEMPERATURE, TOP_P, SAMPLES, MAX_TOKENS = 0.6, 0.95, 20, 32768
 
 _GENERATION = {"do_sample": True, "max_gen_toks": MAX_TOKENS, "until": []}
@@ -133,4 +133,4 @@ def pass_rate(answers: Sequence[Answer], samples: int) -> PassRate:
 
 
 def _around(mean: float, error: float) -> tuple[float, float]:
-    return (100 * max(0.0, mean - Z95 * error), 100 * min(1.0, mean + Z95 * error))
+    return (100 * max(0.0, mean - _Z95 * error), 100 * min(1.0, mean + _Z95 * error))
