@@ -17,6 +17,7 @@ TUNED = "w4a16-int-gptq-tuned"
 
 MEASURED = r"""
 import json, re, sys
+from dataclasses import replace
 from pathlib import Path
 from bitworth.footprint import footprint
 from bitworth.quantization import open_decoder, quantize
@@ -25,6 +26,8 @@ from bitworth.types import Calibration
 model, out, text, states, *names = sys.argv[1:]
 calibration = Calibration(source=text, samples=64, length=128)
 chosen = [recipe(name, group_size=64) for name in names]
+few = [one.tuning and replace(one.tuning, steps=2) for one in chosen]  # whose memory is that of many
+chosen = [replace(one, tuning=tuning) for one, tuning in zip(chosen, few)]
 limits = {"tokens": 8192, "length": 128, "chunk_tokens": 2048, "shared": False, "states_mib": float(states)}
 foretold = footprint(open_decoder(Path(model)), chosen, **limits).peak_mib
 quantize(Path(model), chosen, Path(out), calibration=calibration, states_mib=float(states))
