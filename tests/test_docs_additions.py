@@ -27,6 +27,8 @@ CONFIG = {
     "vocab_size": 128256,
 }
 Verb = Callable[..., Any]
+#: How a comment before a block says where it goes, beside a line that it quotes.
+PLACES = ("after", "before", "replace")
 
 
 def applied(block: Block, root: Path) -> None:
@@ -34,14 +36,14 @@ def applied(block: Block, root: Path) -> None:
     assert block.title is not None
     assert all(len(line) <= 120 for line in block.text.splitlines()), "ruff would refuse it"
     path = root / block.title
-    places = [(how, text) for how in ("after", "before", "replace") for text in block.noted(how)]
+    places = [(how, text) for how in PLACES for text in block.noted(how)]
     if not places:
         assert not path.exists(), block.title
         path.write_text(block.text)
         return
     ((how, text),) = places
     lines = path.read_text().splitlines(keepends=True)
-    first = next(at for at, line in enumerate(lines) if text in line)
+    (first,) = [at for at, line in enumerate(lines) if text in line]
     start, end = {"after": (first + 1, first + 1), "before": (first, first), "replace": (first, first + 1)}[how]
     path.write_text("".join([*lines[:start], block.text, *lines[end:]]))
 
@@ -76,6 +78,15 @@ def extended(tmp_path: Path) -> Callable[[str], Verb]:
         return run
 
     return extend
+
+
+def test_each_addition_has_its_one_place() -> None:
+    """Where a block goes is a line of the file that its comment quotes: neither missing nor met twice."""
+    for block in blocks_of(GUIDE):
+        for text in [text for how in PLACES for text in block.noted(how)]:
+            assert block.title is not None
+            lines = (ROOT / block.title).read_text(encoding="utf-8").splitlines()
+            assert sum(text in line for line in lines) == 1, f"{text!r} in {block.title}"
 
 
 def test_a_gpu_is_a_row(extended: Callable[[str], Verb], tmp_path: Path) -> None:
