@@ -216,3 +216,14 @@ def test_what_cannot_be_exported_or_read_is_one_sentence(folder: Ledger, tmp_pat
         export(folder, tmp_path)
     with pytest.raises(BitworthError, match="cannot be read"):
         import_archive(Ledger(tmp_path / "to"), tmp_path / "nowhere.tar")
+
+
+def test_a_result_of_a_later_schema_stops_the_import_before_it_writes(folder: Ledger, tmp_path: Path) -> None:
+    rest = record(1).split(b"\n", 1)[1].replace(b'"schema":2', b'"schema":3', 1)
+    later = b'{"sha256":"' + hashlib.sha256(rest).hexdigest().encode() + b'",\n' + rest
+    members = {name: (folder.root / name).read_bytes() for name in ("study.json", *folder.names())}
+    path = archive(tmp_path / "x.tar", {**members, NAME: later})
+    other = Ledger(tmp_path / "to")
+    with pytest.raises(BitworthError, match=r"schema 3.*update bitworth"):
+        import_archive(other, path)
+    assert not other.root.exists() or not any(other.root.iterdir())

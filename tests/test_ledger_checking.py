@@ -14,7 +14,7 @@ from folders import write_results
 
 from bitworth import cli
 from bitworth.errors import BitworthError
-from bitworth.ledger import Ledger, key_of
+from bitworth.ledger import Ledger, key_of, write_json
 from bitworth.ledger.checking import check, gc, removable
 from bitworth.ledger.compaction import compact
 from bitworth.ledger.files import host
@@ -151,11 +151,26 @@ def test_unplanned_results_go_only_when_asked_with_their_checkpoints(ledger: Led
     assert {key_of(cell) for cell, _ in Ledger(ledger.root).all()} == kept
 
 
+def test_parts_of_tasks_that_are_whole_or_unplanned_go(ledger: Ledger) -> None:
+    """A task of the plan that is still in parts keeps them: the next run goes on from there."""
+    whole = next(cell for cell in ledger.read_plan() if cell.kind == "evaluate")
+    waiting = Cell(kind="evaluate", title="big", format="w8", inputs={"task": "big"})
+    ledger.write_study(ledger.read_study(), [*ledger.read_plan(), waiting])
+    for cell in (whole, waiting, OLD):
+        write_json(ledger.root / "parts" / key_of(cell) / "0-of-2.json", {"seconds": 1.0, "result": {}})
+    (ledger.root / "parts" / key_of(waiting) / f".x.json.{GONE}-0@{host()}.tmp").write_text("half")
+    gone = {("orphan parts", f"parts/{key_of(cell)}") for cell in (whole, OLD)}
+    assert {entry for entry in found_in(ledger) if entry[0] != "temporary"} == gone
+    assert len(gc(ledger)) == 3
+    assert [path.name for path in sorted((ledger.root / "parts").rglob("*"))] == [key_of(waiting), "0-of-2.json"]
+
+
 @pytest.mark.parametrize("plan", [None, "[{", '[{"kind": "rob"}]'])
 def test_without_a_plan_that_reads_nothing_is_an_orphan(ledger: Ledger, plan: str | None) -> None:
     path = ledger.root / "plan.json"
     path.unlink() if plan is None else path.write_text(plan)
     (ledger.root / "checkpoints" / "other").mkdir()
+    (ledger.root / "parts" / key_of(OLD)).mkdir(parents=True)
     assert removable(ledger) == []
     with pytest.raises(BitworthError):
         gc(ledger, unplanned=True)

@@ -36,6 +36,8 @@ from bitworth.types import Completion, EngineFacts, Prompt, Sampling
 
 CPU_TOKENS, GPU_TOKENS = 512, 8192
 """Tokens computed at once: enough to keep the cores busy, few enough to keep masks and logits small."""
+LOGITS_AT_ONCE = 32
+"""Rows of logits normalized at once: their temporaries stay in memory that the allocator keeps."""
 LEAST_TRUNK = 32
 """A shared prefix shorter than this is cheaper to compute again than to keep."""
 
@@ -261,7 +263,8 @@ class _Run:
         if cache is not None:
             cache.crop(-len(row.tokens))
         place = {node: at for at, node in enumerate(kept)}
-        normalizer_K, greedy_K = logits_KV.logsumexp(-1), logits_KV.argmax(-1)
+        normalizer_K = torch.cat([part.logsumexp(-1) for part in torch.split(logits_KV, LOGITS_AT_ONCE)])
+        greedy_K = logits_KV.argmax(-1)
         for index, wanted in nodes.items():
             at = torch.tensor([place[node] for node in wanted], device=logits_KV.device)
             target = torch.tensor(self.requests[index].targets, device=logits_KV.device)

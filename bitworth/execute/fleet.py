@@ -21,7 +21,7 @@ from bitworth.errors import BitworthError, WorkFailed
 from bitworth.execute import Watcher, Work
 from bitworth.execute.parts import QUESTIONS, join, split
 from bitworth.execute.placement import Demand, Fleet, Node
-from bitworth.ledger import key_of, write_json
+from bitworth.ledger import PARTS, key_of, write_json
 from bitworth.sources import Note, silent
 from bitworth.types import Cell
 
@@ -289,7 +289,7 @@ class _Run:
             self.watcher.ended(whole.cell, result, cause, whole.seconds)
 
     def _parts(self, cell: Cell) -> Path:
-        return self.root / "parts" / key_of(cell)
+        return self.root / PARTS / key_of(cell)
 
     def _keep(self, piece: _Piece, outcome: Outcome) -> None:
         """A part's result outlives this process: only the parts in flight are run again."""

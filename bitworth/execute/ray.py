@@ -194,14 +194,21 @@ class RayCluster:
         except faults.WorkerCrashedError:
             said = f"The worker on node {node.address} died, as happens when the machine runs out of memory."
             return Outcome(ticket=ticket, cause=said, death="worker")
-        except (faults.NodeDiedError, faults.ObjectLostError, faults.LocalRayletDiedError):
+        except (faults.NodeDiedError, faults.LocalRayletDiedError):
             return Outcome(ticket=ticket, cause=f"Node {node.address} died.", death="node")
+        except faults.ObjectLostError as error:
+            return self._gone(ticket, node, f"What node {node.address} found was lost: {line_of(error)}.")
         except faults.TaskUnschedulableError as error:
-            up = node.id in {row["NodeID"] for row in nodes_up(self._ray)}
-            said = f"Node {node.address} takes no work: {line_of(error)}." if up else f"Node {node.address} died."
-            return Outcome(ticket=ticket, cause=said, death="worker" if up else "node")
+            return self._gone(ticket, node, f"Node {node.address} takes no work: {line_of(error)}.")
         except faults.RayError as error:  # the work's module cannot be imported there, say
             return Outcome(ticket=ticket, cause=f"Ray could not run it: {line_of(error)}.")
+
+    def _gone(self, ticket: int, node: Node, said: str) -> Outcome:
+        """What befalls a node that dies, and one that lives: this one may be asked again, for other cells."""
+        up = node.id in {row["NodeID"] for row in nodes_up(self._ray)}
+        if up:
+            return Outcome(ticket=ticket, cause=said, death="worker")
+        return Outcome(ticket=ticket, cause=f"Node {node.address} died.", death="node")
 
 
 def _run(

@@ -89,31 +89,27 @@ def import_archive(ledger: Ledger, path: Path) -> Imported:
     files are taken only where the folder has none.
 
     Raises:
-        BitworthError: the archive is not one of ours, is cut short, or tries to write elsewhere; nothing is changed.
+        BitworthError: the archive is not one of ours, is cut short, tries to write elsewhere, or has a result of a
+            later schema; nothing is changed.
         WorkFailed: the disk is full or cannot be written.
     """
     members = _listed(path)
     sums = _sums(members, path)
-    damaged = [name for name in sums if name not in members]
-    documents, kept, different = [], 0, 0
-    for name in DOCUMENTS:
-        if name in members and not (ledger.root / name).exists():
-            raw = members[name].read()
-            if _intact(raw, sums[name]) and _reads(name, raw):
-                write_atomic(ledger.root / name, raw)
-                documents.append(name)
-            else:
-                damaged.append(name)
+    # All of it is looked at before any of it is written: a result of a later schema stops the import here.
+    sound = [name for name, member in members.items() if _is_sound(name, member.read(), sums[name])]
+    damaged = [name for name in sums if name not in members] + sorted(members.keys() - set(sound))
+    documents = [name for name in DOCUMENTS if name in sound and not (ledger.root / name).exists()]
+    for name in documents:
+        write_atomic(ledger.root / name, members[name].read())
+    kept, different = 0, 0
 
     def absent() -> Iterator[Named]:
         nonlocal kept, different
-        for name, member in members.items():
-            if MEMBER.fullmatch(name) is None:
+        for name in sound:
+            if name in DOCUMENTS:
                 continue
-            raw, ours = member.read(), ledger.read(name)
-            if not (_intact(raw, sums[name]) and _is_of(name, raw)):
-                damaged.append(name)
-            elif ours is None:
+            raw, ours = members[name].read(), ledger.read(name)
+            if ours is None:
                 yield name, raw
             else:
                 kept += 1
@@ -160,8 +156,15 @@ def _sums(members: dict[str, Member], path: Path) -> dict[str, str]:
     return sums
 
 
-def _intact(raw: bytes, digest: str) -> bool:
-    return hashlib.sha256(raw).hexdigest() == digest
+def _is_sound(name: str, raw: bytes, digest: str) -> bool:
+    """Whether a member is what the manifest says, and what its name says.
+
+    Raises:
+        BitworthError: it is a whole result of a later schema.
+    """
+    if hashlib.sha256(raw).hexdigest() != digest:
+        return False
+    return _reads(name, raw) if name in DOCUMENTS else _is_of(name, raw)
 
 
 def _reads(name: str, raw: bytes) -> bool:

@@ -13,9 +13,10 @@ from bitworth.errors import BitworthError, WorkFailed, disk_reason
 from bitworth.guard.documents import MOST_NESTED, json_of
 from bitworth.ledger.compaction import compact
 from bitworth.ledger.files import is_temporary, may_be_written
-from bitworth.ledger.folder import Ledger, name_of
+from bitworth.ledger.folder import PARTS, Ledger, name_of
 from bitworth.ledger.index import Index
 from bitworth.ledger.records import decode, is_current, is_whole
+from bitworth.ledger.values import key_of
 
 What = Literal[
     "damaged",
@@ -24,6 +25,7 @@ What = Literal[
     "temporary",
     "orphan checkpoint",
     "lost checkpoint",
+    "orphan parts",
     "superseded",
     "unplanned",
     "schema 1",
@@ -31,8 +33,10 @@ What = Literal[
 ]
 FAULTS: frozenset[What] = frozenset({"damaged", "unreadable"})
 """What costs something: a cell that is run again, a study that cannot be read."""
-_REMOVABLE: frozenset[What] = frozenset({"damaged copy", "temporary", "orphan checkpoint", "superseded", "unplanned"})
-_PLACES = ("cells/*", "failures", "packs", "index", "checkpoints")
+_REMOVABLE: frozenset[What] = frozenset(
+    {"damaged copy", "temporary", "orphan checkpoint", "orphan parts", "superseded", "unplanned"}
+)
+_PLACES = ("cells/*", "failures", "packs", "index", "checkpoints", "parts/*")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +68,7 @@ def check(ledger: Ledger) -> list[Finding]:
         *_temporaries(ledger),
         *_superseded(ledger),
         *_checkpoints(ledger, kept=ledger.names()),
+        *_parts(ledger),
         *_index(ledger),
     ]
 
@@ -97,7 +102,7 @@ def gc(ledger: Ledger, *, unplanned: bool = False) -> list[Finding]:
     if names or any(entry.what == "superseded" for entry in found):
         compact(ledger, without=names)
     for entry in found:
-        if entry.what in ("temporary", "damaged copy", "orphan checkpoint"):
+        if entry.what in ("temporary", "damaged copy", "orphan checkpoint", "orphan parts"):
             _remove(ledger.root / entry.path)
     return found
 
@@ -164,6 +169,27 @@ def _checkpoints(ledger: Ledger, kept: Sequence[str]) -> list[Finding]:
         for path in orphans
         if not is_temporary(path)
     ]
+
+
+def _parts(ledger: Ledger) -> Iterator[Finding]:
+    """Parts of tasks that will not be joined: the task has its result, or the plan does not ask for it."""
+    found = sorted(path for path in (ledger.root / PARTS).glob("*") if path.is_dir())
+    if not found:
+        return
+    done = {Path(name).stem for name in ledger.names() if ledger.read(name) is not None}
+    planned = _planned(ledger)
+    for path in found:
+        if path.name in done or (planned is not None and path.name not in planned):
+            says = "the task is whole" if path.name in done else "no cell of the plan is the task"
+            yield Finding(what="orphan parts", path=_relative(ledger, path), says=says, size=_size(path))
+
+
+def _planned(ledger: Ledger) -> set[str] | None:
+    """Keys of the plan's cells; None without a plan that reads, which says nothing about what is an orphan."""
+    try:
+        return {key_of(cell) for cell in ledger.read_plan()} if (ledger.root / "plan.json").is_file() else None
+    except BitworthError:
+        return None
 
 
 def _made_by(ledger: Ledger, kept: Sequence[str]) -> set[str]:

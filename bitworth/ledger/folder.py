@@ -22,6 +22,9 @@ from bitworth.ledger.records import decode, encode, is_whole, seconds_in
 from bitworth.ledger.values import key_of, revive
 from bitworth.types import Cell
 
+PARTS = "parts"
+"""Below it, a folder a task (by its cell's key) with the results of those of its parts that are done."""
+
 
 class Ledger:
     """The results under one folder."""
