@@ -1,8 +1,8 @@
 """Do documents of others ever crash or hang a reader? Valid ones, made wrong at random, for as long as asked.
 
 Every reader of `parsers` gets about the same time, in this process. A crash is any exception but the reader's own
-sentence; a hang is more than a second of CPU time (a
-paused machine is none). What crashed is kept with --keep, and the seed makes the same documents again.
+sentence; a hang is more than a second of CPU time (a paused machine is none). What crashed is kept with --keep, and the
+seed makes the same documents again.
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 
 Every quantizer runs alone in a process of its own on the same model, the same calibration tokens and the same groups;
 seconds and peak memory are the whole process's, imports included. One evaluator, bitworth's, reads all checkpoints.
-Last come four recipes in one process over one shared stream, against the sum of llm-compressor's runs one by one (its
+Four recipes in one process over one shared stream are held against the sum of llm-compressor's runs one by one (its
 AWQ needs an accelerator and is not in the sum) and against the sum of our own four, each on a stream of its own.
-The peers live in `.venv-peers`, which `make peers` builds. --quick cuts the model to two blocks.
+The peers live in `.venv-peers`, which `make peers` builds. --quick cuts the model to two blocks, --only names some.
 """
 
 from __future__ import annotations
@@ -80,6 +80,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--length", type=int, default=512, help="tokens of a sample, and of an evaluated window")
     parser.add_argument("--windows", type=int, default=39)
     parser.add_argument("--group-size", type=int, default=64)
+    parser.add_argument("--only", nargs="+", choices=[*OURS, *RIVALS, INT8, FP8, *ROUNDS, STREAM], help="of all, these")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.quick:
@@ -103,16 +104,20 @@ def measure(arguments: argparse.Namespace, scratch: Path) -> list[Row]:
     tokens.write_text(json.dumps(calibration_tokens(model, spec, tell).tolist()))
     job = {"model": str(model), "source": str(source), "samples": spec.samples, "length": spec.length}
     job |= {"group_size": arguments.group_size, "tokens": str(tokens)}
+    rounders = [name for name, iterations in ROUNDS.items() if not (arguments.quick and iterations)]
+    peers = dict.fromkeys(RIVALS if arguments.quick else (*RIVALS, INT8, FP8), PEER)
+    peers |= dict.fromkeys(rounders, AUTOROUND)
+    chosen = arguments.only or [*(QUICK if arguments.quick else (*OURS, STREAM)), *peers]
     made = []
-    for name in QUICK if arguments.quick else OURS:
-        made.append((name, *alone(sys.executable, {**job, "recipes": [name], "out": str(scratch / name)})))
-    for name in RIVALS if arguments.quick else (*RIVALS, INT8, FP8):
-        made.append((name, *alone(str(PEER), {**job, "peer": name, "out": str(scratch / name)})))
-    for name in [name for name, iterations in ROUNDS.items() if not (arguments.quick and iterations)]:
-        made.append((name, *alone(str(AUTOROUND), {**job, "peer": name, "out": str(scratch / name)})))
-    if not arguments.quick:
-        costs = alone(sys.executable, {**job, "recipes": TOGETHER, "out": str(scratch / STREAM)})
-        made += [(f"{STREAM}/{name}", *costs) for name in TOGETHER]
+    for name in chosen:
+        out = {"out": str(scratch / name)}
+        if name in peers:
+            made.append((name, *alone(str(peers[name]), {**job, **out, "peer": name})))
+        elif name == STREAM:
+            costs = alone(sys.executable, {**job, **out, "recipes": TOGETHER})
+            made += [(f"{STREAM}/{part}", *costs) for part in TOGETHER]
+        else:
+            made.append((name, *alone(sys.executable, {**job, **out, "recipes": [name]})))
     return evaluate(model, text.read_text(encoding="utf-8"), made, scratch, arguments)
 
 
@@ -245,38 +250,40 @@ def evaluate(
 
 
 def claims_of(rows: list[Row], *, quick: bool) -> list[Claim]:
-    """Our leading recipe over each rival's: loss, time and memory. Two blocks predict nothing: no perplexity."""
+    """Ours over each rival's, of those that were run: loss, time, memory. Two blocks predict nothing: no perplexity."""
     by_name = {row.name: row for row in rows}
-    lead = by_name[LEAD]
-    claims = []
     limits = {"perplexity": 1.0, "kl_nats": 1.0, "seconds": 0.4, "peak_mib": 0.5}
-    for rival in RIVALS:
-        for figure, limit in limits.items():
-            if not (quick and figure == "perplexity"):
-                claims.append(ratio(f"{figure}: {LEAD} / {rival}", lead, by_name[rival], figure, limit))
-    for rival in [name for name in ROUNDS if name in by_name]:
-        own = by_name[TUNED if ROUNDS[rival] else LEAD]
-        for figure in limits:
-            limit = 0.25 if figure == "seconds" and ROUNDS[rival] else 1.0
-            if not (quick and figure == "perplexity"):
-                claims.append(ratio(f"{figure}: {own.name} / {rival}", own, by_name[rival], figure, limit))
-    for worse, own, least in (("w4a16-int-rtn", lead, 1.5), (LEAD, by_name[TUNED], 1.1)):
-        better = by_name[worse].kl_nats / own.kl_nats
-        claims.append(Claim(f"kl_nats: {worse} / {own.name}", f">= {least:g}", better, "ratio", better >= least))
-    if quick:
-        return claims
-    claims.append(ratio(f"perplexity: {LEAD_INT8} / {INT8}", by_name[LEAD_INT8], by_name[INT8], "perplexity", 1.0))
-    claims.append(ratio(f"seconds: {LEAD_INT8} / {INT8}", by_name[LEAD_INT8], by_name[INT8], "seconds", 0.4))
-    ours = by_name[f"{STREAM}/{LEAD}"].seconds
-    share = ours / sum(by_name[name].seconds for name in ("llm-compressor gptq", INT8, FP8))
-    claims.append(Claim(f"seconds: {STREAM} / its runs one by one", "<= 0.25", share, "ratio", share <= 0.25))
+    equal = {**limits, "seconds": 1.0, "peak_mib": 1.0}
+    pairs = [(LEAD, rival, limits) for rival in RIVALS]
+    for rival, iterations in ROUNDS.items():
+        pairs.append((TUNED, rival, {**equal, "seconds": 0.25}) if iterations else (LEAD, rival, equal))
+    pairs.append((LEAD_INT8, INT8, {"perplexity": 1.0, "seconds": 0.4}))
+    claims = [
+        ratio(f"{figure}: {own} / {rival}", by_name[own], by_name[rival], figure, limit)
+        for own, rival, wanted in pairs
+        if {own, rival} <= by_name.keys()
+        for figure, limit in wanted.items()
+        if not (quick and figure == "perplexity")
+    ]
+    for worse, own, least in (("w4a16-int-rtn", LEAD, 1.5), (LEAD, TUNED, 1.1)):
+        if {worse, own} <= by_name.keys():
+            better = by_name[worse].kl_nats / by_name[own].kl_nats
+            claims.append(Claim(f"kl_nats: {worse} / {own}", f">= {least:g}", better, "ratio", better >= least))
     return [*claims, *streams_of(by_name)]
 
 
 def streams_of(by_name: dict[str, Row]) -> list[Claim]:
     """What it costs and saves that GPTQ reads the unquantized stream, which all recipes share."""
-    saved = by_name[f"{STREAM}/{LEAD}"].seconds / sum(by_name[name].seconds for name in TOGETHER)
-    claims = [Claim(f"seconds: {STREAM} / the same on their own", "<= 0.6", saved, "ratio", saved <= 0.6)]
+    one_by_one = ("llm-compressor gptq", INT8, FP8)
+    if f"{STREAM}/{LEAD}" not in by_name or not {*one_by_one, *TOGETHER} <= by_name.keys():
+        return []
+    ours = by_name[f"{STREAM}/{LEAD}"].seconds
+    share = ours / sum(by_name[name].seconds for name in one_by_one)
+    saved = ours / sum(by_name[name].seconds for name in TOGETHER)
+    claims = [
+        Claim(f"seconds: {STREAM} / its runs one by one", "<= 0.25", share, "ratio", share <= 0.25),
+        Claim(f"seconds: {STREAM} / the same on their own", "<= 0.6", saved, "ratio", saved <= 0.6),
+    ]
     for name in (LEAD, LEAD_INT8):
         costs = by_name[f"{STREAM}/{name}"].kl_nats / by_name[name].kl_nats
         claim = f"kl_nats: {name} on the shared stream / on its own"
