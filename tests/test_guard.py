@@ -177,6 +177,18 @@ def test_a_template_that_never_ends_ends_in_a_sentence(monkeypatch: pytest.Monke
         apply_template(Templated(endless), [{"role": "user", "content": "x"}])
 
 
+def test_time_that_others_took_is_not_the_template_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A busy or paused machine makes no honest template a hostile one; sleep stands in for either."""
+    monkeypatch.setattr("bitworth.guard.templates.SECONDS", 0.2)
+
+    class Starved(Templated):
+        def apply_chat_template(self, turns: Any, **how: Any) -> str:
+            time.sleep(0.5)
+            return super().apply_chat_template(turns, **how)
+
+    assert apply_template(Starved("{{ messages[0].content }}"), [{"role": "user", "content": "x"}]) == "x"
+
+
 def test_a_template_stays_in_the_sandbox() -> None:
     from jinja2.exceptions import SecurityError
 

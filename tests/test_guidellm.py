@@ -145,6 +145,10 @@ def test_it_is_asked_for_the_same_load(tmp_path: Path) -> None:
     [
         ("print('first'); print('no such server.'); sys.exit(3)", "stopped with status 3: no such server.$"),
         ("sys.exit(1)", "stopped with status 1: it says nothing.$"),
+        (
+            "print('successful=0 errored=2'); print('successful=1 errored=3 incomplete=0'); print('no'); sys.exit(1)",
+            r"stopped with status 1: no \(1 requests had succeeded, 3 failed\)\.$",
+        ),
         ("pass", "finished without a report"),
         ("os.kill(os.getpid(), 9)", "stopped with status -9"),
     ],

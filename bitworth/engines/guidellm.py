@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -35,6 +36,8 @@ _PROFILES = {
     "constant": "kind=constant,rate={rate:g}",
     "poisson": "kind=poisson,rate={rate:g}",
 }
+#: How its log tells what became of requests so far.
+_COUNTS = re.compile(r"successful=(\d+) errored=(\d+)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,9 +128,16 @@ class GuideLlm:
             finally:
                 _end(process)
         if status:
-            lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
-            last = lines[-1][:300].rstrip(".") if lines else "it says nothing"
-            raise WorkFailed(f"GuideLLM stopped with status {status}: {last}.")
+            raise WorkFailed(f"GuideLLM stopped with status {status}: {_last_words(log)}.")
+
+
+def _last_words(log: Path) -> str:
+    """A log's last line, and how many requests had succeeded and failed when it last told."""
+    text = log.read_text(errors="replace")
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    counts = _COUNTS.findall(text)
+    last = lines[-1][:300].rstrip(".") if lines else "it says nothing"
+    return f"{last} ({counts[-1][0]} requests had succeeded, {counts[-1][1]} failed)" if counts else last
 
 
 def read_report(path: Path) -> tuple[GuideRun, ...]:

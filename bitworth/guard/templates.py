@@ -19,7 +19,7 @@ from typing import Any
 from bitworth.errors import BitworthError
 
 SECONDS = 10.0
-"""Longest that a template may take for one conversation; honest ones take milliseconds."""
+"""Processor time that a template may take for one conversation; honest ones take milliseconds."""
 MIB = 2048
 """Memory that it may take beyond what the process has."""
 
@@ -40,8 +40,8 @@ def apply_template(tokenizer: Any, turns: list[Any], **how: Any) -> str:
             return str(tokenizer.apply_chat_template(turns, tokenize=False, **how))
     except _TooLong as error:
         raise BitworthError(
-            f"The model's chat template did not end within {SECONDS:g} s; it is broken or hostile, so use another "
-            "model."
+            f"The model's chat template did not end within {SECONDS:g} s of processor time; it is broken or hostile, "
+            "so use another model."
         ) from error
     except (MemoryError, OverflowError, RecursionError) as error:
         raise BitworthError(
@@ -56,8 +56,15 @@ def bounded(seconds: float, mib: int) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread() or not sys.platform.startswith("linux"):
         yield
         return
-    before = signal.signal(signal.SIGALRM, _stop)
-    began = time.monotonic()
+    began, spent = time.monotonic(), time.thread_time()
+
+    def stop(*_: object) -> None:
+        rest = seconds - (time.thread_time() - spent)
+        if rest <= 0:
+            raise _TooLong
+        signal.setitimer(signal.ITIMER_REAL, max(1e-3, rest))  # others had the processor, or the machine slept
+
+    before = signal.signal(signal.SIGALRM, stop)
     left, interval = signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
         with _room(mib):
@@ -81,7 +88,3 @@ def _room(mib: int) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
-
-
-def _stop(*_: object) -> None:
-    raise _TooLong
