@@ -153,7 +153,8 @@ def learning(recipe: Recipe, tokens: int, length: int, size: Size, rates: Rates)
     if recipe.tuning is None:
         return 0.0
     forward = 2 * size.linear / rates.operations
-    return 1.7 * forward * (3 * recipe.tuning.steps * recipe.tuning.batch * length + 2 * tokens)
+    steps = recipe.tuning.steps * recipe.tuning.batch * recipe.tuning.read(length)
+    return 1.7 * forward * (3 * steps + 2 * tokens)
 
 
 def _own_text(cell: Cell, size: Size, rates: Rates, forward: float) -> float:

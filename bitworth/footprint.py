@@ -14,8 +14,8 @@ all, T in a sequence, R recipes of which S have hidden states of their own and L
                                    chunk, where they would exceed the budget of the states, and in mixtures
     states       (1 + S) N D       the streams' and those being replaced; two chunks where they lie in files; where
                                    any learn, (2 + S + L) N D and four chunks: the unquantized model's beside them
-    learning     3 P + T (8 I + 16 D)   codes before rounding, weights and their gradients; what a sequence leaves
-                                   inside the block for them
+    learning     3 P + T (8 I + 16 D)   codes before rounding, weights and their gradients; what the T tokens
+                                   that a step reads leave inside the block for them
 """
 
 from __future__ import annotations
@@ -73,7 +73,8 @@ def footprint(
     calibrated = [recipe for recipe in recipes if recipe.needs_calibration]
     alone = [recipe for recipe in calibrated if walks_alone(recipe, shared=shared)]
     streams = len(alone) + (len(calibrated) > len(alone))
-    learning = sum(recipe.tuning is not None for recipe in recipes)
+    read = [recipe.tuning.read(length) for recipe in recipes if recipe.tuning is not None]
+    learning = len(read)
     turning = 1 + (learning > 0)  # sets of hidden states that a block replaces
     largest = max(_blocks(decoder).values())
     widths, of_experts = _widths(decoder)
@@ -95,7 +96,7 @@ def footprint(
         "activations_mib": min(chunk_tokens, tokens) * (4 * widest + 4 * decoder.width) * _FLOAT,
         "waiting_mib": waiting if waiting <= budget else 0,
         "states_mib": 2 * turning * min(chunk_tokens, tokens) * decoder.width * _FLOAT if in_files else all_states,
-        "learning_mib": bool(learning) * (3 * largest + length * (8 * widest + 16 * decoder.width)) * _FLOAT,
+        "learning_mib": bool(read) * (3 * largest + max(read, default=0) * (8 * widest + 16 * decoder.width)) * _FLOAT,
     }
     named = {name: round(size / 2**20, 1) for name, size in {**parts, "peak_mib": sum(parts.values())}.items()}
     return Footprint(**named, states_in_files=in_files)

@@ -33,6 +33,7 @@ from bitworth.schemes.config import quantization_config
 from bitworth.sequential import skipped
 from bitworth.states import LABEL, TEACHER, InFiles, InMemory, Shape, States
 from bitworth.streams import Build, Stream, streams_of
+from bitworth.tuning import beginnings
 from bitworth.types import Calibration, Gptq, QuantizeResult, Recipe, TextAudit
 from bitworth.writer import Onlooker, Writer, check_replaceable
 
@@ -310,7 +311,9 @@ def _prepare(
             return InMemory(decoder.device, _store(decoder.device, size), decoder.compute, label=label)
 
         stream.states = hold(LABEL)
-        stream.teacher = hold(TEACHER) if stream.learns else None
+        tuning = stream.builds[0].recipe.tuning
+        if tuning is not None:
+            stream.teacher, stream.beginnings = hold(TEACHER), beginnings(decoder, tuning, tokens[:1])
     fresh = [stream for stream in streams if not stream.take_up(shapes)]
     starting = [states for stream in fresh for states in stream.held.values()]
 

@@ -21,7 +21,7 @@ from bitworth.ranks import ALONE, Ranks
 from bitworth.sequential import BlockPass, BlockResult, round_block, skipped
 from bitworth.stages import Producers
 from bitworth.states import LABEL, TEACHER, Shape, States, writing
-from bitworth.tuning import run_tuned
+from bitworth.tuning import Beginning, run_tuned
 from bitworth.types import Gptq, Recipe, StageAudit
 from bitworth.writer import Onlooker, Writer
 
@@ -57,7 +57,8 @@ class Stream:
     """Builds that read the same hidden states; `states` is None where they are made without data.
 
     `together`: there is memory for all chunks to wait inside a block. `ranks`: who walks along, each with states of its
-    own; the first one writes. `teacher`: what the unquantized blocks make of the same data, where that is learnt from.
+    own; the first one writes. `teacher`: what the unquantized blocks make of the same data, where that is learnt from;
+    `beginnings`, a block: what of it a step reads.
     """
 
     builds: list[Build]
@@ -66,6 +67,7 @@ class Stream:
     together: bool = True
     states: States | None = None
     teacher: States | None = None
+    beginnings: list[Beginning] = field(default_factory=list)
     producers: Producers = field(default_factory=dict)
     done: int = 0
     """Blocks finished and kept."""
@@ -112,7 +114,7 @@ class Stream:
             if self.teacher is None:
                 walk.run(self.states, kwargs)
             else:
-                run_tuned(walk, self.states, self.teacher, kwargs)
+                run_tuned(walk, self.states, self.teacher, kwargs, self.beginnings[block.index])
             results = walk.results
         if self.ranks.first:
             for build, result in zip(self.builds, results, strict=True):

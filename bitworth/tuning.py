@@ -5,6 +5,8 @@ by the sign of the gradient of its output's error, through the rounding as if th
 2309.05516, section 3; straight-through estimation, arXiv 1308.3432). Unlike there, steps begin at codes that GPTQ
 chose; the aim is what the unquantized model holds at that place, so that a block makes good what those before it lost;
 and a token's error counts by the token's own size, since the first token's states are thousands of times the others'.
+A step reads the beginning of a sequence, of which a causal block makes the same without the rest: twice as many steps
+on half of the tokens learn more in the same time (docs/LOG.md).
 
 What a block loses is compared before and after: it stays as it was rounded where learning gained nothing.
 """
@@ -20,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bitworth.model import Arguments, Block, call
+from bitworth.model import Arguments, Block, Decoder, call
 from bitworth.numerics import to_codes
 from bitworth.quantizers import Rounded
 from bitworth.ranks import Ranks
@@ -32,7 +34,22 @@ from bitworth.types import Grid, Tuning
 _HALF = 0.49
 
 
-def run_tuned(walk: BlockPass, states: States, teacher: States, kwargs: Arguments) -> None:
+@dataclass(frozen=True, slots=True)
+class Beginning:
+    """The first tokens of a sequence, as many as a step reads, and a block's keyword arguments for them alone."""
+
+    tokens: int
+    kwargs: dict[str, Any]
+
+
+def beginnings(decoder: Decoder, tuning: Tuning, sequence_1T: Tensor) -> list[Beginning]:
+    """Those of any sequence of that length, a block."""
+    tokens = tuning.read(sequence_1T.shape[1])
+    arguments = decoder.first_inputs([sequence_1T[:, :tokens]], lambda hidden: None)
+    return [Beginning(tokens, by_size[1]) for by_size in arguments]
+
+
+def run_tuned(walk: BlockPass, states: States, teacher: States, kwargs: Arguments, beginning: Beginning) -> None:
     """Quantize a block and learn on; its outputs go into the states, the unquantized block's into the teacher's.
 
     Args:
@@ -40,6 +57,7 @@ def run_tuned(walk: BlockPass, states: States, teacher: States, kwargs: Argument
         states: what the quantized blocks before made of the calibration data.
         teacher: what the unquantized blocks made of it.
         kwargs: the block's arguments.
+        beginning: what its steps read.
 
     Raises:
         WorkFailed: weights or inputs hold NaN or infinity; names the layer.
@@ -50,7 +68,7 @@ def run_tuned(walk: BlockPass, states: States, teacher: States, kwargs: Argument
     [result] = walk.results
     before = _loss(states, teacher, ranks)
     learning = _Learning(walk)
-    learning.learn(states, teacher, kwargs[1], ranks)
+    learning.learn(states, teacher, beginning, ranks)
     learnt = learning.result(ranks)
     _pass(walk, learnt, states, kwargs)
     if ranks.from_first(partial(_gained, before, _loss(states, teacher, ranks))):
@@ -189,17 +207,17 @@ class _Learning:
             learnt = [name for name in self._others if _is_norm(block.module, name) and recipe.tuning.norm_rate]
             self._norms = {name: result.changed.get(name, own[name]).float().clone() for name in learnt}
 
-    def learn(self, states: States, teacher: States, kwargs: dict[str, Any], ranks: Ranks) -> None:
+    def learn(self, states: States, teacher: States, beginning: Beginning, ranks: Ranks) -> None:
         """Take all steps; each rank draws sequences of its own, and all step by the sum of their gradients."""
         draws = _draws(states, torch.Generator().manual_seed(self._block.index * ranks.count + ranks.number))
         steps = self._tuning.steps
         with torch.inference_mode(False), torch.enable_grad(), _multiplying(self._block):
-            plain = _normal(kwargs)
+            plain, read = _normal(beginning.kwargs), slice(beginning.tokens)
             for step in range(steps):
                 leaves = self._leaves()
                 for _ in range(self._tuning.batch):
                     index, row = next(draws)
-                    hidden, aim = states.sequence(index, row), teacher.made_sequence(index, row)
+                    hidden, aim = states.sequence(index, row)[:, read], teacher.made_sequence(index, row)[:, read]
                     made = _call_with(self._block, leaves, _normal(hidden), plain)
                     relative_error(made, _normal(aim)).mean().backward()  # type: ignore[no-untyped-call]
                 with torch.no_grad():
