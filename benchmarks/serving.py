@@ -115,27 +115,32 @@ class Bench:
         return run_load(client or self.generator, workload, load, requests=requests, vocabulary=self.vocabulary)
 
     def foretelling(self) -> list[Claim]:
-        """Constants from some loads, held against others."""
-        runs = {load: self.timed(load, self.requests // 2 if load == ALONE else self.requests) for load in FITTED}
-        seen = [observed(run.timings[0], SHAPE, load) for load, run in runs.items()]
+        """Constants from some loads, held against others. The former run before and after, since machines drift."""
+        before = [self._fitted(load) for load in FITTED]
+        most = max(run.metrics[0].queries_per_second for run in before)
+        closed = [Load(kind="throughput", streams=streams) for streams in FORETOLD_STREAMS]
+        loops = {load: self.timed(load, max(self.requests, 3 * (load.streams or 1))) for load in closed}
+        opened = {share: self.timed(Load(kind="poisson", rate=share * most), self.requests) for share in RATES}
+        after = [self._fitted(load) for load in FITTED]
+        seen = [observed(run.timings[0], SHAPE, load) for load, run in zip(FITTED * 2, before + after, strict=True)]
         fitted = self.deployment.with_constants(calibrated(self.deployment, seen))
         print(fitted.constants, [misfit(fitted, row) for row in seen], file=sys.stderr)
-        most = max(run.metrics[0].queries_per_second for run in runs.values())
-        claims = []
-        for streams in FORETOLD_STREAMS:
-            load = Load(kind="throughput", streams=streams)
-            run = self.timed(load, max(self.requests, 3 * streams))
-            rate = streams / foretold(fitted, SHAPE, load)[0]
-            claims.append(self._error(f"{streams} streams", rate / run.metrics[0].queries_per_second - 1))
-        for share in RATES:
-            load = Load(kind="poisson", rate=share * most)
-            run = self.timed(load, self.requests)
-            rate, seconds = simulated(fitted, load, run.timings[0])
+        pairs = zip(seen[: len(FITTED)], seen[len(FITTED) :], strict=True)
+        drift = 100 * max(abs(late.latency_s / early.latency_s - 1) for early, late in pairs)
+        claims = [Claim(f"{self.format}: latency of the same load, later / earlier - 1, most", "-", drift, "%", True)]
+        for load, run in loops.items():
+            rate = (load.streams or 1) / foretold(fitted, SHAPE, load)[0]
+            claims.append(self._error(f"{load.streams} streams", rate / run.metrics[0].queries_per_second - 1))
+        for share, run in opened.items():
             metrics = run.metrics[0]
+            rate, seconds = simulated(fitted, Load(kind="poisson", rate=share * most), run.timings[0])
             claims.append(self._error(f"Poisson {share:g} of the most", rate / metrics.queries_per_second - 1))
             latency = 100 * (seconds / metrics.latency.mean_s - 1)
             claims.append(Claim(f"{self.format}: latency there, foretold / measured - 1", "-", latency, "%", True))
         return claims
+
+    def _fitted(self, load: Load) -> LoadRun:
+        return self.timed(load, self.requests // 2 if load == ALONE else self.requests)
 
     def _error(self, name: str, error: float) -> Claim:
         title = f"{self.format}: queries a second, {name}: foretold / measured - 1"
