@@ -152,7 +152,7 @@ def by_hand(
 
 @pytest.mark.parametrize("share", [1.0, 0.5, 0.3])
 def test_steps_are_those_of_autograd_by_hand(decoder: Decoder, monkeypatch: pytest.MonkeyPatch, share: float) -> None:
-    chosen = Tuning(steps=6, batch=2, share=share, code_rate=0.05, scale_rate=0.01, norm_rate=0.02)
+    chosen = Tuning(steps=6, batch=2, share=share, least=1, code_rate=0.05, scale_rate=0.01, norm_rate=0.02)
     recipe = replace(TUNED, tuning=chosen)
     states, teacher, kwargs = begun(decoder, noise=0.1)
     drawn: list[tuple[int, int]] = []
@@ -182,6 +182,11 @@ def test_steps_are_those_of_autograd_by_hand(decoder: Decoder, monkeypatch: pyte
         assert apart.float().mean() < 2e-3, name
     for name in ("input_layernorm.weight", "post_attention_layernorm.weight"):
         torch.testing.assert_close(learnt.changed[name], expected[name], rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize(("length", "read"), [(1, 1), (200, 200), (256, 256), (400, 256), (512, 256), (2048, 1024)])
+def test_a_step_reads_half_of_a_sequence_but_not_too_little(length: int, read: int) -> None:
+    assert Tuning().read(length) == read
 
 
 @settings(max_examples=50, deadline=None)

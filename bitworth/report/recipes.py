@@ -78,7 +78,8 @@ def _rounding(rounding: Rtn | Gptq) -> str:
 
 def _tuning(tuning: Tuning) -> str:
     learnt = "codes, scales and norms" if tuning.norm_rate else "codes and scales"
-    read = "" if tuning.share == 1 else f", of each the first {limit(100 * tuning.share)} %"
+    part = f", of each the first {limit(100 * tuning.share)} % or {tuning.least} tokens"
+    read = part if tuning.share < 1 else ""
     return f"{learnt}, {tuning.steps} steps of {tuning.batch} {'sequence' if tuning.batch == 1 else 'sequences'}{read}"
 
 

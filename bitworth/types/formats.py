@@ -133,21 +133,22 @@ class GptqScale:
 class Tuning:
     """Learning on after rounding (`bitworth.tuning`): a block's codes, scales and norms step by their gradients' signs.
 
-    `steps` of `batch` calibration sequences each, of which a step reads the first `share`; rates, which fall to 0
-    linearly, are parts of a code's step to the next (`code_rate`), of a scale (`scale_rate`) and of a norm's weight
-    (`norm_rate`).
+    `steps` of `batch` calibration sequences each, of which a step reads the first `share`, at least `least` tokens;
+    rates, which fall to 0 linearly, are parts of a code's step to the next (`code_rate`), of a scale (`scale_rate`) and
+    of a norm's weight (`norm_rate`).
     """
 
     steps: int = 60
     batch: int = 1
     share: float = 0.5
+    least: int = 256
     code_rate: float = 0.01
     scale_rate: float = 0.002
     norm_rate: float = 0.002
 
     def read(self, length: int) -> int:
         """How many of a sequence's tokens a step reads."""
-        return max(1, round(self.share * length))
+        return min(length, max(self.least, round(self.share * length)))
 
 
 Transform = SmoothQuant | Awq | GptqScale
