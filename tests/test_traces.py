@@ -97,6 +97,15 @@ def test_weights_are_above_zero(weight: float) -> None:
         mixed((), 1, seed=0)
 
 
+@pytest.mark.parametrize("weight", [1e-308, 1.0, 1.7e308])
+def test_only_ratios_of_weights_count(weight: float) -> None:
+    """Also where a sum of them, or one times its tokens, is more than a float holds."""
+    parts = tuple((use_case(name), weight) for name in ("rag", "docstring", "docstring"))
+    plain = tuple((case, 1.0) for case, _ in parts)
+    assert mixed(parts, 100, seed=1) == mixed(plain, 100, seed=1)
+    assert Workload(name="m", parts=parts).use_case == Workload(name="m", parts=plain).use_case
+
+
 def test_a_workload_knows_its_mean_and_its_longest() -> None:
     short, long = (UseCase(name=name, prompt_tokens=p, output_tokens=o) for name, p, o in (("a", 10, 2), ("b", 40, 6)))
     mix = Workload(name="both", parts=((short, 2.0), (long, 1.0)))

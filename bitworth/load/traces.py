@@ -63,7 +63,8 @@ class Workload:
         rows = [(shape.prompt_tokens, shape.output_tokens, 1.0) for shape in self.trace]
         rows += [(case.prompt_tokens, case.output_tokens, weight) for case, weight in self.parts]
         prompt, output, weight = np.array(rows).T
-        means = (max(1, round(float(np.average(side, weights=weight)))) for side in (prompt, output))
+        shares = weight / weight.max()  # weights times tokens may be more than a float holds
+        means = (max(1, round(float(np.average(side, weights=shares)))) for side in (prompt, output))
         return UseCase(name=self.name, prompt_tokens=next(means), output_tokens=next(means))
 
     @property
@@ -82,7 +83,8 @@ def mixed(parts: Sequence[tuple[UseCase, float]], count: int, *, seed: int) -> t
     weights = np.array([weight for _, weight in parts], dtype=np.float64)
     if not len(weights) or not np.isfinite(weights).all() or (weights <= 0).any():
         raise BitworthError("A mix needs use cases with weights above 0.")
-    drawn = np.random.default_rng(seed).choice(len(parts), count, p=weights / weights.sum())
+    shares = weights / weights.max()  # whose sum no weights make infinite
+    drawn = np.random.default_rng(seed).choice(len(parts), count, p=shares / shares.sum())
     shapes = [Shape(prompt_tokens=case.prompt_tokens, output_tokens=case.output_tokens) for case, _ in parts]
     return tuple(shapes[index] for index in drawn)
 
