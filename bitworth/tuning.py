@@ -6,7 +6,7 @@ by the sign of the gradient of its output's error, through the rounding as if th
 chose; the aim is what the unquantized model holds at that place, so that a block makes good what those before it lost;
 and a token's error counts by the token's own size, since the first token's states are thousands of times the others'.
 A step reads the beginning of a sequence, of which a causal block makes the same without the rest: more steps on fewer
-tokens learn more in the same time (docs/LOG.md).
+tokens lose about as little in less time (docs/LOG.md).
 
 What a block loses is compared before and after: it stays as it was rounded where learning gained nothing.
 """

@@ -17,6 +17,7 @@ from bitworth.ledger.folder import PARTS, Ledger, name_of
 from bitworth.ledger.index import Index
 from bitworth.ledger.records import decode, is_current, is_whole
 from bitworth.ledger.values import key_of
+from bitworth.types import Cell
 
 What = Literal[
     "damaged",
@@ -155,12 +156,10 @@ def _checkpoints(ledger: Ledger, kept: Sequence[str]) -> list[Finding]:
         for name in sorted(named)
         if not (ledger.root / name).exists()
     ]
-    if not (ledger.root / "plan.json").is_file():
+    plan = _plan(ledger)
+    if plan is None:
         return lost
-    try:
-        named |= {cell.where["out"] for cell in ledger.read_plan() if cell.kind == "quantize" and "out" in cell.where}
-    except BitworthError:
-        return lost  # a plan that does not read says nothing about what is an orphan
+    named |= {cell.where["out"] for cell in plan if cell.kind == "quantize" and "out" in cell.where}
     found = sorted((ledger.root / "checkpoints").glob("*"))
     orphans = [path for path in found if f"checkpoints/{_final_name(path)}" not in named]
     says = "no cell of the plan makes it and no result names it"
@@ -177,17 +176,18 @@ def _parts(ledger: Ledger) -> Iterator[Finding]:
     if not found:
         return
     done = {Path(name).stem for name in ledger.names() if ledger.read(name) is not None}
-    planned = _planned(ledger)
+    plan = _plan(ledger)
+    planned = None if plan is None else {key_of(cell) for cell in plan}
     for path in found:
         if path.name in done or (planned is not None and path.name not in planned):
             says = "the task is whole" if path.name in done else "no cell of the plan is the task"
             yield Finding(what="orphan parts", path=_relative(ledger, path), says=says, size=_size(path))
 
 
-def _planned(ledger: Ledger) -> set[str] | None:
-    """Keys of the plan's cells; None without a plan that reads, which says nothing about what is an orphan."""
+def _plan(ledger: Ledger) -> tuple[Cell, ...] | None:
+    """The plan's cells; None without a plan that reads, which says nothing about what is an orphan."""
     try:
-        return {key_of(cell) for cell in ledger.read_plan()} if (ledger.root / "plan.json").is_file() else None
+        return ledger.read_plan() if (ledger.root / "plan.json").is_file() else None
     except BitworthError:
         return None
 
