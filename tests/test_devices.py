@@ -257,3 +257,19 @@ def test_torchrun_starts_them_too(llama: Path, calibration: Calibration, tmp_pat
     [recipe] = of("w8a8-int-gptq")
     quantize(llama, [recipe], tmp_path / "one", calibration=calibration)
     assert_alike(tmp_path / "one", tmp_path / "out", recipe)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_nothing_of_a_group_outlives_it(tmp_path: Path) -> None:
+    """A thread of gloo that is left when the interpreter ends aborts the process now and then."""
+    script = f"""
+import pathlib
+import torch
+from bitworth.ranks import joined
+
+with joined(torch.device("cpu"), meeting="file://{tmp_path}/meeting", number=0, count=1):
+    import torch.distributed.nn  # as the code of some models does
+print([name.read_text().strip() for name in pathlib.Path("/proc/self/task").glob("*/comm")])
+"""
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert "gloo" not in ended.stdout
