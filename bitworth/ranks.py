@@ -183,7 +183,7 @@ def joined(
         backend = "cpu:gloo,cuda:nccl"
         torch.cuda.set_device(device)
     # Its functions have the group of their import as a default: imported later, by a model's code, they would keep this
-    # one and its threads past its end, and a thread that lets a tensor go while the interpreter ends aborts the process.
+    # one and its threads past its end; a thread that lets a tensor go while the interpreter ends aborts the process.
     importlib.import_module("torch.distributed.nn.functional")
     if sys.platform == "linux" and meeting.startswith("file:"):  # all on this machine, whatever its name resolves to
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
