@@ -45,7 +45,7 @@ class Standing:
 class Questioning:
     """What was asked and answered so far; `course` follows the verdict that is waited for, a row a batch.
 
-    `limit` in a task's spec is the most that is asked of it.
+    `limit` in a task's spec is the most that is asked of it; tasks are asked in rounds, so the least ends them all.
     """
 
     specs: Sequence[TaskSpec]
@@ -108,14 +108,17 @@ class Questioning:
         """Note where the verdict stands after `asked` questions a task, and whether nothing is left to ask."""
         found = self.verdict(self.target, self.about).settlement
         self.course.append(Standing(questions=found.questions, bounds_pct=found.bounds_pct))
-        ends = [self.most(spec) for spec in self.specs]
-        # about questions in general, rounds end with the shortest task; about the tasks, with the longest
-        return found.verdict != "undecided" or asked >= (max(ends) if self.about == "task" else min(ends))
+        return found.verdict != "undecided" or asked >= self.rounds
 
-    def most(self, spec: TaskSpec) -> int:
-        """The most that is asked of a task."""
-        size = self.sizes[spec.name]
-        return size if spec.limit is None else min(size, spec.limit)
+    @property
+    def rounds(self) -> int:
+        """Most rounds, each a question of every task; the least limit that cuts a task off is the end for all.
+
+        About questions in general rounds end with the shortest task, about the tasks with the longest.
+        """
+        cut = [spec.limit for spec in self.specs if spec.limit is not None and spec.limit < self.sizes[spec.name]]
+        sizes = self.sizes.values()
+        return min([*cut, max(sizes) if self.about == "task" else min(sizes)])
 
 
 def ask_until_settled(
@@ -148,27 +151,22 @@ def ask_until_settled(
     """
 
     def batches() -> Iterator[tuple[Cell, ...]]:
-        start, over = 0, False
-        while not over:
-            open_ = [entry for entry in asked if not start or start < questioning.most(entry[0])]
-            stops = [_stop(spec, start + batch) for spec, _, _ in open_]
+        start, stop = 0, min([batch, *(spec.limit for spec, _, _ in asked if spec.limit is not None)])
+        while True:
+            open_ = [entry for entry in asked if not start or start < questioning.sizes[entry[0].name]]
             pairs = [
                 tuple(evaluate_cell(who, *entry, batch=(start, stop)) for who in (baseline, candidate))
-                for entry, stop in zip(open_, stops, strict=True)
+                for entry in open_
             ]
             yield tuple(cell for pair in pairs for cell in pair)
             for (spec, _, _), pair in zip(open_, pairs, strict=True):
                 questioning.add(spec, *(_result(ledger, cell) for cell in pair))
-            start += batch
-            over = questioning.is_over(start)
+            if questioning.is_over(stop):
+                return
+            start, stop = stop, min(stop + batch, questioning.rounds)
 
     run_batches(ledger, batches(), executor=executor, watcher=watcher, note=note)
     return questioning
-
-
-def _stop(spec: TaskSpec, stop: int) -> int:
-    """The end of a batch, at most the limit; where the task ends is left to the task."""
-    return stop if spec.limit is None else min(stop, spec.limit)
 
 
 def _result(ledger: Ledger, cell: Cell) -> dict[str, Any]:

@@ -109,6 +109,20 @@ def test_a_limit_is_the_most_that_is_asked_while_the_verdict_is_about_the_whole_
     assert (verdict.verdict, verdict.questions, verdict.pool) == ("undecided", 70, 5000)
 
 
+@pytest.mark.parametrize(("limits", "asked"), [((70, 200), (70, 70)), ((20, None), (20, 20)), ((40, 120), (30, 120))])
+def test_the_least_limit_that_cuts_a_task_off_ends_the_rounds(
+    tmp_path: Path, limits: tuple[int, int | None], asked: tuple[int, int]
+) -> None:
+    sizes = {"small": 30 if limits[0] == 40 else 4000, "large": 5000}
+    respondent = Respondent(sizes, {"baseline": set(), "model": every(100, 5000)})
+    specs = [TaskSpec(name=name, limit=limit) for name, limit in zip(sizes, limits, strict=True)]
+    found = Questioning(specs=specs, min_recovery_pct=99.0)
+    entries = [(spec, None, "rows") for spec in specs]
+    ask_until_settled(Ledger(tmp_path), entries, BASELINE, CANDIDATE, found, batch=50, executor=respondent)
+    assert tuple(len(found.candidate[name]) for name in sizes) == asked
+    assert found.verdict("average", "task").settlement.verdict == "undecided"
+
+
 def test_several_tasks_settle_their_average(tmp_path: Path) -> None:
     sizes = {"small": 130, "large": 2000}
     respondent = Respondent(sizes, {"baseline": every(4, 2000), "model": every(4, 2000) | every(50, 2000, 1)})
