@@ -60,8 +60,9 @@ def main() -> None:
     if arguments.worker:
         worker(json.loads(arguments.worker))
         return
-    for python in (PEER, AUTOROUND):
-        if not python.is_file():
+    for python, names in ((PEER, (*RIVALS, INT8, FP8)), (AUTOROUND, ROUNDS)):
+        asked = arguments.only is None or not set(names).isdisjoint(arguments.only)
+        if asked and not python.is_file():
             raise SystemExit(f"{python.parents[1].name} is not installed in {PEERS}; run `make peers` first.")
     with tempfile.TemporaryDirectory(prefix="bitworth-quantizers-") as scratch:
         rows = measure(arguments, Path(scratch))

@@ -20,7 +20,9 @@ from torch import Tensor
 from bitworth.types import Grid
 
 Floats = NDArray[np.float32]
+Integers = NDArray[np.int64]
 
+_TILE = 1024  # rows of a weight walked over together: a block of their columns stays in a core's cache
 _SUMS = {"reassoc", "contract", "nsz", "arcp"}  # sums may be added up in lanes; NaN and infinity keep their meaning
 
 
@@ -45,6 +47,16 @@ def sweep(weight_OI: Tensor, codes_OI: Tensor, scale_OG: Tensor, grid: Grid, hes
     return codes
 
 
+def round_columns(left_BO: Tensor, scale_BO: Tensor, factor_BB: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
+    """GPTQ over one block of columns, as `compiled_gpu.round_columns`."""
+    left = left_BO.clone(memory_format=torch.contiguous_format)
+    codes, errors = torch.empty_like(left), torch.empty_like(left)
+    low, high = grid.levels
+    fixed = (_numpy(scale_BO), _numpy(codes), _numpy(errors), _numpy(factor_BB), np.float32(low), np.float32(high))
+    _by_rows(_round_tiles, (np.arange(0, left.shape[1], _TILE),), (_numpy(left), *fixed))
+    return codes, errors
+
+
 def least_squares_scale(weight_OI: Tensor, candidates_OGS: Tensor, grid: Grid, importance_I: Tensor | None) -> Tensor:
     """Of the candidate scales of each group (out, groups, candidates) the one of least weighted squared error.
 
@@ -60,7 +72,7 @@ def least_squares_scale(weight_OI: Tensor, candidates_OGS: Tensor, grid: Grid, i
     return best
 
 
-def _by_rows(loop: Callable[..., None], by_row: tuple[Floats, ...], whole: tuple[Any, ...]) -> None:
+def _by_rows(loop: Callable[..., None], by_row: tuple[NDArray[Any], ...], whole: tuple[Any, ...]) -> None:
     """Run a compiled loop over runs of rows, a thread each; `whole` goes to all of them."""
     count = len(by_row[0])
     threads = max(1, min(torch.get_num_threads(), count))
@@ -96,6 +108,26 @@ def _sweep_rows(
                         pull[row, other] -= step * hessian[column, other]
             if changes == 0:
                 break
+
+
+@njit(nogil=True, cache=True, fastmath=_SUMS)
+def _round_tiles(
+    tiles: Integers, left: Floats, scales: Floats, codes: Floats, errors: Floats, factor: Floats, low: Any, high: Any
+) -> None:
+    columns, rows = left.shape
+    for first in tiles:
+        tile = slice(first, min(first + _TILE, rows))
+        for column in range(columns):
+            own, now, scale = factor[column, column], left[column, tile], scales[column, tile]
+            code, error = codes[column, tile], errors[column, tile]
+            for row in range(len(now)):
+                nearest = min(max(np.rint(now[row] / scale[row]), low), high)
+                code[row] = nearest
+                error[row] = (now[row] - nearest * scale[row]) / own
+            for other in range(column + 1, columns):
+                pays, later = factor[column, other], left[other, tile]
+                for row in range(len(later)):
+                    later[row] -= pays * error[row]
 
 
 @njit(nogil=True, cache=True, fastmath=_SUMS)

@@ -189,7 +189,7 @@ class BlockPass:
 
     def _see(self, stage: Stage, inputs: Tensor) -> None:
         if stage.stats is None:
-            stage.stats = InputStats(inputs.shape[-1], inputs.device)
+            stage.stats = InputStats(inputs.shape[-1], inputs.device, self.block.factors)
         stage.stats.add(inputs)
 
     def _all_wait(self, hidden: Chunks) -> bool:
@@ -241,7 +241,7 @@ class BlockPass:
         if self.ranks.count == 1:
             return
         weight = self._linears[stage.layers[0]].weight
-        stats = stage.stats or InputStats(weight.shape[1], weight.device)
+        stats = stage.stats or InputStats(weight.shape[1], weight.device, self.block.factors)
         stats.add_up(self.ranks)
         stage.stats = stats if stats.tokens else None
 

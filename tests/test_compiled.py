@@ -85,3 +85,35 @@ def test_the_best_of_the_candidates_wins_and_the_first_of_equals() -> None:
     losses = [float((round_to_grid(weight, s.view(1, 1), grid) * s - weight).square().sum()) for s in candidates[0, 0]]
     expected = candidates[0, 0, losses.index(min(losses))]
     assert compiled.least_squares_scale(weight, candidates, grid, None) == expected
+
+
+@given(
+    columns=st.integers(1, 70),
+    rows=st.sampled_from([1, 5, 1024, 1030]),
+    threads=st.sampled_from([1, 2, 3]),
+    seed=st.integers(0, 1000),
+)
+@settings(max_examples=30, deadline=None)
+def test_a_block_of_columns_is_rounded_as_one_after_the_other(columns: int, rows: int, threads: int, seed: int) -> None:
+    """The codes and errors are those of the equations, worked out in float64 from the codes found."""
+    generator = torch.Generator().manual_seed(seed)
+    left = torch.randn(columns, rows, generator=generator)
+    scale = 0.05 + torch.rand(columns, rows, generator=generator)
+    above = torch.randn(columns, columns, generator=generator).triu(1)
+    factor = torch.eye(columns) + 0.3 * above / columns**0.5
+    grid = Grid(bits=4, granularity="channel")
+    kept, before = left.clone(), torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        codes, errors = compiled.round_columns(left, scale, factor, grid)
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(left, kept)
+    now = left.double()
+    for column in range(columns):
+        wanted = now[column] / scale[column]
+        assert bool(((codes[column] - wanted.clamp(-8, 7)).abs() <= 0.5 + 1e-3).all())
+        error = (now[column] - codes[column] * scale[column]) / factor[column, column]
+        torch.testing.assert_close(errors[column].double(), error, atol=1e-3, rtol=1e-3)
+        now[column + 1 :] -= torch.outer(factor[column, column + 1 :].double(), error)
+    assert set(codes.unique().tolist()) <= set(range(-8, 8))

@@ -376,6 +376,23 @@ def test_statistics_of_parts_are_those_of_the_whole(columns: int) -> None:
     assert stats.tokens == 60
 
 
+@pytest.mark.parametrize("columns", [7, 600, 1100])
+def test_rounded_factors_are_added_up_in_float32(columns: int) -> None:
+    """Exactly where the processor multiplies bfloat16; elsewhere torch multiplies what it was given."""
+    inputs = normal(300, columns)
+    stats = InputStats(columns, factors=torch.bfloat16)
+    for part in inputs.split(150):
+        stats.add(part)
+    rounded = inputs.bfloat16().double()
+    exact, unrounded = (made.T @ made / 300 for made in (rounded, inputs.double()))
+    error = min((stats.hessian_II.double() - one).abs().max() for one in (exact, unrounded))
+    assert error < 1e-6 * exact.abs().max()
+    assert torch.equal(stats.hessian_II, stats.hessian_II.T)
+    assert torch.equal(stats.mean_square_I, stats.hessian_II.diagonal())
+    assert torch.equal(stats.max_abs_I, inputs.abs().amax(0))
+    torch.testing.assert_close(inputs.T @ inputs / 300, unrounded.float())  # other products stay as they were
+
+
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=8))
 def test_halves_share_no_token_and_are_as_large_as_each_other(rows: list[int]) -> None:
     """Each token has a column of its own, so that which half it is in shows."""

@@ -12,12 +12,13 @@ stores each column's group.
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from bitworth import compiled_gpu
+from bitworth import compiled, compiled_gpu
 from bitworth.errors import WorkFailed
 from bitworth.numerics import clipped_scale, group_size_of, scale_of, to_codes
 from bitworth.quantizers.refine import refine
@@ -27,6 +28,7 @@ from bitworth.scales import Stored
 from bitworth.types import Gptq, Grid
 
 _FIRST_DAMPING, _MOST_DAMPING = 0.001, 1.0
+_SOLVED = 192  # columns of a triangle that is inverted by a solve
 
 
 def gptq(weight_OI: Tensor, grid: Grid, settings: Gptq, stats: InputStats, *, dtype: Stored) -> Rounded:
@@ -47,12 +49,14 @@ def gptq(weight_OI: Tensor, grid: Grid, settings: Gptq, stats: InputStats, *, dt
     codes, scales = loop.run(factor)
     regrouped = settings.ordering == "group" and grid.granularity == "group"
     codes = codes[:, back]
-    if settings.sweeps:
-        lie = order if regrouped else torch.arange(len(order), device=order.device)  # groups side by side
+    if settings.sweeps and regrouped:  # groups side by side
+        ordered_II = hessian[order][:, order]
         swept, scales = refine(
-            weight_OI[:, lie], codes[:, lie], scales, grid, hessian[lie][:, lie], settings.sweeps, dtype=dtype
+            weight_OI[:, order], codes[:, order], scales, grid, ordered_II, settings.sweeps, dtype=dtype
         )
-        codes = swept[:, torch.argsort(lie)]
+        codes = swept[:, back]
+    elif settings.sweeps:
+        codes, scales = refine(weight_OI, codes, scales, grid, hessian, settings.sweeps, dtype=dtype)
     group_of = (back // group_size_of(grid, len(order))).to(torch.int32) if regrouped else None
     return Rounded(codes.contiguous(), scales, group_of, notes)
 
@@ -82,7 +86,7 @@ def damped(hessian_II: Tensor, damping: float, order: Tensor, notes: list[str]) 
     while amount <= max(damping, _MOST_DAMPING):
         raised_II = hessian_II.clone()
         raised_II.diagonal().add_(amount * mean)
-        factor = inverse_factor(raised_II[order][:, order])
+        factor = inverse_factor(raised_II.index_select(0, order).index_select(1, order))
         if factor is not None:
             if amount != damping:
                 notes.append(f"its Hessian could not be factored; damping was raised from {damping:g} to {amount:g}")
@@ -99,9 +103,26 @@ def inverse_factor(hessian_II: Tensor) -> Tensor | None:
     lower, failed = torch.linalg.cholesky_ex(hessian_II.flip(0, 1))
     if int(failed):
         return None
-    eye = torch.eye(hessian_II.shape[0], dtype=hessian_II.dtype, device=hessian_II.device)
-    upper = torch.linalg.solve_triangular(lower, eye, upper=False).flip(0, 1).contiguous()
-    return upper if bool(torch.isfinite(upper).all()) else None
+    upper = _inverse_of_triangle(lower).flip(0, 1).contiguous()
+    return upper if math.isfinite(float(upper.sum())) else None
+
+
+def _inverse_of_triangle(lower: Tensor) -> Tensor:
+    """The inverse of a lower triangular matrix: of [[A, 0], [B, C]], [[A⁻¹, 0], [-C⁻¹ B A⁻¹, C⁻¹]].
+
+    Products are what processors do best, and two thirds of a solve's are with zeros.
+    """
+    size = lower.shape[0]
+    if size <= _SOLVED:
+        eye = torch.eye(size, dtype=lower.dtype, device=lower.device)
+        solved: Tensor = torch.linalg.solve_triangular(lower, eye, upper=False)
+        return solved
+    half = size // 2
+    first, last = _inverse_of_triangle(lower[:half, :half]), _inverse_of_triangle(lower[half:, half:])
+    inverse = torch.zeros_like(lower)
+    inverse[:half, :half], inverse[half:, half:] = first, last
+    inverse[half:, :half] = (last @ (lower[half:, :half] @ first)).neg_()
+    return inverse
 
 
 class _ColumnLoop:
@@ -114,7 +135,7 @@ class _ColumnLoop:
         self._size = group_size_of(grid, weight_OI.shape[1])
         self._weight_IO = weight_OI[:, order].T.contiguous()
         self._codes_IO = torch.empty_like(self._weight_IO)
-        self._importance_I = stats.hessian_II.diagonal()[order]
+        self._importance_I = stats.mean_square_I[order]
         grouped = grid.granularity == "group"
         self._on_the_way = grouped and settings.ordering != "weight"
         if self._on_the_way:  # a group's scale is found on updated weights, so a block must not straddle groups
@@ -149,11 +170,12 @@ class _ColumnLoop:
 
     def _round_block(self, factor: Tensor, start: int, end: int) -> Tensor:
         """Round columns start..end, updating those of the block only; returns their errors over U's diagonal."""
-        if compiled_gpu.covers(self._grid, factor.device, end - start):
+        on_gpu = compiled_gpu.covers(self._grid, factor.device, end - start)
+        if on_gpu or compiled.compiles(self._grid, factor.device):
             scale_BO = torch.stack([self._scales[group] for group in self._group_of[start:end]])
-            own_BB = factor[start:end, start:end]
-            self._codes_IO[start:end], errors_BO = compiled_gpu.round_columns(
-                self._weight_IO[start:end], scale_BO, own_BB, self._grid
+            round_columns = compiled_gpu.round_columns if on_gpu else compiled.round_columns
+            self._codes_IO[start:end], errors_BO = round_columns(
+                self._weight_IO[start:end], scale_BO, factor[start:end, start:end], self._grid
             )
             return errors_BO
         errors = torch.empty_like(self._weight_IO[start:end])

@@ -16,7 +16,7 @@ def choose_scale(
     """Scales (out, groups): absmax, or the clipping search, its error weighted by the Hessian's diagonal if asked."""
     if clip is None:
         return scale_of(weight_OI, grid, dtype=dtype)
-    importance = stats.hessian_II.diagonal() if clip.hessian_weighted and stats is not None and stats.tokens else None
+    importance = stats.mean_square_I if clip.hessian_weighted and stats is not None and stats.tokens else None
     return clipped_scale(weight_OI, grid, clip, dtype=dtype, importance_I=importance)
 
 

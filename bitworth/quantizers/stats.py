@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -11,8 +13,11 @@ from bitworth.numerics import from_codes
 from bitworth.ranks import Ranks
 from bitworth.scales import ScaleType
 
-_ROWS, _GPU_ROWS = 2048, 32768  # tokens taken at a time: temporaries stay in the processor's cache; sums are read once
-_PANELS = 8  # of the symmetric sum of x xᵀ only the panels right of the diagonal are computed: 9/16 of the work
+_ROWS, _GPU_ROWS = 2048, 32768  # tokens multiplied at a time: a few thousand stay in a cache, and sums are read once
+_ELEMENTS, _GPU_ELEMENTS = 1 << 17, 1 << 26  # whose magnitudes are taken at a time: temporaries stay in a core's cache
+# Of the symmetric sum of x xᵀ only panels right of the diagonal are computed: of eight, 9/16 of the work. Where a CPU
+# has to round the factors first, that costs more than narrow panels save.
+_PANELS, _ROUNDED = 8, 512
 
 
 class InputStats:
@@ -24,9 +29,11 @@ class InputStats:
     may differ in that row, each.)
     """
 
-    def __init__(self, columns: int, device: torch.device | str = "cpu") -> None:
+    def __init__(self, columns: int, device: torch.device | str = "cpu", factors: torch.dtype = torch.float32) -> None:
+        """Prepare; products are of inputs rounded to `factors`, as those of the layers are, and added up in float32."""
         self._sum_II = torch.zeros(columns, columns, device=device)
         self._abs_I = torch.zeros(columns, device=device)
+        self._factors = factors
         self.half_max_abs_2I = torch.zeros(2, columns, device=device)
         self.max_abs_I = torch.zeros(columns, device=device)
         self.tokens = 0
@@ -34,22 +41,32 @@ class InputStats:
     def add(self, inputs: Tensor) -> None:
         """Take in activations of shape (..., columns)."""
         rows_TI = inputs.detach().reshape(-1, inputs.shape[-1])
+        on_cpu = rows_TI.device.type == "cpu"
+        with _rounded_factors(self._factors) if on_cpu else nullcontext():
+            for slice_TI in torch.split(rows_TI, _ROWS if on_cpu else _GPU_ROWS):
+                self._multiply(slice_TI.float() if on_cpu else slice_TI)
         first = (rows_TI.shape[0] + self.tokens % 2) // 2
+        few = max(1, (_ELEMENTS if on_cpu else _GPU_ELEMENTS) // rows_TI.shape[1])
         for half, part_TI in enumerate((rows_TI[:first], rows_TI[first:])):
-            if part_TI.shape[0]:
-                for slice_TI in torch.split(part_TI, _ROWS if part_TI.device.type == "cpu" else _GPU_ROWS):
-                    self._take(slice_TI, half)
+            for slice_TI in torch.split(part_TI, few):
+                self._measure(slice_TI, half)
         self.max_abs_I = self.half_max_abs_2I.amax(0)
         self.tokens += rows_TI.shape[0]
 
-    def _take(self, rows_TI: Tensor, half: int) -> None:
-        if rows_TI.device.type == "cpu":
-            rows_TI = rows_TI.float()
-        columns = rows_TI.shape[1]
-        width = -(-columns // _PANELS)
-        for start in range(0, columns, width):
-            panel = slice(start, start + width)
-            _add_product(self._sum_II[panel, start:], rows_TI[:, panel].T, rows_TI[:, start:])
+    def _multiply(self, rows_TI: Tensor) -> None:
+        for panel in self._panels():
+            _add_product(self._sum_II[panel, panel.start :], rows_TI[:, panel].T, rows_TI[:, panel.start :])
+
+    def _panels(self) -> list[slice]:
+        columns = len(self._abs_I)
+        width = max(1, -(-columns // _PANELS))
+        if self._factors != torch.float32 and self._abs_I.device.type == "cpu":
+            width = max(width, -(-columns // -(-columns // _ROUNDED)))
+        return [slice(start, min(start + width, columns)) for start in range(0, columns, width)]
+
+    def _measure(self, rows_TI: Tensor, half: int) -> None:
+        if not len(rows_TI):
+            return
         magnitude = rows_TI.abs()
         self._abs_I += magnitude.sum(0, dtype=torch.float32)
         self.half_max_abs_2I[half] = torch.maximum(self.half_max_abs_2I[half], magnitude.amax(0).float())
@@ -65,8 +82,17 @@ class InputStats:
     @property
     def hessian_II(self) -> Tensor:
         """Mean of x xᵀ; a new tensor each time."""
-        upper_II = (self._sum_II / max(1, self.tokens)).triu_()
-        return upper_II + upper_II.triu(1).T
+        mean_II = self._sum_II / max(1, self.tokens)
+        for panel in self._panels():
+            own = mean_II[panel, panel].triu()
+            mean_II[panel, panel] = own + own.triu(1).T
+            mean_II[panel, : panel.start] = mean_II[: panel.start, panel].T
+        return mean_II
+
+    @property
+    def mean_square_I(self) -> Tensor:
+        """Mean square a column: the Hessian's diagonal."""
+        return self._sum_II.diagonal() / max(1, self.tokens)
 
     @property
     def mean_abs_I(self) -> Tensor:
@@ -75,13 +101,27 @@ class InputStats:
 
     def divided_by(self, scale_I: Tensor) -> InputStats:
         """The statistics of x / scale, without seeing x again."""
-        other = InputStats(0)
+        other = InputStats(0, factors=self._factors)
         other._sum_II = self._sum_II / scale_I.unsqueeze(0) / scale_I.unsqueeze(1)
         other._abs_I = self._abs_I / scale_I
         other.half_max_abs_2I = self.half_max_abs_2I / scale_I
         other.max_abs_I = self.max_abs_I / scale_I
         other.tokens = self.tokens
         return other
+
+
+@contextmanager
+def _rounded_factors(factors: torch.dtype) -> Iterator[None]:
+    """Products of float32 on the CPU with factors rounded to bfloat16, where that is asked for, added up in float32."""
+    if factors != torch.bfloat16:
+        yield
+        return
+    how = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+    before, how.fp32_precision = how.fp32_precision, "bf16"
+    try:
+        yield
+    finally:
+        how.fp32_precision = before
 
 
 def _add_product(sum_IJ: Tensor, left_IT: Tensor, right_TJ: Tensor) -> None:
