@@ -137,14 +137,7 @@ class BlockPass:
         Raises:
             WorkFailed: weights or inputs hold NaN or infinity; names the layer.
         """
-        module, first = self.block.module, hidden[0]
-        transforming = any(recipe.transforms for recipe in self.recipes)
-        if 1 in kwargs:  # not every architecture's arguments can be cut to one sequence by their first axis
-            first = first[:1]
-        exact, sample, one = one_sequence(module, first, kwargs[first.shape[0]])
-        sample = self.ranks.take_first(sample)  # so that all find the same stages, in the same order
-        stages = trace(exact, list(self._linears), sample, one, self._producers if transforming else None)
-        self._stage_of = {name: stage for stage in stages for name in stage.layers}
+        self._stage_of = {name: stage for stage in self._trace(hidden[0], kwargs) for name in stage.layers}
         try:
             for name, layer in self._linears.items():
                 layer.forward = self._forward(name, layer)  # type: ignore[method-assign, assignment]
@@ -158,6 +151,15 @@ class BlockPass:
         self._round_unreached()
         for index in range(len(self.recipes)):
             self._fold(index, self._stage_of.values())
+
+    def _trace(self, first: Tensor, kwargs: Arguments) -> list[Stage]:
+        """The block's stages, found on one sequence; the float32 copy that a GPU needs goes with the call."""
+        transforming = any(recipe.transforms for recipe in self.recipes)
+        if 1 in kwargs:  # not every architecture's arguments can be cut to one sequence by their first axis
+            first = first[:1]
+        exact, sample, one = one_sequence(self.block.module, first, kwargs[first.shape[0]])
+        sample = self.ranks.take_first(sample)  # so that all find the same stages, in the same order
+        return trace(exact, list(self._linears), sample, one, self._producers if transforming else None)
 
     def folded_weight(self, name: str) -> Tensor:
         """What the first recipe's codes of a layer stand for: its weight under the scales on both of its sides."""
