@@ -24,6 +24,7 @@ Integers = NDArray[np.int64]
 
 _TILE = 1024  # rows of a weight walked over together: a block of their columns stays in a core's cache
 _SUMS = {"reassoc", "contract", "nsz", "arcp"}  # sums may be added up in lanes; NaN and infinity keep their meaning
+_ALIKE = {"contract", "nsz"}  # what lanes and the rows left over round alike: halves between two codes are common
 
 
 def compiles(grid: Grid, device: torch.device) -> bool:
@@ -110,7 +111,7 @@ def _sweep_rows(
                 break
 
 
-@njit(nogil=True, cache=True, fastmath=_SUMS)
+@njit(nogil=True, cache=True, fastmath=_ALIKE)
 def _round_tiles(
     tiles: Integers, left: Floats, scales: Floats, codes: Floats, errors: Floats, factor: Floats, low: Any, high: Any
 ) -> None:
