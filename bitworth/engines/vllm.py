@@ -27,7 +27,7 @@ from typing import Any
 
 import psutil
 
-from bitworth.engines import tiles, watchdog
+from bitworth.engines import amx, watchdog
 from bitworth.engines.generator import Progress
 from bitworth.engines.http import HttpGenerator
 from bitworth.errors import BitworthError, Unsupported, WorkFailed
@@ -368,7 +368,7 @@ def _environment(place: str, device: str | None) -> dict[str, str]:
         if cores:
             environment.setdefault("VLLM_CPU_OMP_THREADS_BIND", ",".join(map(str, cores)))
         if "amx_tile" in cpu_flags():
-            paths = [environment.get("PYTHONPATH"), *tiles.__path__]
+            paths = [environment.get("PYTHONPATH"), *amx.__path__]
             environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
     return environment
 
