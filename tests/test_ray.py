@@ -46,6 +46,10 @@ def test_without_ray_one_sentence_says_how_to_get_it(monkeypatch: pytest.MonkeyP
     ("error", "sentence"),
     [
         (ConnectionError("long\nstory"), r"^No Ray cluster answers at host:1; start one with "),
+        (
+            ConnectionAbortedError("Traceback\nError: it died."),
+            r"^The Ray cluster at host:1 does not take .*: it died\.$",
+        ),
         (RuntimeError("Version mismatch: a\nb"), r"^The Ray cluster cannot be used: Version mismatch: a\.$"),
     ],
 )
@@ -54,7 +58,20 @@ def test_a_cluster_that_cannot_be_used_is_one_sentence(error: Exception, sentenc
         raise error
 
     with pytest.raises(BitworthError, match=sentence):
-        rays._open(SimpleNamespace(init=refuse), "host:1")  # type: ignore[arg-type]
+        rays._open(SimpleNamespace(init=refuse, shutdown=lambda: None), "host:1")  # type: ignore[arg-type]
+
+
+def test_a_head_whose_server_for_us_dies_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rays.time, "sleep", lambda _: None)
+    calls: list[str] = []
+
+    def init(**_: Any) -> None:
+        calls.append("init")
+        if calls.count("init") < 3:
+            raise ConnectionAbortedError("it died")
+
+    rays._open(SimpleNamespace(init=init, shutdown=lambda: calls.append("shutdown")), "ray://host:1")  # type: ignore[arg-type]
+    assert calls == ["init", "shutdown", "init", "shutdown", "init"]
 
 
 def test_a_node_says_whether_it_sees_the_folder(tmp_path: Path) -> None:
@@ -76,7 +93,7 @@ def client() -> int:
 
 
 @pytest.fixture(scope="module")
-def cluster(s3: str, client: int, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+def cluster(s3: str, client: int, dies: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """Two raylets of one core each; what a test adds is gone after it."""
     pytest.importorskip("ray", reason="needs Ray (the `ray` extra)")
     from ray.cluster_utils import Cluster
@@ -84,8 +101,10 @@ def cluster(s3: str, client: int, tmp_path_factory: pytest.TempPathFactory) -> I
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         patch.setenv("RAY_agent_register_timeout_ms", "200000")  # a raylet gives up on a machine that is busy otherwise
+        patch.setenv("GRPC_ENABLE_FORK_SUPPORT", "0")  # else one in four servers for a driver outside dies of its fork
         patch.setenv("RAY_raylet_start_wait_time_s", "200")
-        patch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")]))
+        paths = [str(dies.parent), str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")]
+        patch.setenv("PYTHONPATH", os.pathsep.join(paths))
         patch.setenv("BITWORTH_CACHE", str(tmp_path_factory.mktemp("nodes")))
         one = {"num_cpus": 1, "object_store_memory": 80 << 20, "include_dashboard": False}
         found = Cluster(initialize_head=True, head_node_args={**one, "ray_client_server_port": client})
@@ -93,6 +112,26 @@ def cluster(s3: str, client: int, tmp_path_factory: pytest.TempPathFactory) -> I
         yield found
         found.shutdown()
     assert wait_for(lambda: not workers())
+
+
+DIES = """
+import os, sys
+if "--mode=specific-server" in sys.orig_argv:
+    try:
+        os.remove({file!r})
+    except FileNotFoundError:
+        pass
+    else:
+        os._exit(1)
+"""
+
+
+@pytest.fixture(scope="module")
+def dies(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """While this file is there, the next process that serves a driver outside takes it away and dies."""
+    folder = tmp_path_factory.mktemp("site")
+    (folder / "sitecustomize.py").write_text(DIES.format(file=str(folder / "dies")))
+    return folder / "dies"
 
 
 def workers() -> list[str]:
@@ -232,6 +271,25 @@ def test_a_driver_outside_comes_in_by_the_client_port(cluster: Any, client: int,
     assert "died" in str(causes.pop("dies"))
     assert causes == {"a": None, "b": None}
     assert wait_for(lambda: not workers())
+
+
+@pytest.mark.slow
+def test_a_server_for_the_driver_that_dies_is_said_and_leaves_nothing(
+    cluster: Any, client: int, dies: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What Ray leaves of a failed try would keep the next from joining."""
+    with monkeypatch.context() as patch:
+        patch.setattr(rays, "_ATTEMPTS", 1)
+        dies.touch()
+        with (
+            pytest.raises(BitworthError, match=r"^The Ray cluster at \S+ does not take this driver: \w+: \w+"),
+            rays.connect(f"ray://127.0.0.1:{client}", tmp_path),
+        ):
+            raise AssertionError("nothing serves it")
+    assert not dies.exists()
+    for address in (cluster.address, f"ray://127.0.0.1:{client}"):
+        with rays.connect(address, tmp_path) as found:
+            assert len(found.nodes()) == 2
 
 
 @pytest.mark.slow

@@ -29,6 +29,9 @@ from bitworth.execute.storage import Storage
 from bitworth.sources import Note, silent
 from bitworth.types import Cell
 
+_ATTEMPTS = 3
+"""How often a head that answers is asked to start the process that serves this driver."""
+
 
 @contextmanager
 def connect(
@@ -73,10 +76,23 @@ def _ray() -> ModuleType:
 
 def _open(ray: ModuleType, address: str | None) -> None:
     place = address or os.environ.get("RAY_ADDRESS") or "auto"
+    for more in reversed(range(_ATTEMPTS)):
+        try:
+            return _init(ray, place)
+        except BitworthError as error:
+            ray.shutdown()  # Ray itself stays half in its client's mode after it failed, and joins nothing then
+            if not (more and isinstance(error.__cause__, ConnectionAbortedError)):
+                raise
+            time.sleep(1)
+
+
+def _init(ray: ModuleType, place: str) -> None:
+    where = "on this machine" if place == "auto" else f"at {place}"
     try:
         ray.init(address=place, log_to_driver=False, logging_level="error", namespace=f"bitworth-{uuid.uuid4().hex}")
+    except ConnectionAbortedError as error:  # reached; the process that it starts for this driver did not live
+        raise BitworthError(f"The Ray cluster {where} does not take this driver: {line_of(error)}.") from error
     except (ConnectionError, TimeoutError) as error:
-        where = "on this machine" if place == "auto" else f"at {place}"
         raise BitworthError(
             f"No Ray cluster answers {where}; start one with `ray start --head`, or name one with --on ray://HOST:10001."
         ) from error
