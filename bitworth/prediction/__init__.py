@@ -22,8 +22,8 @@ from bitworth.prediction.architecture import Architecture, read_architecture
 from bitworth.prediction.constants import FITTED, SPREADS, Constants
 from bitworth.prediction.formats import NAMES, kernel
 from bitworth.prediction.roofline import Deployment
-from bitworth.prediction.serving import Fleet, best_fleet, splits, too_big
-from bitworth.prediction.simulation import simulate
+from bitworth.prediction.serving import Fleet, splits, too_big
+from bitworth.prediction.simulation import most, simulated
 from bitworth.types import Hardware, Load, Source, UseCase
 
 __all__ = [
@@ -121,18 +121,18 @@ def predict(
     notes = _notes(architecture, hardware) if constants == FITTED else (_CALIBRATED,)
     if load.kind == "synchronous":
         return _alone(deployment, use_case, notes)
-    fleet = best_fleet(deployment, use_case)
-    most = fleet.rate(use_case)
+    full = most(deployment, use_case)
     if load.rate is None:
-        seconds = fleet.latency_seconds(use_case)
-        return _prediction(fleet, hardware, use_case, load, (seconds, seconds, _first(fleet, use_case)), most, notes)
-    if load.rate >= most:
+        times = full.latency_s, full.latency_s, full.first_token_s
+        return _prediction(full.fleet, hardware, use_case, load, times, full.rate, notes)
+    if load.rate >= full.rate:
         raise BitworthError(
-            f"{hardware.count} x {hardware.name} answer{'s' if hardware.count == 1 else ''} about {most:.3g} queries a "
-            f"second of this kind in {format}, less than the {load.rate:g} asked for; add devices or a lower rate."
+            f"{hardware.count} x {hardware.name} answer{'s' if hardware.count == 1 else ''} about {full.rate:.3g} "
+            f"queries a second of this kind in {format}, less than the {load.rate:g} asked for; add devices or a lower "
+            "rate."
         )
-    times = _simulated(fleet, use_case, load)
-    return _prediction(fleet, hardware, use_case, load, times, load.rate, notes, saturation=load.rate / most)
+    times = _at_rate(full.fleet, use_case, load)
+    return _prediction(full.fleet, hardware, use_case, load, times, load.rate, notes, saturation=load.rate / full.rate)
 
 
 def scale(prediction: Prediction, target_rate: float, *, headroom: float = 0.2) -> Scale:
@@ -178,19 +178,11 @@ def _alone(deployment: Deployment, case: UseCase, notes: tuple[str, ...]) -> Pre
     return _prediction(fleet, deployment.hardware, case, load, times, 1 / seconds, notes)
 
 
-def _first(fleet: Fleet, case: UseCase) -> float:
-    """Mean time to a first token when all slots are taken: no queue, its prompt's passes beside the others' tokens."""
-    slots, prompt = fleet.slots(case), case.prompt_tokens
-    cached = slots * fleet.deployment.seen(prompt + case.output_tokens / 2)
-    return fleet.step_seconds(slots, cached, prompt, fleet.deployment.pairs(prompt))
-
-
-def _simulated(fleet: Fleet, case: UseCase, load: Load) -> tuple[float, float, float]:
+def _at_rate(fleet: Fleet, case: UseCase, load: Load) -> tuple[float, float, float]:
     """Mean and 90th percentile of latency, mean time to first token, of the second half of a simulation."""
-    timings = simulate(fleet, case, load, requests=2 * _SIMULATED)[_SIMULATED:]
-    latencies = [timing.latency_s for timing in timings]
-    firsts = [(timing.first_token_s or timing.end_s) - timing.start_s for timing in timings]
-    return float(np.mean(latencies)), float(np.quantile(latencies, 0.9)), float(np.mean(firsts))
+    run = simulated(fleet, case, load, requests=2 * _SIMULATED)
+    sent, first, ended = (times[_SIMULATED:] for times in run)
+    return float(np.mean(ended - sent)), float(np.quantile(ended - sent, 0.9)), float(np.mean(first - sent))
 
 
 def _prediction(

@@ -17,6 +17,7 @@ from bitworth.hardware import hardware
 from bitworth.prediction.architecture import Architecture
 from bitworth.prediction.formats import kernel
 from bitworth.prediction.roofline import Deployment
+from bitworth.prediction.serving import Server
 from bitworth.types import Hardware, UseCase
 
 Table = Literal["synchronous", "throughput"]
@@ -36,6 +37,10 @@ DEFECTS = {
     ("synchronous", "70B", "A6000", "docstring"),
     ("throughput", "70B", "A100", "docstring"),
 }
+#: vLLM 0.6.4's defaults for a model of long contexts (2,048 tokens a pass came later, with vLLM's pull request 10544).
+SERVER = Server(sequences=256, pass_tokens=512)
+#: A run of table 6: seconds, and requests that its load generator (GuideLLM 0.1) keeps under way.
+RUN_S, STREAMS = 360.0, 512
 #: Table 6, 405B on 16 A100: queries a dollar are printed at the price of 16 H100; only the rates count.
 MISPRICED = ("405B", "A100")
 

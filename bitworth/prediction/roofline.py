@@ -18,6 +18,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import numpy as np
+from numpy.typing import NDArray
+
 from bitworth.errors import BitworthError
 from bitworth.prediction.architecture import Architecture
 from bitworth.prediction.constants import FITTED, LINK_SHARE, Constants
@@ -102,12 +105,14 @@ class Deployment:
 
     def linear_seconds(self, tokens: float) -> float:
         """The quantized linear layers."""
-        a, c, row = self.architecture, self.constants, self.hardware
-        held = a.read_weights(tokens) * self.kernel.weight_bytes / self.tensor
-        reading = held / self._bandwidth
-        if self.kernel.unpacks:
-            reading = max(reading, held / ((row.processors or 0) * c.unpack_gb_s * 1e9))
-        return max(reading, 2 * a.used_weights * tokens / self.tensor / self._rate)
+        return max(self._reading_seconds(tokens), tokens * self._token_seconds)
+
+    def seconds_by_tokens(self, most: int) -> NDArray[np.float64]:
+        """What depends on a pass's tokens alone, linear layers and links, for 0, 1, ... `most` of them."""
+        tokens = np.arange(most + 1)
+        reading = [self._reading_seconds(number) for number in (tokens if self.architecture.mixtures else tokens[:1])]
+        linear: NDArray[np.float64] = np.maximum(reading, tokens * self._token_seconds)
+        return linear + tokens * self.link_seconds(1)
 
     def head_seconds(self, sequences: float) -> float:
         """The output head, in 16 bits."""
@@ -160,6 +165,19 @@ class Deployment:
     def with_constants(self, constants: Constants) -> Deployment:
         """The same with other constants."""
         return replace(self, constants=constants)
+
+    def _reading_seconds(self, tokens: float) -> float:
+        """The weights that a pass needs, read, and unpacked where that takes longer."""
+        held = self.architecture.read_weights(tokens) * self.kernel.weight_bytes / self.tensor
+        reading = held / self._bandwidth
+        if self.kernel.unpacks:
+            return max(reading, held / ((self.hardware.processors or 0) * self.constants.unpack_gb_s * 1e9))
+        return reading
+
+    @property
+    def _token_seconds(self) -> float:
+        """The products of one token."""
+        return 2 * self.architecture.used_weights / self.tensor / self._rate
 
     @property
     def _bandwidth(self) -> float:

@@ -1,16 +1,16 @@
-"""The most queries a second that copies of a model answer, in closed form: full batches, requests spread evenly.
+"""Copies of a deployment that serve side by side, what limits each, and what its passes cost.
 
-A copy runs `slots` sequences at once: what the server allows, or what its cache holds of requests half answered. A
-query costs its share of prompts read in full chunks and of passes that give each slot a token:
-
-    seconds a query = prompt pass / prompts in it + output tokens x (decode pass + host x slots) / slots
+`simulation` runs them.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from bitworth.errors import BitworthError
+from bitworth.prediction.loop import Costs
 from bitworth.prediction.roofline import DEVICES_A_MACHINE, Deployment
 from bitworth.types import Hardware, UseCase
 
@@ -19,58 +19,51 @@ MOST_SEQUENCES, CHUNK_TOKENS = 256, 2048
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Server:
+    """What a server allows: sequences at once, and tokens of one pass, those of prompts and of answers together."""
+
+    sequences: int = MOST_SEQUENCES
+    pass_tokens: int = CHUNK_TOKENS
+
+
+DEFAULT = Server()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Fleet:
     """`copies` of one deployment side by side, its constants those of full batches."""
 
     deployment: Deployment
     copies: int = 1
+    server: Server = DEFAULT
 
     @classmethod
-    def of(cls, deployment: Deployment, copies: int = 1) -> Fleet:
+    def of(cls, deployment: Deployment, copies: int = 1, server: Server = DEFAULT) -> Fleet:
         """Copies of a deployment, with the compute shares that full batches reach."""
         c = deployment.constants
         loaded = replace(c, compute16_share=c.serving16_share, compute8_share=c.serving8_share)
-        return cls(deployment=deployment.with_constants(loaded), copies=copies)
+        return cls(deployment=deployment.with_constants(loaded), copies=copies, server=server)
 
     def slots(self, case: UseCase) -> float:
         """Sequences that one copy runs at once, when requests are half answered on average."""
         room = self.deployment.cache_tokens / (case.prompt_tokens + case.output_tokens / 2)
-        return max(1.0, min(MOST_SEQUENCES, room))
+        return max(1.0, min(self.server.sequences, room))
 
-    def step_seconds(self, sequences: float, cached: float, prompt_tokens: float = 0.0, pairs: float = 0.0) -> float:
-        """A pass that gives each of `sequences` a token and reads `prompt_tokens` of prompts (see `pass_seconds`)."""
-        passed = self.deployment.pass_seconds(
-            sequences + prompt_tokens, sequences=max(sequences, 1.0), cached=cached, pairs=pairs
+    def costs(self, sequences: int) -> Costs:
+        """Seconds of passes with up to so many sequences."""
+        d = self.deployment
+        heads = [d.head_seconds(max(1, number)) for number in range(sequences + 1)]
+        return Costs(
+            by_tokens=d.seconds_by_tokens(max(sequences, self.server.pass_tokens)),
+            by_sequences=np.array(heads) + d.constants.host_s * np.arange(sequences + 1),
+            a_cached=d.attention_seconds(1.0, 0.0),
+            a_pair=d.attention_seconds(0.0, 1.0),
+            a_pass=d.block_seconds + d.constants.stage_s * (d.stages - 1),
+            window=d.architecture.window or 0,
         )
-        return passed + self.deployment.constants.host_s * sequences
-
-    def seconds_a_query(self, case: UseCase) -> float:
-        """One copy's time a query, saturated."""
-        d, slots = self.deployment, self.slots(case)
-        prompts = max(1.0, CHUNK_TOKENS / case.prompt_tokens)
-        tokens, pairs = prompts * case.prompt_tokens, prompts * d.pairs(case.prompt_tokens)
-        prefill = d.pass_seconds(tokens, sequences=prompts, pairs=pairs) / prompts
-        cached = slots * d.seen(case.prompt_tokens + case.output_tokens / 2)
-        return prefill + case.output_tokens * self.step_seconds(slots, cached) / slots
-
-    def rate(self, case: UseCase) -> float:
-        """Queries a second of all copies, for ever."""
-        return self.copies / self.seconds_a_query(case)
-
-    def latency_seconds(self, case: UseCase) -> float:
-        """A request's mean time when all slots are taken (Little's law)."""
-        return self.slots(case) * self.seconds_a_query(case)
-
-    def rate_within(self, case: UseCase, seconds: float) -> float:
-        """Queries finished a second by a run that starts empty and is cut off.
-
-        The slots' requests, half answered on average, are lost at the end: slots / 2 of them.
-        """
-        lost = self.latency_seconds(case) / (2 * seconds)
-        return self.rate(case) * max(0.1, 1 - lost)
 
 
-def fleets(deployment: Deployment, case: UseCase) -> list[Fleet]:
+def fleets(deployment: Deployment, case: UseCase, server: Server = DEFAULT) -> list[Fleet]:
     """Every way to split the devices into copies whose cache holds a request; copies of 1, 2, 4, 8 devices or machines.
 
     Raises:
@@ -82,19 +75,10 @@ def fleets(deployment: Deployment, case: UseCase) -> list[Fleet]:
             continue
         one = replace(deployment, hardware=share_of(deployment.hardware, each))
         if splits(one) and one.cache_tokens >= case.prompt_tokens + case.output_tokens:
-            found.append(Fleet.of(one, total // each))
+            found.append(Fleet.of(one, total // each, server))
     if not found:
         raise BitworthError(too_big(deployment, case))
     return found
-
-
-def best_fleet(deployment: Deployment, case: UseCase) -> Fleet:
-    """The split that answers most queries a second.
-
-    Raises:
-        BitworthError: the model fits in none.
-    """
-    return max(fleets(deployment, case), key=lambda fleet: fleet.rate(case))
 
 
 def splits(deployment: Deployment) -> bool:

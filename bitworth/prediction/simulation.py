@@ -3,7 +3,7 @@
 Each pass gives every running sequence a token and reads prompts, first come first served, up to a budget of tokens. A
 request starts when a slot and room for its prompt are free. When the cache is full, the newest request gives its room
 back and starts again later, prompt and answer read as one prompt (recomputation, as vLLM does). Passes in which nothing
-but decoding happens are taken together, so that a simulation costs a few steps a request.
+but decoding happens are taken together.
 
 Arrivals: one at a time, so many streams that each ask again when answered, a constant rate, or a Poisson process.
 """
@@ -11,117 +11,35 @@ Arrivals: one at a time, so many streams that each ask again when answered, a co
 from __future__ import annotations
 
 import math
-from collections import deque
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from itertools import chain, repeat
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from bitworth.errors import BitworthError
-from bitworth.prediction.serving import CHUNK_TOKENS, MOST_SEQUENCES, Fleet
+from bitworth.prediction.loop import Floats, Integers, Limits, serve
+from bitworth.prediction.roofline import Deployment
+from bitworth.prediction.serving import Fleet, fleets
 from bitworth.types import Load, Timing, UseCase
 
-
-@dataclass(slots=True)
-class _Request:
-    """A request under way: prompt tokens still to read, tokens in the cache, tokens given."""
-
-    sent: float
-    to_read: int
-    cached: int = 0
-    given: int = 0
-    first: float | None = None
+_WAVES = 6  # answers to each stream of a full load, the first of which does not count
 
 
-class _Copy:
-    """One copy's queue, slots and clock."""
+class Run(NamedTuple):
+    """When each finished request was sent, gave its first token and ended, seconds, in the order they ended."""
 
-    def __init__(self, fleet: Fleet, case: UseCase, slots: int) -> None:
-        self.fleet, self.case, self.slots = fleet, case, slots
-        self.capacity = fleet.deployment.cache_tokens
-        self.now = 0.0
-        self.waiting: deque[_Request] = deque()
-        self.reading: deque[_Request] = deque()
-        self.decoding: list[_Request] = []
+    sent: Floats
+    first: Floats
+    ended: Floats
 
-    @property
-    def idle(self) -> bool:
-        """Whether nothing waits or runs."""
-        return not (self.waiting or self.reading or self.decoding)
 
-    def step(self, until: float) -> list[_Request]:
-        """One pass, or many alike that end before `until`; the requests that it finished."""
-        self._admit()
-        self._make_room()
-        chunks = list(self._chunks())
-        count = 1 if chunks else self._alike(until)
-        self._advance(chunks, count)
-        for request in self.decoding:
-            request.given += count
-            request.cached += count
-        self._take_in(chunks)
-        done = [request for request in self.decoding if request.given >= self.case.output_tokens]
-        self.decoding = [request for request in self.decoding if request.given < self.case.output_tokens]
-        return done
+class Sustained(NamedTuple):
+    """A fleet under full load, for ever: queries a second, mean latency and mean time to a first token, seconds."""
 
-    @property
-    def _used(self) -> int:
-        return sum(request.cached for request in self.decoding) + sum(r.cached + r.to_read for r in self.reading)
-
-    def _admit(self) -> None:
-        used = self._used
-        while self.waiting and len(self.reading) + len(self.decoding) < self.slots:
-            used += self.waiting[0].to_read
-            if used + len(self.decoding) > self.capacity and (self.reading or self.decoding):
-                return
-            self.reading.append(self.waiting.popleft())
-
-    def _make_room(self) -> None:
-        """The newest requests go back to the queue until each running one can have a token more."""
-        while len(self.decoding) > 1 and self._used + len(self.decoding) > self.capacity:
-            newest = self.reading.pop() if self.reading else self.decoding.pop()
-            newest.to_read, newest.cached = newest.to_read + newest.cached, 0
-            self.waiting.appendleft(newest)
-
-    def _chunks(self) -> Iterator[tuple[_Request, int]]:
-        """Parts of prompts that this pass reads."""
-        budget = CHUNK_TOKENS - len(self.decoding)
-        for request in self.reading:
-            if budget <= 0:
-                return
-            part = min(budget, request.to_read)
-            budget -= part
-            yield request, part
-
-    def _alike(self, until: float) -> int:
-        """Passes before a request ends, the next arrives, or the cache is full."""
-        count = min(self.case.output_tokens - request.given for request in self.decoding)
-        count = min(count, max(1, (self.capacity - self._used) // len(self.decoding)))
-        if math.isfinite(until):
-            count = min(count, max(1, math.ceil((until - self.now) / self._seconds([], 1))))
-        return count
-
-    def _advance(self, chunks: list[tuple[_Request, int]], count: int) -> None:
-        self.now += count * self._seconds(chunks, count)
-
-    def _seconds(self, chunks: list[tuple[_Request, int]], count: int) -> float:
-        """One pass, in the middle of `count` of them."""
-        d = self.fleet.deployment
-        cached = sum(d.seen(request.cached + (count - 1) / 2) for request in self.decoding)
-        pairs = sum(d.pairs(request.cached + part) - d.pairs(request.cached) for request, part in chunks)
-        return self.fleet.step_seconds(len(self.decoding), cached, sum(part for _, part in chunks), pairs)
-
-    def _take_in(self, chunks: list[tuple[_Request, int]]) -> None:
-        """Prompts that were read to their end give their next token and start to decode."""
-        for request, part in chunks:
-            request.to_read -= part
-            request.cached += part
-            if request.to_read == 0:
-                self.reading.remove(request)
-                request.given += 1
-                request.first = self.now if request.first is None else request.first
-                self.decoding.append(request)
+    fleet: Fleet
+    rate: float
+    latency_s: float
+    first_token_s: float
 
 
 def simulate(
@@ -148,47 +66,101 @@ def simulate(
     Raises:
         BitworthError: the cache does not hold one request, or there is no limit.
     """
-    if fleet.deployment.cache_tokens < case.prompt_tokens + case.output_tokens:
-        raise BitworthError(f"The cache does not hold one request of {case.prompt_tokens + case.output_tokens} tokens.")
-    if requests is None and seconds is None and not times:
-        raise BitworthError("A simulation needs a number of requests or of seconds at which it ends.")
-    slots = 1 if load.kind == "synchronous" else MOST_SEQUENCES
-    copy, finished = _Copy(fleet, case, slots), list[Timing]()
-    arrivals = chain(times, repeat(math.inf)) if times else _arrivals(load, fleet.copies, seed)
-    upcoming = next(arrivals)
-    most, end = min(requests or math.inf, len(times) or math.inf), seconds or math.inf
-    while len(finished) < most:
-        while upcoming <= copy.now or (copy.idle and math.isfinite(upcoming)):
-            copy.now = max(copy.now, upcoming)
-            copy.waiting.append(_Request(sent=upcoming, to_read=case.prompt_tokens))
-            upcoming = next(arrivals)
-        done = copy.step(min(upcoming, end))
-        if copy.now > end:
-            break
-        finished += [_timing(request, copy.now, case) for request in done]
-        if load.rate is None:
-            copy.waiting += [_Request(sent=copy.now, to_read=case.prompt_tokens) for _ in done]
-    return tuple(finished)
-
-
-def _arrivals(load: Load, copies: int, seed: int) -> Iterator[float]:
-    """Times at which one copy's requests are sent; then never."""
-    if load.rate is None:
-        streams = 1 if load.kind == "synchronous" else max(1, (load.streams or MOST_SEQUENCES * copies) // copies)
-        yield from [0.0] * streams
-        while True:
-            yield math.inf
-    generator, now, mean = np.random.default_rng(seed), 0.0, copies / load.rate
-    while True:
-        now += float(generator.exponential(mean)) if load.kind == "poisson" else mean
-        yield now
-
-
-def _timing(request: _Request, now: float, case: UseCase) -> Timing:
-    return Timing(
-        start_s=request.sent,
-        first_token_s=request.first,
-        end_s=now,
-        prompt_tokens=case.prompt_tokens,
-        output_tokens=case.output_tokens,
+    if times:
+        enough = min(requests or len(times), len(times))
+        run = _run(fleet, case, np.array(times, np.float64), len(times), enough, seconds or math.inf)
+    else:
+        run = simulated(fleet, case, load, requests=requests, seconds=seconds, seed=seed)
+    return tuple(
+        Timing(
+            start_s=float(sent),
+            first_token_s=float(first),
+            end_s=float(ended),
+            prompt_tokens=case.prompt_tokens,
+            output_tokens=case.output_tokens,
+        )
+        for sent, first, ended in zip(*run, strict=True)
     )
+
+
+def simulated(
+    fleet: Fleet,
+    case: UseCase,
+    load: Load,
+    *,
+    requests: int | None = None,
+    seconds: float | None = None,
+    seed: int = 0,
+) -> Run:
+    """See `simulate`."""
+    if requests is None and seconds is None:
+        raise BitworthError("A simulation needs a number of requests or of seconds at which it ends.")
+    slots, end = 1 if load.kind == "synchronous" else fleet.server.sequences, seconds or math.inf
+    size = 2 * (requests or 1024) + 4 * slots
+    while True:
+        sent, arrived = _arrivals(fleet, load, size, seed)
+        run = _run(fleet, case, sent, arrived, requests or size, end, slots=slots)
+        # Requests that were not drawn any more might have shared passes with those that were.
+        if sent[-1] > (run.ended[-1] if len(run.ended) >= (requests or math.inf) else end):
+            return Run(*(times[:requests] for times in run))
+        size *= 2
+
+
+def sustained(fleet: Fleet, case: UseCase) -> Sustained:
+    """As many streams as run at once, out of step with each other.
+
+    Raises:
+        BitworthError: the cache does not hold one request.
+    """
+    streams = max(1, int(fleet.slots(case)))
+    sent = np.full((_WAVES + 2) * streams, math.inf)
+    sent[:streams] = 0.0
+    wanted = np.full(len(sent), case.output_tokens)
+    wanted[:streams] = np.ceil(case.output_tokens * np.arange(1, streams + 1) / streams)
+    run = _run(fleet, case, sent, streams, _WAVES * streams, math.inf, wanted=wanted)
+    late = len(run.ended) - streams
+    rate = late / float(run.ended[-1] - run.ended[streams - 1])
+    first = float(np.mean(run.first[streams:] - run.sent[streams:]))
+    return Sustained(fleet, fleet.copies * rate, streams / rate, first)  # Little's law: no stream ever rests
+
+
+def most(deployment: Deployment, case: UseCase) -> Sustained:
+    """The split of the devices that answers most queries a second under full load.
+
+    Raises:
+        BitworthError: the model fits in none.
+    """
+    return max((sustained(fleet, case) for fleet in fleets(deployment, case)), key=lambda found: found.rate)
+
+
+def _run(
+    fleet: Fleet,
+    case: UseCase,
+    sent: Floats,
+    arrived: int,
+    enough: int,
+    end: float,
+    *,
+    slots: int | None = None,
+    wanted: Integers | None = None,
+) -> Run:
+    """One copy; what is answered brings the next request where `sent` is infinite."""
+    capacity = fleet.deployment.cache_tokens
+    if capacity < case.prompt_tokens + case.output_tokens:
+        raise BitworthError(f"The cache does not hold one request of {case.prompt_tokens + case.output_tokens} tokens.")
+    limits = Limits(slots=slots or fleet.server.sequences, budget=fleet.server.pass_tokens, capacity=capacity)
+    wanted = np.full(len(sent), case.output_tokens) if wanted is None else wanted
+    costs, again = fleet.costs(limits.slots), arrived < len(sent)
+    order, first, ended = serve(sent, wanted, case.prompt_tokens, arrived, again, enough, costs, limits, end)
+    return Run(sent[order], first[order], ended[order])
+
+
+def _arrivals(fleet: Fleet, load: Load, count: int, seed: int) -> tuple[Floats, int]:
+    """When one copy's requests are sent, infinite where only an answer brings them; how many are not."""
+    if load.rate is None:
+        every = (load.streams or fleet.server.sequences * fleet.copies) // fleet.copies
+        streams = min(count, 1 if load.kind == "synchronous" else max(1, every))
+        return np.where(np.arange(count) < streams, 0.0, math.inf), streams
+    mean = fleet.copies / load.rate
+    gaps = np.random.default_rng(seed).exponential(mean, count) if load.kind == "poisson" else np.full(count, mean)
+    return np.cumsum(gaps), count
