@@ -25,6 +25,7 @@ from bitworth.engines.kernels import kernel_for
 from bitworth.engines.schedule import DEFAULT_STREAMS
 from bitworth.engines.torch_load import key_value_cache, load
 from bitworth.errors import BitworthError, Unsupported, WorkFailed
+from bitworth.ranks import device_named
 from bitworth.types import EngineFacts, Load, Timing
 
 _BFLOAT16_GAIN = 0.75
@@ -140,7 +141,7 @@ def open_torch(checkpoint: Path, device: str | None = None) -> TorchGenerator:
     """
     import transformers
 
-    place = _device(device)
+    place = device_named(device)
     raw = storage.read_config(checkpoint)
     reader = storage.Reader(checkpoint)
     scheme = reader.weights().scheme
@@ -155,16 +156,6 @@ def open_torch(checkpoint: Path, device: str | None = None) -> TorchGenerator:
         versions={"torch": torch.__version__, "transformers": transformers.__version__},
     )
     return TorchGenerator(model, facts)
-
-
-def _device(name: str | None) -> torch.device:
-    try:
-        place = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
-    except RuntimeError as error:
-        raise BitworthError(f"'{name}' is not a torch device; use cpu, cuda or cuda:0.") from error
-    if place.type == "cuda" and not torch.cuda.is_available():
-        raise Unsupported(f"'{name}' was asked for, but torch sees no CUDA GPU here; use --device cpu.")
-    return place
 
 
 def _sides(raw: dict[str, Any]) -> tuple[int, int]:

@@ -14,7 +14,7 @@ from bitworth.quantizers.stats import InputStats
 from bitworth.scales import scale_type
 from bitworth.types import Awq, Grid
 
-_ROWS = 128  # output rows that the search looks at, evenly spread: one scale serves all, and their losses are alike
+_ROWS = 128  # output rows, at least, that the search looks at, evenly spread: one scale serves all, with like losses
 
 
 def awq_scale(weight_OI: Tensor, grid: Grid, stats: InputStats, settings: Awq, *, dtype: torch.dtype) -> Tensor:
