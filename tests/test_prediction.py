@@ -121,26 +121,36 @@ def test_a_config_is_read_from_a_folder_a_file_or_inside_text_config(tmp_path: P
 # --- roofline -----------------------------------------------------------------------------------------------------
 
 
-def test_a_decode_step_is_bytes_over_bandwidth_and_the_blocks() -> None:
+def test_a_decode_step_is_bytes_over_bandwidth_operations_and_the_blocks() -> None:
     """8B in BF16 on one A6000, by hand: every weight but the embedding once, 1,000 tokens of cache, 32 blocks."""
-    bytes_read = 2 * (6_979_321_856 + 4096 * 128256) + 1000 * 131072
-    expected = bytes_read / (768e9 * FITTED.bandwidth_share) + 32 * FITTED.block_kilocycles * 1e3 / 2.1e9
+    weights = 6_979_321_856 + 4096 * 128256
+    reading = (2 * weights + 1000 * 131072) / (768e9 * FITTED.bandwidth_share)
+    computing = 2 * weights / (154.8e12 * FITTED.compute16_share)
+    expected = reading + computing + 32 * FITTED.block_kilocycles * 1e3 / 2.1e9
     assert deployed().decode_seconds(1000) == pytest.approx(expected)
 
 
-def test_a_long_prompt_is_operations_over_the_rate() -> None:
-    d = deployed("70B", "w8a8-fp", "H100")
-    linear = 2 * MODELS["70B"].stored_weights * 4096 / (1979e12 * FITTED.compute8_share)
-    assert d.linear_seconds(4096) == pytest.approx(linear)
+def test_a_long_prompt_is_mostly_operations_over_the_rate() -> None:
+    d, weights = deployed("70B", "w8a8-fp", "H100"), MODELS["70B"].stored_weights
+    computing = 2 * weights * 4096 / (1979e12 * FITTED.compute8_share)
+    assert d.linear_seconds(4096) == pytest.approx(computing + weights / (3350e9 * FITTED.bandwidth_share))
     pairs = sum(range(1, 4097))
     assert d.pairs(4096) == pytest.approx(pairs, rel=1e-3)
 
 
 def test_four_bit_weights_wait_for_the_multiprocessors_on_a_fast_memory() -> None:
-    d = deployed("70B", "w4a16-int", "H100")
-    held = MODELS["70B"].stored_weights * (0.5 + 2 / 128)
-    assert d.linear_seconds(1) == pytest.approx(held / (132 * FITTED.unpack_gb_s * 1e9))
-    assert d.linear_seconds(1) > held / (3350e9 * FITTED.bandwidth_share)
+    d, weights = deployed("70B", "w4a16-int", "H100"), MODELS["70B"].stored_weights
+    held = weights * (0.5 + 2 / 128)
+    unpacking, computing = held / (132 * FITTED.unpack_gb_s * 1e9), 2 * weights / (989e12 * FITTED.compute16_share)
+    assert d.linear_seconds(1) == pytest.approx(unpacking + computing)
+    assert unpacking > held / (3350e9 * FITTED.bandwidth_share)
+
+
+def test_passes_of_every_length_are_in_the_table() -> None:
+    """What the serving loop reads is what the closed form says, mixtures included."""
+    for d in (deployed(count=2), replace(deployed(count=2), architecture=read_architecture(MIXTRAL))):
+        table = d.seconds_by_tokens(300)
+        assert table == pytest.approx([d.linear_seconds(tokens) + d.link_seconds(tokens) for tokens in range(301)])
 
 
 def test_tensor_parallel_devices_share_work_and_pay_a_ring() -> None:

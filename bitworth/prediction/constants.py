@@ -40,16 +40,16 @@ class Constants:
 
 
 FITTED = Constants(
-    bandwidth_share=0.8676,
-    block_kilocycles=172.5,
-    rounding_kilocycles=47.3,
-    unpack_gb_s=14.91,
-    compute16_share=0.4883,
-    compute8_share=0.4237,
-    stage_s=0.00482,
-    serving16_share=0.7060,
-    serving8_share=0.5426,
-    host_s=0.0001636,
+    bandwidth_share=0.8764,
+    block_kilocycles=169.5,
+    rounding_kilocycles=49.43,
+    unpack_gb_s=15.25,
+    compute16_share=0.5063,
+    compute8_share=0.4456,
+    stage_s=0.00500,
+    serving16_share=0.8059,
+    serving8_share=0.6386,
+    host_s=0.0001043,
 )
 #: Share of a link's rate that a ring all-reduce of large messages reaches; not fitted, the tables do not resolve it.
 LINK_SHARE = 0.8

@@ -2,8 +2,8 @@
 
     pass = linear + head + attention + blocks + links + stages
 
-    linear     max(weights read / (bandwidth x share), operations / (rate x share)); for 4-bit weights also what the
-               multiprocessors unpack
+    linear     weights read / (bandwidth x share) + operations / (rate x share), one after the other: kernels overlap
+               them less than they might; for 4-bit weights no less than what the multiprocessors unpack
     head       the same for the 16-bit output head, one row a sequence that gives a token
     attention  cached keys and values read / bandwidth, and operations of the prompt's own pairs / rate
     blocks     cycles a block over the clock
@@ -105,19 +105,18 @@ class Deployment:
 
     def linear_seconds(self, tokens: float) -> float:
         """The quantized linear layers."""
-        return max(self._reading_seconds(tokens), tokens * self._token_seconds)
+        return self._reading_seconds(tokens) + tokens * self._token_seconds
 
     def seconds_by_tokens(self, most: int) -> NDArray[np.float64]:
         """What depends on a pass's tokens alone, linear layers and links, for 0, 1, ... `most` of them."""
         tokens = np.arange(most + 1)
         reading = [self._reading_seconds(number) for number in (tokens if self.architecture.mixtures else tokens[:1])]
-        linear: NDArray[np.float64] = np.maximum(reading, tokens * self._token_seconds)
-        return linear + tokens * self.link_seconds(1)
+        return np.array(reading) + tokens * (self._token_seconds + self.link_seconds(1))
 
     def head_seconds(self, sequences: float) -> float:
         """The output head, in 16 bits."""
         weights = self.architecture.head_weights / self.tensor
-        return max(_HALF * weights / self._bandwidth, 2 * weights * sequences / self._rate16)
+        return _HALF * weights / self._bandwidth + 2 * weights * sequences / self._rate16
 
     def attention_seconds(self, cached: float, pairs: float) -> float:
         """Reading the cache, and the products of a prompt with itself."""
