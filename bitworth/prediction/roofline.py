@@ -111,7 +111,8 @@ class Deployment:
         """What depends on a pass's tokens alone, linear layers and links, for 0, 1, ... `most` of them."""
         tokens = np.arange(most + 1)
         reading = [self._reading_seconds(number) for number in (tokens if self.architecture.mixtures else tokens[:1])]
-        return np.array(reading) + tokens * (self._token_seconds + self.link_seconds(1))
+        table: NDArray[np.float64] = np.array(reading) + tokens * (self._token_seconds + self.link_seconds(1))
+        return table
 
     def head_seconds(self, sequences: float) -> float:
         """The output head, in 16 bits."""
