@@ -101,7 +101,7 @@ def cluster(s3: str, client: int, dies: Path, tmp_path_factory: pytest.TempPathF
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         patch.setenv("RAY_agent_register_timeout_ms", "200000")  # a raylet gives up on a machine that is busy otherwise
-        patch.setenv("GRPC_ENABLE_FORK_SUPPORT", "0")  # else one in four servers for a driver outside dies of its fork
+        patch.setenv("GRPC_ENABLE_FORK_SUPPORT", "0")  # else servers for drivers outside die of their fork
         patch.setenv("RAY_raylet_start_wait_time_s", "200")
         paths = [str(dies.parent), str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")]
         patch.setenv("PYTHONPATH", os.pathsep.join(paths))
