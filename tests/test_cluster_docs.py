@@ -1,18 +1,23 @@
-"""What docs/cluster.md shows is whole: manifests with the fields KubeRay asks for, commands and options that exist."""
+"""What docs/cluster.md shows is whole: manifests that KubeRay takes, a script that runs, commands that exist."""
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
+import socket
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import typer
 import yaml
 
 from bitworth.cli.app import app
+from bitworth.ledger import Ledger
 
 PAGE = (Path(__file__).resolve().parents[1] / "docs" / "cluster.md").read_text(encoding="utf-8")
 
@@ -54,6 +59,44 @@ def test_manifests_have_what_kuberay_asks_for(kind: str) -> None:
         assert group["groupName"]
         assert group["minReplicas"] <= group["replicas"] <= group["maxReplicas"]
     assert cluster_of(manifest)["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
+
+
+#: Fields of KubeRay's v1 that we use, with those it does not do without, from its types of RayJob and RayCluster.
+CLUSTER = {"headGroupSpec"}, {"headGroupSpec", "workerGroupSpecs", "rayVersion", "enableInTreeAutoscaling", "suspend"}
+HEAD = {"rayStartParams", "template"}, {"rayStartParams", "template", "serviceType", "headService", "enableIngress"}
+WORKERS = (
+    {"rayStartParams", "template", "groupName", "minReplicas", "maxReplicas"},
+    {"rayStartParams", "template", "groupName", "minReplicas", "maxReplicas", "replicas", "numOfHosts"},
+)
+JOB = (
+    {"entrypoint"},
+    {"entrypoint", "rayClusterSpec", "backoffLimit", "shutdownAfterJobFinishes", "ttlSecondsAfterFinished"},
+)
+
+
+@pytest.mark.parametrize("kind", ["RayJob", "RayCluster"])
+def test_manifests_hold_no_field_that_kuberay_lacks(kind: str) -> None:
+    manifest = MANIFESTS[kind]
+    cluster = cluster_of(manifest)
+    held = [(CLUSTER, cluster), (HEAD, cluster["headGroupSpec"]), *((WORKERS, g) for g in cluster["workerGroupSpecs"])]
+    if kind == "RayJob":
+        held.append((JOB, manifest["spec"]))
+    assert manifest.keys() == {"apiVersion", "kind", "metadata", "spec"}
+    for (needed, known), found in held:
+        assert needed <= found.keys() <= known
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["RayJob", "RayCluster"])
+def test_kubernetes_takes_the_pods(kind: str) -> None:
+    """By its own schema, where a field it lacks is an error."""
+    kubernetes = pytest.importorskip("kubernetes_validate", reason="needs kubernetes-validate (the `docs` extra)")
+    for group in groups(MANIFESTS[kind]):
+        pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "one"}, **group["template"]}
+        kubernetes.validate(pod, "1.31", strict=True)
+        pod["spec"] = {**pod["spec"], "volume": []}
+        with pytest.raises(kubernetes.ValidationError):
+            kubernetes.validate(pod, "1.31", strict=True)
 
 
 @pytest.mark.parametrize("kind", ["RayJob", "RayCluster"])
@@ -114,3 +157,55 @@ def test_the_slurm_script_is_bash() -> None:
     assert (checked.returncode, checked.stderr) == (0, "")
     assert script.startswith("#!/bin/bash\n#SBATCH ")
     assert script.count("#SBATCH --") >= 4
+
+
+SCONTROL = """#!/bin/bash
+[[ "$*" == "show hostnames nodes[1-2]" ]] || exit 1
+printf 'node1\\nnode2\\n'
+"""
+SRUN = """#!/bin/bash
+node=
+while [[ $1 == --* ]]; do [[ $1 == --nodelist=* ]] && node=${1#*=}; shift; done
+echo "$node $*" >>"$CALLS"
+[[ $1 == hostname ]] && { echo 127.0.0.1 10.0.0.1; exit; }
+[[ $2 == start ]] && exec "$@" --num-cpus=1 --object-store-memory=80000000
+exec "$@"
+"""
+
+
+@pytest.mark.slow
+def test_the_slurm_script_runs_a_study_and_leaves_nothing(tmp_path: Path, tiny_study: dict[str, Any]) -> None:
+    """Slurm's commands are stood in for, each node a raylet of this machine; all else is the script as it is shown."""
+    pytest.importorskip("ray", reason="needs Ray (the `ray` extra)")
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    (script,) = blocks("bash")
+    assert script.count("6379") == 2
+    (tmp_path / "job.sh").write_text(script.replace("6379", str(port)))
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump({**tiny_study, "formats": ["baseline", "w8a8-fp"]}))
+    for name, text in (("scontrol", SCONTROL), ("srun", SRUN)):
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    path = os.pathsep.join([str(tmp_path), str(Path(sys.executable).parent), os.environ["PATH"]])
+    job = {"SLURM_JOB_NODELIST": "nodes[1-2]", "SLURM_SUBMIT_DIR": str(tmp_path), "CALLS": str(tmp_path / "calls")}
+    ran = subprocess.run(
+        ["bash", "job.sh"],
+        cwd=tmp_path,
+        env={**os.environ, **job, "PATH": path, "BITWORTH_CACHE": str(tmp_path / "cache")},
+        capture_output=True,
+        text=True,
+        timeout=400,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr
+    calls = (tmp_path / "calls").read_text().splitlines()
+    assert [" ".join(call.split()[:4]) for call in calls] == [
+        "node1 hostname --ip-address",
+        "node1 ray start --head",
+        f"node2 ray start --address=127.0.0.1:{port}",
+    ]
+    ledger = Ledger(tmp_path / "out")
+    assert ledger.read_plan()
+    assert all(ledger.get(cell) is not None for cell in ledger.read_plan())
+    assert not [one for one in psutil.process_iter(["cmdline"]) if str(port) in " ".join(one.info["cmdline"] or [])]

@@ -199,6 +199,22 @@ def test_a_raylet_killed_midway_costs_nothing(cluster: Any, tmp_path: Path) -> N
     cluster.remove_node(added[1])
 
 
+@pytest.mark.slow
+def test_a_node_that_died_and_is_still_listed_is_no_refusal(cluster: Any, tmp_path: Path) -> None:
+    """Ray lists a raylet that was killed until its health checks have failed several times."""
+    import ray
+
+    added = cluster.add_node(num_cpus=1, object_store_memory=80 << 20)
+    cluster.remove_node(added, allow_graceful=False)
+    ray.init(address=cluster.address, log_to_driver=False, logging_level="error")
+    try:
+        assert len(members.nodes_up(ray)) == 3, "else this shows nothing"
+        with rays.connect(cluster.address, tmp_path) as found:
+            assert len(found.nodes()) == 2
+    finally:
+        ray.shutdown()
+
+
 @pytest.fixture(scope="module")
 def small(tiny_study: dict[str, Any]) -> dict[str, Any]:
     return {**tiny_study, "formats": ["baseline", "w8a8-int-gptq", "w4a16-int-gptq"], "loads": ["synchronous"]}

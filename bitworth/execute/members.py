@@ -50,20 +50,22 @@ class Members:
         return [node for node in known if node is not None]
 
     def meet(self) -> list[str]:
-        """Look at the nodes that came since the last call; a sentence for each that cannot be used."""
+        """Look at the nodes that came since the last call; a sentence for each that is up and cannot be used."""
         rows = [row for row in nodes_up(self._ray) if row["NodeID"] not in self._known]
         if not rows:
             return []
         self._known.update(dict.fromkeys((row["NodeID"] for row in rows), None))
-        facts = self._ask(rows, _describe())
-        refused = [(row, self._unfit(row, found)) for row, found in zip(rows, facts, strict=True)]
-        sentences = [sentence for _, sentence in refused if sentence is not None]
-        left = [(row, found) for (row, no), found in zip(refused, facts, strict=True) if no is None]
+        facts = list(zip(rows, self._ask(rows, _describe()), strict=True))
+        sentences = [(row, self._unfit(row, found)) for row, found in facts]
+        left = [(row, found) for (row, no), (_, found) in zip(sentences, facts, strict=True) if no is None]
         blind = self._blind([row for row, _ in left])
         for (row, found), sentence in zip(left, blind, strict=True):
             if sentence is None:
                 self._known[row["NodeID"]] = _node(row, found)
-        return sentences + [sentence for sentence in blind if sentence is not None]
+            sentences.append((row, sentence))
+        # Ray lists a node that died for some seconds more; that one was no fault of its own, and no work goes there.
+        up = {row["NodeID"] for row in nodes_up(self._ray)}
+        return [sentence for row, sentence in sentences if sentence is not None and row["NodeID"] in up]
 
     def _ask(self, rows: Sequence[Row], function: Callable[..., Any], *arguments: Any) -> list[Any]:
         """What the function gives on each node, or the error; it is called with the node's id last."""
