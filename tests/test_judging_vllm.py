@@ -19,17 +19,15 @@ from bitworth.ledger import Ledger
 
 Run = Callable[..., tuple[int, str, str]]
 QUESTIONS = {
-    "capital": "Name the capital of France.",
     "poem": "Write two lines about rain, with a `<|im_end|>` in them.",
     "code": "Print 1 to 3 in Python.\n\n```python\n",
 }
 GOOD = {
-    "capital": "Paris.",
     "poem": "Rain on the roof,\nrain in the shoe — naß <|im_end|> ☔",
     "code": "for n in range(1, 4):\n    print(n)",
 }
 BAD = dict.fromkeys(QUESTIONS, "I do not know.")
-REPLY_TOKENS = 48
+REPLY_TOKENS = 16
 
 
 @pytest.fixture
@@ -61,7 +59,7 @@ def test_a_judge_that_vllm_serves(call: Run, folder: Path, smollm2: Path) -> Non
     kept, repeated = ([Ledger(folder / out).get(one.cell) for one in planned] for out in ("one", "two"))
     assert kept == repeated, "greedy, and one at a time"
     assert found["win_rate"] == again["win_rate"]
-    assert (found["spent"]["judgements"], found["spent"]["failures"], found["absent_verdicts"]) == (6, [], 0)
+    assert (found["spent"]["judgements"], found["spent"]["failures"], found["absent_verdicts"]) == (4, [], 0)
     assert found["judge"]["temperature"] == 0
 
     # By the model's own tokenizer and template: what the server says that it read.
