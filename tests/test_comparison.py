@@ -36,11 +36,10 @@ def test_same_questions_are_paired(tmp_path: Path) -> None:
     other = folder(tmp_path / "b", {"baseline": {"arc_easy": AFTER.tolist()}})
     (row,) = compare_sides(read_side(one), read_side(other)).scores
     exact = paired_recovery(BEFORE, AFTER, min_recovery_pct=100)
-    assert (row.ratio_pct, row.ci95_pct, row.p_value) == (
-        pytest.approx(exact.recovery_pct),
-        exact.ci95_pct,
-        exact.p_value,
-    )
+    # Folders are read in the order of their questions' names, and sums in another order differ in the last bits.
+    assert row.ratio_pct == pytest.approx(exact.recovery_pct)
+    assert row.ci95_pct == pytest.approx(exact.ci95_pct, rel=1e-12)
+    assert row.p_value == pytest.approx(exact.p_value, rel=1e-10)
     assert (row.paired, row.questions, row.change) == (True, 600, "worse")
     assert mcnemar_exact(BEFORE, AFTER) < 1e-6
     (back,) = compare_sides(read_side(other), read_side(one)).scores
