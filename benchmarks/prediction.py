@@ -11,6 +11,7 @@ One choice, which clock a kernel's cycles are of, is also made anew inside each 
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from statistics import median
@@ -36,7 +37,8 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
-    guesses, _ = held_out(cells("synchronous") + cells("throughput"), only=QUICK if arguments.quick else None)
+    rows, only = cells("synchronous") + cells("throughput"), QUICK if arguments.quick else None
+    guesses, _ = held_out(rows, only=only, processes=min(6, os.cpu_count() or 1))
     alone = [guess for guess in guesses if guess.cell.table == "synchronous"]
     loaded = [guess for guess in guesses if guess.cell.table == "throughput"]
     claims = [*claims_alone(alone), *claims_loaded(loaded)]

@@ -8,17 +8,18 @@ correction for their number is due: the chance to pass one that is truly broken 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from bitworth.errors import BitworthError
-from bitworth.recommendation.candidates import bounds_of
+from bitworth.recommendation.candidates import bounds_of, rate_of, usd_per_month
 from bitworth.report.figures import hardware_name, interval, limit, number, percent, seconds, usd_per_1k
 from bitworth.report.words import latency_words, scenario_title
 from bitworth.types import AVERAGE, BASELINE, Constraint, Figure, QueryCost, Source, StudyResult
 
 Outcome = Literal["passes", "fails", "undecided"]
+Dollars = Callable[[QueryCost, Constraint], float | None]
 
 EXIT_CODES: dict[Outcome, int] = {"passes": 0, "fails": 1, "undecided": 2}
 UNJUDGED = 3
@@ -81,7 +82,8 @@ def judge_release(
 
     Args:
         result: what the study says.
-        constraint: the limits; recovery always counts, of its `recovery_of` and of `tasks`.
+        constraint: the limits; recovery always counts, of its `recovery_of` and of `tasks`. Dollars are those of as
+            many deployments as its traffic takes; without traffic, of one that is never idle.
         format: whose release it is; None takes the only quantized one.
         tasks: tasks that must hold the least recovery on their own.
         where: which use cases, loads and devices count for cost and latency.
@@ -92,16 +94,13 @@ def judge_release(
     """
     name = _format(result, format)
     found = [_recovery(result, constraint, name, task) for task in dict.fromkeys((constraint.recovery_of, *tasks))]
-    if constraint.latency_limits or constraint.max_usd_per_1k_queries is not None:
+    if constraint.latency_limits or _priced(constraint):
         rows = [row for row in result.costs if row.format == name and (where or Where()).takes(row)]
         if not rows:
             raise BitworthError(
                 f"{name} has no timings there, so its cost and latency cannot be judged; run the study."
             )
         found += [condition for row in rows for condition in _costs(row, constraint)]
-    if constraint.max_usd_per_month is not None:
-        says = "USD a month: undecided, a gate judges a format and not a fleet; see `bitworth recommend`."
-        found.append(_condition("USD a month", "undecided", constraint.max_usd_per_month, "USD", None, says))
     if not accept_predicted:
         found = [_measured_only(condition) for condition in found]
     outcomes = {condition.outcome for condition in found}
@@ -154,15 +153,41 @@ def _costs(cost: QueryCost, constraint: Constraint) -> Iterable[Condition]:
         yield _at_most(f"{latency_words(asked)} ({place})", cost.figures.get(asked.name), asked.most_s, "s", cost)
     if constraint.max_usd_per_1k_queries is not None:
         name, most = f"USD per 1,000 queries ({place})", constraint.max_usd_per_1k_queries
-        yield _at_most(name, _price(cost), most, "USD per 1,000 queries", cost)
+        yield _at_most(name, _money(cost, constraint, _price), most, "USD per 1,000 queries", cost)
+    if constraint.max_usd_per_month is not None:
+        name, most = f"USD a month ({place})", constraint.max_usd_per_month
+        yield _at_most(name, _money(cost, constraint, usd_per_month), most, "USD", cost)
 
 
-def _price(cost: QueryCost) -> Figure | None:
-    price, bounds = usd_per_1k(cost), cost.ci95_queries_per_usd
-    if price is None or bounds is None or cost.requests == 1:
-        return None if price is None else Figure(value=price, low=math.nan, high=math.nan, origin=cost.source)
-    low, high = (1000 / bound if bound > 0 else math.inf for bound in (bounds[1], bounds[0]))
-    return Figure(value=price, low=low, high=high, origin=cost.source)
+def _priced(constraint: Constraint) -> bool:
+    return constraint.max_usd_per_1k_queries is not None or constraint.max_usd_per_month is not None
+
+
+def _money(
+    cost: QueryCost, constraint: Constraint, of: Callable[[QueryCost, Constraint], float | None]
+) -> Figure | None:
+    """Dollars under the constraint's traffic, at the rate that was found and at both ends of its interval."""
+    value, bounds = of(cost, constraint), cost.ci95_queries_per_usd
+    if value is None or usd_per_1k(cost) is None:
+        return None
+    if bounds is None or cost.requests == 1:
+        return Figure(value=value, low=math.nan, high=math.nan, origin=cost.source)
+    found = [of(_faster(cost, bound), constraint) if bound > 0 else None for bound in bounds]
+    high, low = (math.inf if one is None else one for one in found)
+    return Figure(value=value, low=low, high=high, origin=cost.source)
+
+
+def _price(cost: QueryCost, constraint: Constraint) -> float | None:
+    rate = rate_of(cost, constraint)
+    return 1000 / rate if rate > 0 else None
+
+
+def _faster(cost: QueryCost, queries_per_usd: float) -> QueryCost:
+    """The same devices answering more or fewer queries a dollar."""
+    assert cost.queries_per_usd
+    times = queries_per_usd / cost.queries_per_usd
+    rate = None if cost.queries_per_second is None else cost.queries_per_second * times
+    return replace(cost, queries_per_usd=queries_per_usd, queries_per_second=rate)
 
 
 def _at_most(name: str, figure: Figure | None, most: float, unit: str, cost: QueryCost) -> Condition:

@@ -141,6 +141,8 @@ VERBS = {
         "--confidence",
         "--task",
         "--max-usd-per-1k",
+        "--max-usd-per-month",
+        "--queries-per-second",
         "--max-latency-s",
         "--max-first-token-s",
         "--limit",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -91,6 +92,26 @@ def test_each_condition_is_judged_by_its_whole_interval(
     assert (found.outcome, found.exit_code) == (worst, {"passes": 0, "fails": 1, "undecided": 2}[worst])
 
 
+@given(st.floats(0.1, 40), st.floats(0.1, 2.0), st.floats(500, 60_000))
+def test_dollars_are_those_of_the_deployments_that_the_traffic_takes(
+    result: StudyResult, demand: float, usd: float, month: float
+) -> None:
+    """From both ends of the interval of the rate, by hand."""
+    constraint = Constraint(
+        min_recovery_pct=97, max_usd_per_1k_queries=usd, max_usd_per_month=month, queries_per_second=demand
+    )
+    recovery, *money = judge_release(result, constraint).conditions
+    (cost,) = [row for row in result.costs if row.format == "w8a8-fp"]
+    assert cost.ci95_queries_per_usd is not None
+    assert recovery.outcome == "passes"
+    slow, fast = (bound * cost.usd_per_hour / 3600 for bound in cost.ci95_queries_per_usd)
+    hourly = [math.ceil(demand / rate) * cost.usd_per_hour for rate in (fast, slow)]
+    bounds = [[1000 * each / (3600 * demand) for each in hourly], [730 * each for each in hourly]]
+    for condition, (low, high), most in zip(money, bounds, (usd, month), strict=True):
+        assert (condition.low, condition.high) == (pytest.approx(low), pytest.approx(high))
+        assert condition.outcome == ("passes" if high <= most else "fails" if low > most else "undecided")
+
+
 def test_exit_codes_and_documents(call: Call, folder: Path) -> None:
     easy = ("--min-recovery", "97", "--max-usd-per-1k", "0.6", "--limit", "p95:first_token=1")
     code, out, _ = call("gate", folder, *easy, "--json")
@@ -102,6 +123,7 @@ def test_exit_codes_and_documents(call: Call, folder: Path) -> None:
         "USD per 1,000 queries",
     ]
     assert call("gate", folder, *easy[:2], "--max-usd-per-1k", "0.4")[0] == 1
+    assert call("gate", folder, *easy[:4], "--queries-per-second", "0.1")[0] == 1, "idle for most of the time"
     code, out, _ = call("gate", folder, "--min-recovery", "99.5")
     assert code == 2
     assert "recovery: undecided, 99.6 % (" in out

@@ -38,6 +38,11 @@ def gate(
         typer.Option("--task", help="A task that must hold it on its own.", autocompletion=names.study_tasks),
     ] = None,
     max_usd_per_1k: Annotated[float | None, typer.Option(help="Most dollars a thousand queries.", min=0)] = None,
+    max_usd_per_month: Annotated[float | None, typer.Option(help="Most dollars a month.", min=0)] = None,
+    queries_per_second: Annotated[
+        float | None,
+        typer.Option(help="The traffic to be served; dollars are those of what it takes.", min=0),
+    ] = None,
     max_latency_s: Annotated[float | None, typer.Option(help="Most seconds a request, on average.", min=0)] = None,
     max_first_token_s: Annotated[float | None, typer.Option(help="Most seconds to the first token.", min=0)] = None,
     limit: Annotated[
@@ -64,6 +69,8 @@ def gate(
             "min_recovery_pct": min_recovery,
             "confidence_pct": confidence,
             "max_usd_per_1k_queries": max_usd_per_1k,
+            "max_usd_per_month": max_usd_per_month,
+            "queries_per_second": queries_per_second or None,
             "max_latency_s": max_latency_s,
             "max_first_token_s": max_first_token_s,
             "limits": parse_limits(limit) if limit else None,

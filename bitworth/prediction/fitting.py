@@ -9,7 +9,9 @@ held out, all its cells are, in both tables.
 from __future__ import annotations
 
 import math
+import multiprocessing
 from collections.abc import Callable, Collection, Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, fields, replace
 
 from bitworth.prediction.constants import Constants
@@ -131,19 +133,30 @@ def held_out(
     cells: Sequence[Cell],
     key: Callable[[Cell], object] = lambda cell: cell.group,
     only: Collection[object] | None = None,
+    *,
+    processes: int = 1,
 ) -> tuple[list[Guess], dict[object, Constants]]:
     """Every cell as constants see it that were fitted without its group, and those constants by group.
 
-    `key` says what a group is; `only` holds out these groups alone.
+    `key` says what a group is; `only` holds out these groups alone. `processes` groups are fitted at once.
     """
-    guesses, found = [], {}
-    for group in dict.fromkeys(key(cell) for cell in cells):
-        if only is not None and group not in only:
-            continue
-        constants = fit([cell for cell in cells if key(cell) != group])
-        found[group] = constants
-        guesses += [Guess(cell=cell, value=predicted(cell, constants)) for cell in cells if key(cell) == group]
+    groups = [group for group in dict.fromkeys(map(key, cells)) if only is None or group in only]
+    seen = [[cell for cell in cells if key(cell) != group] for group in groups]
+    found = dict(zip(groups, _fit_all(seen, processes), strict=True))
+    guesses = [
+        Guess(cell=cell, value=predicted(cell, constants))
+        for group, constants in found.items()
+        for cell in cells
+        if key(cell) == group
+    ]
     return guesses, found
+
+
+def _fit_all(parts: Sequence[Sequence[Cell]], processes: int) -> list[Constants]:
+    if processes == 1:
+        return [fit(part) for part in parts]
+    with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return list(pool.map(fit, parts))
 
 
 def ratio_errors(guesses: Sequence[Guess]) -> list[tuple[Guess, float]]:
