@@ -25,7 +25,7 @@ from urllib.request import Request, urlopen
 import psutil
 
 from bitworth.errors import BitworthError
-from bitworth.hardware import cpu_flags, machine
+from bitworth.hardware import cpu_flags, machine, overflows_int8
 
 State = Literal["ok", "limited", "missing"]
 
@@ -83,7 +83,7 @@ def _processor() -> Check:
             found=told,
             means="accuracy of every format; without AVX2 torch's INT8 and INT4 kernels are slow or absent",
         )
-    saturates = "" if {"avx512_vnni", "avx_vnni"} & flags else "; INT8 in two halves, for want of VNNI"
+    saturates = "; INT8 in two halves, for want of VNNI, and none by vLLM" if overflows_int8() else ""
     return Check(
         name="processor",
         state="ok",

@@ -185,6 +185,15 @@ def cpu_flags() -> frozenset[str]:
     return frozenset(_cpuinfo("flags").split())
 
 
+def overflows_int8() -> bool:
+    """Whether this processor adds pairs of 8-bit products in 16 bits, where two of full range do not fit.
+
+    So does x86 without VNNI; a library that does not mind that computes wrong products, in silence.
+    """
+    flags = cpu_flags()
+    return "avx2" in flags and not {"avx512_vnni", "avx_vnni", "amx_int8"} & flags
+
+
 def _is_model(model: str, name: str) -> bool:
     """Whether `A100` is meant by `NVIDIA A100-SXM4-80GB`; `RTX A6000` is not an `RTX 6000 Ada`."""
     words = re.split(r"[\s-]+", name.upper())

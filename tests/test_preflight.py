@@ -298,6 +298,7 @@ def test_what_devices_cannot_share(change: dict[str, int], tensor: int, why: str
         ("w4a16-int", "avx512f", 128, {}, ("native", "CPUWNA16")),
         ("w4a16-int", "avx512_bf16", 64, {"inputs": 4160, "outputs": 6128}, ("no", None)),
         ("w8a8-int-static", "cpu", None, {}, ("native", "CPUInt8ScaledMM")),
+        ("w8a8-int", "avx2", None, {}, ("native", "CPUInt8ScaledMM")),
         ("w8a8-fp", "avx2", None, {}, ("fallback", "ChannelWiseTorchFP8ScaledMM")),
         ("w8a8-fp-static", "avx512_bf16", None, {}, ("no", None)),
         ("w4a8-int", "avx2", 64, {}, ("native", "Dynamic4bit")),
@@ -573,7 +574,7 @@ def test_a_study_may_tell_a_devices_capability(tmp_path: Path, capsys: pytest.Ca
 def test_local_is_judged_as_a_processor() -> None:
     row = replace(hardware(LOCAL), memory_gib=64.0, capability="avx2")
     found = check(MODELS["8B"], "w8a8-int", row, RAG)
-    assert found.verdict.kernels == ("CPUInt8ScaledMM",)
+    assert (found.verdict.kernels, found.verdict.sure) == (("CPUInt8ScaledMM",), False), "has it VNNI?"
     assert found.memory.most_streams == int(4 * GIB // (1152 * 256 * 1024))  # float32 keys and values, a sixteenth
 
 

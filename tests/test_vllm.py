@@ -28,7 +28,7 @@ from bitworth.engines import vllm
 from bitworth.engines.torch import TorchModel, load_exact
 from bitworth.engines.vllm import cause_of_death, interpreter, serve
 from bitworth.errors import BitworthError, Unsupported, WorkFailed
-from bitworth.hardware import cpu_flags, hardware
+from bitworth.hardware import cpu_flags, hardware, overflows_int8
 from bitworth.schemes.config import quantization_config
 from bitworth.types import Calibration, Load, UseCase
 
@@ -307,6 +307,27 @@ def test_what_a_cpu_computes_in(
     assert vllm.cpu_dtype(tmp_path) == dtype
 
 
+@pytest.mark.parametrize("format", ["w8a8-int-rtn", "w8a8-int-static-rtn", "w8a8-fp", "w4a16-int-rtn", "baseline"])
+@pytest.mark.parametrize(
+    ("flags", "overflows"),
+    [
+        ({"avx2"}, True),
+        ({"avx2", "avx512f"}, True),
+        ({"avx2", "avx_vnni"}, False),
+        ({"avx2", "avx512f", "avx512_vnni"}, False),
+        ({"avx2", "amx_int8"}, False),
+        (set(), False),
+    ],
+)
+def test_products_that_overflow_are_never_served(
+    models: dict[str, Path], monkeypatch: pytest.MonkeyPatch, format: str, flags: set[str], overflows: bool
+) -> None:
+    monkeypatch.setattr("bitworth.hardware.cpu_flags", lambda: frozenset(flags))
+    refused = pytest.raises(Unsupported, match="INT8 products overflow on this processor, which has no VNNI")
+    with refused if overflows and "w8a8-int" in format else nullcontext():
+        assert vllm._doubt(models[format], "CPU", 64, None, {"vllm": "0.32.0"}) == ""
+
+
 def test_a_server_on_a_cpu_with_amx_asks_for_its_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """After what is on the path already, whose own customization comes first."""
     monkeypatch.setattr(vllm, "cpu_flags", lambda: frozenset({"amx_tile"}))
@@ -370,10 +391,39 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> None:
         pytest.skip(str(reason))
 
 
+#: Products of a full range of codes, by vLLM's kernel and by float64: prints the greatest difference over the greatest.
+PRODUCTS = """
+import torch
+from vllm.platforms import current_platform
+current_platform.import_kernels()
+import vllm._custom_ops as ops
+torch.manual_seed(0)
+w, x, scale = torch.randint(-127, 128, (32, 64), dtype=torch.int8), torch.randn(4, 64), torch.full((32, 1), 0.01)
+handler = ops.create_onednn_scaled_mm(w.t(), scale, torch.float32, True, True, 32)
+codes, scales, zero = ops.onednn_scaled_int8_quant(x, None, None, True)
+found = torch.zeros(4, 32)
+ops.onednn_scaled_mm(handler, codes, found, scales, zero, None, None)
+exact = (codes.double() * scales.double()) @ (w.double().t() * 0.01)
+print(float((found - exact).abs().max() / exact.abs().max()))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("installed")
+@pytest.mark.skipif("amx_int8" in cpu_flags(), reason="vLLM's INT8 kernel for AMX takes no float32")
+def test_vllms_products_overflow_where_we_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the processor at hand; where this fails because they are right, they need not be refused any more."""
+    command = [interpreter(), "-c", PRODUCTS]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
+    assert (float(ran.stdout.split()[-1]) > 1e-3) == overflows_int8()
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("installed")
 @pytest.mark.parametrize("format", ["baseline", "w8a8-int-rtn", "w8a8-fp", "w8a8-int-static-rtn"])
 def test_vllm_serves_each_format_and_computes_what_the_exact_engine_does(models: dict[str, Path], format: str) -> None:
+    if "int" in format and overflows_int8():
+        pytest.skip("vLLM's INT8 products overflow on this processor, and are refused")
     sixteen_bits = "int" in format and "amx_int8" in cpu_flags()  # are all that vLLM's INT8 kernel for AMX takes
     with serve(models[format], context_tokens=64, device="cpu", dtype=None if sixteen_bits else "float32") as server:
         prompts = prompts_of(32, 12, range(256), seed=0)

@@ -35,7 +35,7 @@ from bitworth.guard import keys
 from bitworth.guard.documents import config_of
 from bitworth.guard.models import no_safetensors
 from bitworth.hardware import cpu_flags, gpus, installed_gpu
-from bitworth.preflight.server import doubt_about
+from bitworth.preflight.server import doubt_about, refuse_overflow
 from bitworth.types import EngineFacts, Load, Request, Timing
 
 PYTHON_VARIABLE = "BITWORTH_VLLM_PYTHON"
@@ -154,8 +154,8 @@ def serve(
 
     Raises:
         BitworthError: no vLLM here, or none for that device, no safetensors, or a context longer than the model's.
-        Unsupported: the installed vLLM cannot run the checkpoint on this machine; on GPUs where that is certain,
-            nothing is started.
+        Unsupported: the installed vLLM cannot run the checkpoint on this machine; where that is certain, nothing
+            is started.
         WorkFailed: it does not start; gives the cause and the log.
     """
     python = interpreter()
@@ -347,7 +347,9 @@ def _devices(device: str | None) -> int:
 
 
 def _doubt(checkpoint: Path, place: str, context_tokens: int, device: str | None, versions: Mapping[str, str]) -> str:
-    """What speaks against starting on these GPUs; see `preflight.server.doubt_about`."""
+    """What speaks against starting on these devices; see `preflight.server`."""
+    if place == "CPU":
+        refuse_overflow(checkpoint)
     row = installed_gpu() if place == "GPU" else None
     if row is None:
         return ""

@@ -56,6 +56,7 @@ class Verdict:
 _WEIGHTS_ONLY = "weights are turned back into 16 bits on the way, so only memory is saved, not arithmetic"
 _SLOW = "its product is emulated, which is correct but slow"
 _FP8, _INT8 = ("w8a8-fp", "w8a8-fp-static"), ("w8a8-int", "w8a8-int-static")
+_OVERFLOWS = "only where the processor has VNNI instructions; without, its products overflow"
 _HUMMING = "only where the package humming-kernels is installed"
 #: Instruction sets of processors, each with those before it.
 _STEPS = {"cpu": 0, "avx2": 1, "avx512f": 2, "avx512_bf16": 3}
@@ -134,7 +135,9 @@ RULES: tuple[Rule, ...] = (
         note=f"{_SLOW}, and only where the package amd-quark is installed",
     ),
     Rule(kernel="oneDNN", formats=("bf16",), place="cpu"),
-    Rule(kernel="CPUInt8ScaledMM", formats=_INT8, place="cpu"),
+    Rule(kernel="CPUInt8ScaledMM", formats=_INT8, place="cpu", highest=0),
+    Rule(kernel="CPUInt8ScaledMM", formats=_INT8, place="cpu", lowest=1, highest=2, sure=False, note=_OVERFLOWS),
+    Rule(kernel="CPUInt8ScaledMM", formats=_INT8, place="cpu", lowest=3),
     Rule(kernel="ChannelWiseTorchFP8ScaledMM", formats=("w8a8-fp",), place="cpu", native=False, note=_SLOW),
     Rule(kernel="CPUWNA16", formats=("w4a16-int",), place="cpu", lowest=2, inputs=32, outputs=32),
     Rule(kernel="Dynamic4bit", formats=("w4a8-int",), place="cpu"),

@@ -1,4 +1,4 @@
-"""What a checkpoint's files say of a server that is about to start on GPUs: refused where certain, else doubted."""
+"""What a checkpoint's files say of a server that is about to start: refused where certain, else doubted."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 from bitworth.errors import BitworthError, Unsupported
 from bitworth.guard.documents import config_of
+from bitworth.hardware import overflows_int8
 from bitworth.prediction import Architecture, read_architecture
 from bitworth.preflight import VLLM, Finding, judged
 from bitworth.preflight.shapes import split_of
@@ -49,6 +50,26 @@ def doubt_about(checkpoint: Path, row: Hardware, context_tokens: int, version: s
         return f"It was expected not to fit: {found.sentence}."
     doubtful = found.verdict.runs == "no" or not found.verdict.sure
     return f"About its kernels: {found.verdict.why}." if doubtful else ""
+
+
+def refuse_overflow(checkpoint: Path) -> None:
+    """Refuse a server on this processor whose products would be wrong.
+
+    Raises:
+        Unsupported: INT8 weights and activations on a processor without VNNI, where vLLM's products overflow (seen with
+            vLLM 0.32: exact up to codes of 64, wrong by a third of the largest output with codes up to 127).
+    """
+    try:
+        told = config_of((checkpoint / "config.json").read_bytes()).get("quantization_config")
+        scheme = None if told is None else scheme_from_config(told)
+    except (OSError, ValueError, BitworthError):
+        return  # what cannot be read here is the server's to judge
+    grids = () if scheme is None else (scheme.weight, scheme.activation)
+    if grids and all(grid is not None and (grid.kind, grid.bits) == ("int", 8) for grid in grids) and overflows_int8():
+        raise Unsupported(
+            "vLLM's INT8 products overflow on this processor, which has no VNNI instructions, so its answers would be "
+            "wrong; serve another format, or on another processor."
+        )
 
 
 def _refuse_heads(architecture: Architecture, row: Hardware) -> None:
