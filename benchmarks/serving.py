@@ -28,7 +28,7 @@ from bitworth.engines import open_generator
 from bitworth.engines.generator import Driver, Generator
 from bitworth.engines.guidellm import GuideLlm
 from bitworth.errors import WorkFailed
-from bitworth.hardware import LOCAL, hardware
+from bitworth.hardware import LOCAL, hardware, overflows_int8
 from bitworth.load.prompts import ordinary_tokens
 from bitworth.load.run import LoadRun, run_load
 from bitworth.load.traces import Workload
