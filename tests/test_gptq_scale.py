@@ -27,7 +27,7 @@ def test_what_later_columns_leave_is_the_residual_of_a_regression(seed: int) -> 
     found = conditional_variance(stats_of(inputs), damping=0.0)
     order = torch.argsort(inputs.square().mean(0), descending=True)
     exact = inputs.double()
-    # The factor is float32's, so that its error grows with the condition of the moments (a quarter of this at most, seen).
+    # The factor is float32's: its error grows with the condition of the moments (a quarter of this at most, seen).
     within = torch.finfo(torch.float32).eps * float(torch.linalg.cond(exact.T @ exact))
     for place, column in enumerate(order):
         later = exact[:, order[place + 1 :]]
