@@ -163,9 +163,7 @@ def _priced(constraint: Constraint) -> bool:
     return constraint.max_usd_per_1k_queries is not None or constraint.max_usd_per_month is not None
 
 
-def _money(
-    cost: QueryCost, constraint: Constraint, of: Callable[[QueryCost, Constraint], float | None]
-) -> Figure | None:
+def _money(cost: QueryCost, constraint: Constraint, of: Dollars) -> Figure | None:
     """Dollars under the constraint's traffic, at the rate that was found and at both ends of its interval."""
     value, bounds = of(cost, constraint), cost.ci95_queries_per_usd
     if value is None or usd_per_1k(cost) is None:

@@ -80,11 +80,15 @@ def _no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Files of questions and answers."""
-    for name, texts, field in (("q", QUESTIONS, "prompt"), ("good", GOOD, "answer"), ("bad", BAD, "answer")):
+    return with_files(tmp_path, QUESTIONS, GOOD, BAD)
+
+
+def with_files(folder: Path, questions: dict[str, str], good: dict[str, str], bad: dict[str, str]) -> Path:
+    """The folder, with a file of questions and two of answers."""
+    for name, texts, field in (("q", questions, "prompt"), ("good", good, "answer"), ("bad", bad, "answer")):
         rows = [json.dumps({"uid": item, field: text}) for item, text in texts.items()]
-        (tmp_path / f"{name}.jsonl").write_text("\n".join(rows) + "\n")
-    return tmp_path
+        (folder / f"{name}.jsonl").write_text("\n".join(rows) + "\n")
+    return folder
 
 
 def judge(call: Run, url: str, folder: Path, *more: str | Path, who: tuple[str, str] = ("good", "bad")) -> Any:  # noqa: F811

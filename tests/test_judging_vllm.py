@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from test_cli import call  # noqa: F401
+from test_judging import with_files
 from test_vllm import installed  # noqa: F401
 
 from bitworth import judging
@@ -32,10 +33,7 @@ REPLY_TOKENS = 16
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    for name, texts, field in (("q", QUESTIONS, "prompt"), ("good", GOOD, "answer"), ("bad", BAD, "answer")):
-        rows = [json.dumps({"uid": item, field: text}) for item, text in texts.items()]
-        (tmp_path / f"{name}.jsonl").write_text("\n".join(rows) + "\n")
-    return tmp_path
+    return with_files(tmp_path, QUESTIONS, GOOD, BAD)
 
 
 @pytest.mark.slow

@@ -411,7 +411,7 @@ print(float((found - exact).abs().max() / exact.abs().max()))
 @pytest.mark.slow
 @pytest.mark.usefixtures("installed")
 @pytest.mark.skipif("amx_int8" in cpu_flags(), reason="vLLM's INT8 kernel for AMX takes no float32")
-def test_vllms_products_overflow_where_we_say(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_vllms_products_overflow_where_we_say() -> None:
     """On the processor at hand; where this fails because they are right, they need not be refused any more."""
     command = [interpreter(), "-c", PRODUCTS]
     ran = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
