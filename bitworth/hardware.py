@@ -87,6 +87,7 @@ _ROWS = {
 #: Several H100 cost a little less than one times their number (table 9); 16 are two machines of eight.
 _BUNDLES = {("H100", 2): 6.38, ("H100", 4): 12.36, ("H100", 8): 23.92, ("H100", 16): 47.84}
 NAMES = (LOCAL, *_ROWS)
+_VNNI = frozenset({"avx512_vnni", "avx_vnni", "amx_int8"})
 
 
 def hardware(name: str, count: int = 1) -> Hardware:
@@ -113,8 +114,14 @@ def _local(count: int) -> Hardware:
         usd_per_hour=0.10 * count,
         memory_gib=round(psutil.virtual_memory().total / 2**30, 1),
         price_source="a placeholder; give usd_per_hour in the study file",
-        capability=next((name for name in ("avx512_bf16", "avx512f", "avx2") if name in cpu_flags()), "cpu"),
+        capability=_capability(cpu_flags()),
     )
+
+
+def _capability(flags: frozenset[str]) -> str:
+    """A processor's widest instruction set, and whether it adds up 8-bit products in 32 bits."""
+    widest = next((name for name in ("avx512_bf16", "avx512f", "avx2") if name in flags), "cpu")
+    return {"avx2": "avx2_vnni", "avx512f": "avx512_vnni"}.get(widest, widest) if _VNNI & flags else widest
 
 
 def machine() -> dict[str, str]:
@@ -191,7 +198,7 @@ def overflows_int8() -> bool:
     So does x86 without VNNI; a library that does not mind that computes wrong products, in silence.
     """
     flags = cpu_flags()
-    return "avx2" in flags and not {"avx512_vnni", "avx_vnni", "amx_int8"} & flags
+    return "avx2" in flags and not _VNNI & flags
 
 
 def _is_model(model: str, name: str) -> bool:

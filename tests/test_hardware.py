@@ -74,6 +74,22 @@ def test_local_is_this_machine_with_a_placeholder_price() -> None:
     assert is_this_machine(row)
 
 
+@pytest.mark.parametrize(
+    ("flags", "capability"),
+    [
+        ("", "cpu"),
+        ("sse4_1 avx2", "avx2"),
+        ("avx2 avx_vnni", "avx2_vnni"),
+        ("avx2 avx512f", "avx512f"),
+        ("avx2 avx512f avx512_vnni", "avx512_vnni"),
+        ("avx2 avx512f avx512_vnni avx512_bf16 amx_int8", "avx512_bf16"),
+    ],
+)
+def test_a_processors_capability(monkeypatch: pytest.MonkeyPatch, flags: str, capability: str) -> None:
+    monkeypatch.setattr("bitworth.hardware.cpu_flags", lambda: frozenset(flags.split()))
+    assert hardware(LOCAL).capability == capability
+
+
 def test_an_unknown_name_is_one_sentence() -> None:
     with pytest.raises(BitworthError, match="did you mean 'H100'"):
         hardware("H10")

@@ -9,7 +9,7 @@ import subprocess
 from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from hypothesis import given
@@ -298,7 +298,13 @@ def test_what_devices_cannot_share(change: dict[str, int], tensor: int, why: str
         ("w4a16-int", "avx512f", 128, {}, ("native", "CPUWNA16")),
         ("w4a16-int", "avx512_bf16", 64, {"inputs": 4160, "outputs": 6128}, ("no", None)),
         ("w8a8-int-static", "cpu", None, {}, ("native", "CPUInt8ScaledMM")),
-        ("w8a8-int", "avx2", None, {}, ("native", "CPUInt8ScaledMM")),
+        ("w8a8-int", "cpu", None, {}, ("native", "CPUInt8ScaledMM")),
+        ("w8a8-int", "avx2", None, {}, ("no", None)),
+        ("w8a8-int", "avx2_vnni", None, {}, ("native", "CPUInt8ScaledMM")),
+        ("w8a8-int-static", "avx512f", None, {}, ("no", None)),
+        ("w8a8-int-static", "avx512_vnni", None, {}, ("native", "CPUInt8ScaledMM")),
+        ("w8a8-int", "avx512_bf16", None, {}, ("native", "CPUInt8ScaledMM")),
+        ("w4a16-int", "avx2_vnni", 128, {}, ("no", None)),
         ("w8a8-fp", "avx2", None, {}, ("fallback", "ChannelWiseTorchFP8ScaledMM")),
         ("w8a8-fp-static", "avx512_bf16", None, {}, ("no", None)),
         ("w4a8-int", "avx2", 64, {}, ("native", "Dynamic4bit")),
@@ -574,7 +580,9 @@ def test_a_study_may_tell_a_devices_capability(tmp_path: Path, capsys: pytest.Ca
 def test_local_is_judged_as_a_processor() -> None:
     row = replace(hardware(LOCAL), memory_gib=64.0, capability="avx2")
     found = check(MODELS["8B"], "w8a8-int", row, RAG)
-    assert (found.verdict.kernels, found.verdict.sure) == (("CPUInt8ScaledMM",), False), "has it VNNI?"
+    assert (found.verdict.runs, found.verdict.sure) == ("no", True)
+    assert found.verdict.why == "CPUInt8ScaledMM's products overflow on a processor without VNNI instructions"
+    assert "w4a8-int" in cast(tuple[str, ...], found.instead["formats"])
     assert found.memory.most_streams == int(4 * GIB // (1152 * 256 * 1024))  # float32 keys and values, a sixteenth
 
 

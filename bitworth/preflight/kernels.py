@@ -27,7 +27,8 @@ class Rule:
     """What a kernel asks for: a device, sizes of groups, multiples of inputs and outputs on each device.
 
     `lowest` and `highest` are compute capabilities without their point, or steps of `_STEPS` on processors. A kernel is
-    `native` when it computes in the format's own arithmetic; `note` says what another one does instead.
+    `native` when it computes in the format's own arithmetic; `note` says what another one does instead. On the
+    capabilities in `overflows` it runs, and its products are wrong.
     """
 
     kernel: str
@@ -40,6 +41,7 @@ class Rule:
     inputs: int = 1
     outputs: int = 1
     sure: bool = True
+    overflows: tuple[str, ...] = ()
     note: str = ""
 
 
@@ -56,10 +58,9 @@ class Verdict:
 _WEIGHTS_ONLY = "weights are turned back into 16 bits on the way, so only memory is saved, not arithmetic"
 _SLOW = "its product is emulated, which is correct but slow"
 _FP8, _INT8 = ("w8a8-fp", "w8a8-fp-static"), ("w8a8-int", "w8a8-int-static")
-_OVERFLOWS = "only where the processor has VNNI instructions; without, its products overflow"
 _HUMMING = "only where the package humming-kernels is installed"
-#: Instruction sets of processors, each with those before it.
-_STEPS = {"cpu": 0, "avx2": 1, "avx512f": 2, "avx512_bf16": 3}
+#: Instruction sets of processors (`Hardware.capability`) by their width.
+_STEPS = {"cpu": 0, "avx2": 1, "avx2_vnni": 1, "avx512f": 2, "avx512_vnni": 2, "avx512_bf16": 3}
 
 RULES: tuple[Rule, ...] = (
     Rule(kernel="cuBLAS", formats=("bf16",), lowest=80),
@@ -135,9 +136,7 @@ RULES: tuple[Rule, ...] = (
         note=f"{_SLOW}, and only where the package amd-quark is installed",
     ),
     Rule(kernel="oneDNN", formats=("bf16",), place="cpu"),
-    Rule(kernel="CPUInt8ScaledMM", formats=_INT8, place="cpu", highest=0),
-    Rule(kernel="CPUInt8ScaledMM", formats=_INT8, place="cpu", lowest=1, highest=2, sure=False, note=_OVERFLOWS),
-    Rule(kernel="CPUInt8ScaledMM", formats=_INT8, place="cpu", lowest=3),
+    Rule(kernel="CPUInt8ScaledMM", formats=_INT8, place="cpu", overflows=("avx2", "avx512f")),
     Rule(kernel="ChannelWiseTorchFP8ScaledMM", formats=("w8a8-fp",), place="cpu", native=False, note=_SLOW),
     Rule(kernel="CPUWNA16", formats=("w4a16-int",), place="cpu", lowest=2, inputs=32, outputs=32),
     Rule(kernel="Dynamic4bit", formats=("w4a8-int",), place="cpu"),
@@ -160,7 +159,15 @@ def judge(name: str, scheme: Scheme | None, layers: Sequence[Matrix], capability
     usable = [row for row in rows if row.lowest <= generation <= row.highest]
     if not usable:
         return Verdict(runs="no", why=_nowhere(name, capability, rows))
+    if overflows(name, capability):
+        why = f"{usable[0].kernel}'s products overflow on a processor without VNNI instructions"
+        return Verdict(runs="no", why=why)
     return _worst(_layer(usable, scheme, matrix) for matrix in layers)
+
+
+def overflows(name: str, capability: str | None) -> bool:
+    """Whether vLLM multiplies a format on a device of that capability and gets it wrong, in silence."""
+    return any(name in row.formats and capability in row.overflows for row in RULES)
 
 
 def _place(capability: str) -> tuple[Place, int]:

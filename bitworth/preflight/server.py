@@ -8,9 +8,10 @@ from typing import Any
 
 from bitworth.errors import BitworthError, Unsupported
 from bitworth.guard.documents import config_of
-from bitworth.hardware import overflows_int8
+from bitworth.hardware import LOCAL, hardware
 from bitworth.prediction import Architecture, read_architecture
 from bitworth.preflight import VLLM, Finding, judged
+from bitworth.preflight.kernels import overflows
 from bitworth.preflight.shapes import split_of
 from bitworth.schemes.config import scheme_from_config
 from bitworth.types import Hardware, UseCase
@@ -64,8 +65,7 @@ def refuse_overflow(checkpoint: Path) -> None:
         scheme = None if told is None else scheme_from_config(told)
     except (OSError, ValueError, BitworthError):
         return  # what cannot be read here is the server's to judge
-    grids = () if scheme is None else (scheme.weight, scheme.activation)
-    if grids and all(grid is not None and (grid.kind, grid.bits) == ("int", 8) for grid in grids) and overflows_int8():
+    if scheme is not None and overflows(scheme.name, hardware(LOCAL).capability):
         raise Unsupported(
             "vLLM's INT8 products overflow on this processor, which has no VNNI instructions, so its answers would be "
             "wrong; serve another format, or on another processor."

@@ -126,7 +126,8 @@ class Hardware:
 
     `processors` counts what share the work on a chip (streaming multiprocessors, compute units), `clock_ghz` is their
     greatest clock, `link_gb_s` what one device sends to its neighbours in one direction. `capability` is what kernels
-    are built for: CUDA's compute capability (`8.6`), AMD's target (`gfx942`), or a processor's widest instruction set.
+    are built for: CUDA's compute capability (`8.6`), AMD's target (`gfx942`), or a processor's widest instruction set
+    (`avx512f`, `avx512_vnni` where it also multiplies 8-bit integers without overflow).
     """
 
     name: str
