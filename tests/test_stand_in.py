@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_devices import codes_of
+from test_devices import APART, codes_of
 
 from bitworth import recipes
 from bitworth.model import Decoder
@@ -45,9 +45,8 @@ def test_every_step_keeps_to_one_device(tiny_llama: Path, tmp_path: Path, monkey
         here, there = (codes_of(tmp_path / place / recipe.name, recipe) for place in ("here", "there"))
         assert here.keys() == there.keys()
         for name, codes in here.items():
-            if recipe.tuning is None:
-                assert (codes != there[name]).float().mean() < 0.01, (recipe.name, name)
-            elif ".layers.0." in name:  # a derivative that is almost 0 may have either sign, and later blocks see it
-                assert (codes != there[name]).float().mean() < 0.1, name
-            else:
-                assert (codes.float() - there[name].float()).abs().mean() < 0.5, name
+            if ".layers.0." in name:  # a derivative that is almost 0 may have either sign
+                most = 0.01 if recipe.tuning is None else 0.1
+                assert (codes != there[name]).float().mean() < most, (recipe.name, name)
+            else:  # a scale that fell the other way, of two as good as each other, spreads in a small random model
+                assert (codes.float() - there[name].float()).abs().mean() < APART, (recipe.name, name)
