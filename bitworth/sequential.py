@@ -287,6 +287,8 @@ class BlockPass:
             alike = (recipe.transforms, recipe.scheme.weight if recipe.transforms else None)
             if alike not in prepared:
                 prepared[alike] = self._transformed(stacked, stage, recipe, result)
+            if len(self.recipes) == 1:
+                stage.stats = None  # second moments are large, and the transformed ones are what counts now
             weight, stats, scale = prepared[alike]
             stage.scales.append(scale)
             result.audit.append(seen)

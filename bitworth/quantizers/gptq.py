@@ -45,8 +45,8 @@ def gptq(weight_OI: Tensor, grid: Grid, settings: Gptq, stats: InputStats, *, dt
         order = torch.argsort(hessian.diagonal(), descending=True, stable=True)
     back = torch.argsort(order)
     hessian, factor = damped(hessian, settings.damping, order, notes)
-    loop = _ColumnLoop(weight_OI, grid, settings, stats, order, dtype)
-    codes, scales = loop.run(factor)
+    codes, scales = _ColumnLoop(weight_OI, grid, settings, stats, order, dtype).run(factor)
+    del factor
     regrouped = settings.ordering == "group" and grid.granularity == "group"
     codes = codes[:, back]
     if settings.sweeps and regrouped:  # groups side by side
@@ -76,53 +76,56 @@ def alive_hessian(stats: InputStats, notes: list[str]) -> Tensor:
 
 
 def damped(hessian_II: Tensor, damping: float, order: Tensor, notes: list[str]) -> tuple[Tensor, Tensor]:
-    """H + damping·mean(diag H)·I, and its `inverse_factor` in processing order; damping grows tenfold until it exists.
+    """H + damping·mean(diag H)·I, in H's place, and its `inverse_factor` in processing order.
+
+    Damping grows tenfold until there is a factor.
 
     Raises:
         WorkFailed: no damping up to 1 makes it positive definite.
     """
-    mean = hessian_II.diagonal().mean()
+    plain_I = hessian_II.diagonal().clone()
+    mean = plain_I.mean()
     amount = damping
     while amount <= max(damping, _MOST_DAMPING):
-        raised_II = hessian_II.clone()
-        raised_II.diagonal().add_(amount * mean)
-        factor = inverse_factor(raised_II.index_select(0, order).index_select(1, order))
+        hessian_II.diagonal().copy_(plain_I + amount * mean)
+        factor = inverse_factor(hessian_II, order)
         if factor is not None:
             if amount != damping:
                 notes.append(f"its Hessian could not be factored; damping was raised from {damping:g} to {amount:g}")
-            return raised_II, factor
+            return hessian_II, factor
         amount = amount * 10 or _FIRST_DAMPING
     raise WorkFailed("its Hessian stays singular under any damping; use more calibration data or round to nearest")
 
 
-def inverse_factor(hessian_II: Tensor) -> Tensor | None:
-    """The upper triangular U with UᵀU = H⁻¹, or None where H is not positive definite.
+def inverse_factor(hessian_II: Tensor, order: Tensor) -> Tensor | None:
+    """The upper triangular U with UᵀU = H⁻¹, H's rows and columns in that order; None where not positive definite.
 
     With P the reversal of rows and columns and PHP = LLᵀ, U = P L⁻¹ P: one factorization, and H⁻¹ is never formed.
     """
-    lower, failed = torch.linalg.cholesky_ex(hessian_II.flip(0, 1))
+    reversed_I = order.flip(0)
+    lower, failed = torch.linalg.cholesky_ex(hessian_II.index_select(0, reversed_I).index_select(1, reversed_I))
     if int(failed):
         return None
-    upper = _inverse_of_triangle(lower).flip(0, 1).contiguous()
+    _invert_triangle(lower)
+    upper = lower.flip(0, 1)
     return upper if math.isfinite(float(upper.sum())) else None
 
 
-def _inverse_of_triangle(lower: Tensor) -> Tensor:
-    """The inverse of a lower triangular matrix: of [[A, 0], [B, C]], [[A⁻¹, 0], [-C⁻¹ B A⁻¹, C⁻¹]].
+def _invert_triangle(lower: Tensor) -> None:
+    """Invert a lower triangular matrix in its place: [[A, 0], [B, C]] becomes [[A⁻¹, 0], [-C⁻¹ B A⁻¹, C⁻¹]].
 
     Products are what processors do best, and two thirds of a solve's are with zeros.
     """
     size = lower.shape[0]
     if size <= _SOLVED:
         eye = torch.eye(size, dtype=lower.dtype, device=lower.device)
-        solved: Tensor = torch.linalg.solve_triangular(lower, eye, upper=False)
-        return solved
+        lower.copy_(torch.linalg.solve_triangular(lower, eye, upper=False))
+        return
     half = size // 2
-    first, last = _inverse_of_triangle(lower[:half, :half]), _inverse_of_triangle(lower[half:, half:])
-    inverse = torch.zeros_like(lower)
-    inverse[:half, :half], inverse[half:, half:] = first, last
-    inverse[half:, :half] = (last @ (lower[half:, :half] @ first)).neg_()
-    return inverse
+    first, below, last = lower[:half, :half], lower[half:, :half], lower[half:, half:]
+    _invert_triangle(first)
+    _invert_triangle(last)
+    below.copy_((last @ (below @ first)).neg_())
 
 
 class _ColumnLoop:

@@ -102,7 +102,7 @@ class InputStats:
     def divided_by(self, scale_I: Tensor) -> InputStats:
         """The statistics of x / scale, without seeing x again."""
         other = InputStats(0, factors=self._factors)
-        other._sum_II = self._sum_II / scale_I.unsqueeze(0) / scale_I.unsqueeze(1)
+        other._sum_II = (self._sum_II / scale_I.unsqueeze(0)).div_(scale_I.unsqueeze(1))
         other._abs_I = self._abs_I / scale_I
         other.half_max_abs_2I = self.half_max_abs_2I / scale_I
         other.max_abs_I = self.max_abs_I / scale_I
