@@ -6,9 +6,9 @@ with, in float32 and for P weights in the largest block, I the widest input, D h
 all, T in a sequence, R recipes of which S have hidden states of their own and L learn on after rounding:
 
     block        (2 + 2 R) P       weights and their rounding; codes and rounded weights of every recipe
-    moments      6 I²              Σ x xᵀ, the Hessian, its damped and ordered copies, its factor; all stages' sums
-                                   instead where several chunks read the unquantized stream, and all experts' at once
-                                   where there are several chunks
+    moments      4 I²              Σ x xᵀ, the Hessian, its ordered copy, its factor; where recipes share the
+                                   unquantized stream a transformed Σ too, and all stages' where it has several chunks;
+                                   all experts' at once where there are several chunks
     activations  C (4 I + 4 D)     one chunk inside the block
     waiting      N (3 D + max(I, 2 D))   a recipe's chunks that wait there for one another; none where there is one
                                    chunk, where they would exceed the budget of the states, and in mixtures
@@ -83,12 +83,13 @@ def footprint(
     budget = states_budget(states_mib)
     waiting = waiting_bytes(decoder, tokens) if alone and tokens > chunk_tokens and not of_experts else 0
     in_files = (streams + learning) * tokens * decoder.width * _FLOAT > budget
-    moments = 6 * widest**2
+    copies = 3 + (len(alone) < len(calibrated))  # beside the sum itself
+    moments = (1 + copies) * widest**2
     if tokens > chunk_tokens and alone and of_experts:  # those of a level are measured in one pass
         level = max(width**2 * count for width, count in Counter(of_experts).items())
-        moments = max(moments, level + 5 * widest**2)
+        moments = max(moments, level + copies * widest**2)
     if tokens > chunk_tokens and len(alone) < len(calibrated):
-        moments = max(moments, sum(width**2 for width in (*set(widths), *of_experts)) + 5 * widest**2)
+        moments = max(moments, sum(width**2 for width in (*set(widths), *of_experts)) + copies * widest**2)
     parts = {
         "process_mib": float(psutil.Process().memory_info().rss),
         "block_mib": (2 + 2 * len(recipes)) * largest * _FLOAT,
