@@ -32,17 +32,15 @@ def compiles(grid: Grid, device: torch.device) -> bool:
     return grid.kind == "int" and device.type == "cpu"
 
 
-def sweep(weight_OI: Tensor, codes_OI: Tensor, scale_OG: Tensor, grid: Grid, hessian_II: Tensor, sweeps: int) -> Tensor:
+def sweep(codes_OI: Tensor, scale_OG: Tensor, grid: Grid, hessian_II: Tensor, pull_OI: Tensor, sweeps: int) -> Tensor:
     """Coordinate descent over a layer's codes, as `refine.sweep_codes`, up to `sweeps` times or until nothing changes.
 
-    A row's gradient is only touched where a code changes, which few do.
+    A row's pull is only touched where a code changes, which few do; `pull_OI` has to be contiguous.
     """
     size = codes_OI.shape[1] // scale_OG.shape[1]
     codes = codes_OI.clone(memory_format=torch.contiguous_format)
-    steps_OI = scale_OG.repeat_interleave(size, 1)
-    pull = (weight_OI - codes * steps_OI) @ hessian_II
     low, high = grid.levels
-    inputs = (_numpy(codes), _numpy(pull), _numpy(scale_OG))
+    inputs = (_numpy(codes), pull_OI.numpy(), _numpy(scale_OG))
     fixed = (_numpy(hessian_II), np.float32(low), np.float32(high), size, sweeps)
     _by_rows(_sweep_rows, inputs, fixed)
     return codes

@@ -71,6 +71,13 @@ def _to_e2m1(clamped: Tensor) -> Tensor:
     return ((clamped + 0.0) / step).round_().mul_(step)
 
 
+def compact_codes(codes: Tensor, grid: Grid) -> Tensor:
+    """Codes in a small type that holds each of them, and a zero's sign where the grid has one: int8 or bfloat16."""
+    if grid.bits > 8:
+        return codes
+    return codes.to(torch.int8 if grid.kind == "int" else torch.bfloat16)
+
+
 def round_to_grid(weight_OI: Tensor, scale_OG: Tensor, grid: Grid) -> Tensor:
     """Codes of a weight under its scales, shape (out, in), float32."""
     size = group_size_of(grid, weight_OI.shape[1])
@@ -80,7 +87,8 @@ def round_to_grid(weight_OI: Tensor, scale_OG: Tensor, grid: Grid) -> Tensor:
 def from_codes(codes_OI: Tensor, scale_OG: Tensor) -> Tensor:
     """The weight that codes and scales stand for, float32."""
     size = codes_OI.shape[1] // scale_OG.shape[1]
-    weight_OGS: Tensor = _grouped(codes_OI, size) * scale_OG.float().unsqueeze(-1)
+    coded_OGS = codes_OI.reshape(codes_OI.shape[0], -1, size)
+    weight_OGS: Tensor = coded_OGS * scale_OG.float().unsqueeze(-1)
     return weight_OGS.flatten(1)
 
 

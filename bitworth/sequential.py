@@ -57,6 +57,10 @@ class _Reached(Exception):
     """The stage being measured was reached; the rest of the block is not needed."""
 
 
+#: Layers stacked, the statistics of what they read, and by what the transforms divide that.
+Prepared = tuple[Tensor, InputStats, Tensor | None]
+
+
 @dataclass(slots=True)
 class BlockResult:
     """What a block became: rounded layers, the cache's scales, other parameters that changed, and notes by layer."""
@@ -270,11 +274,9 @@ class BlockPass:
             yield
 
     def _quantize(self, stage: Stage) -> None:
-        """Round the stage's layers by every recipe; what transforms prepare alike is prepared once."""
-        layers = [self._linears[name] for name in stage.layers]
-        for name, layer in zip(stage.layers, layers, strict=True):
-            _check_finite(self.block, name, layer.weight)
-        stacked = torch.cat([layer.weight for layer in layers]).float()
+        """Round the stage's layers by every recipe."""
+        for name in stage.layers:
+            _check_finite(self.block, name, self._linears[name].weight)
         assert stage.stats is not None
         if not torch.isfinite(stage.stats.max_abs_I).all():
             raise WorkFailed(
@@ -282,14 +284,9 @@ class BlockPass:
                 "in its own dtype first."
             )
         seen = audit_stage(self.block.prefix, stage.layers, stage.stats)
-        prepared: dict[object, tuple[Tensor, InputStats, Tensor | None]] = {}
-        for recipe, result in zip(self.recipes, self.results, strict=True):
-            alike = (recipe.transforms, recipe.scheme.weight if recipe.transforms else None)
-            if alike not in prepared:
-                prepared[alike] = self._transformed(stacked, stage, recipe, result)
-            if len(self.recipes) == 1:
-                stage.stats = None  # second moments are large, and the transformed ones are what counts now
-            weight, stats, scale = prepared[alike]
+        prepared = self._prepared(stage)
+        stage.stats = None  # second moments are large
+        for recipe, result, (weight, stats, scale) in zip(self.recipes, self.results, prepared, strict=True):
             stage.scales.append(scale)
             result.audit.append(seen)
             self._round(stage, weight, stats, recipe, result)
@@ -300,11 +297,20 @@ class BlockPass:
                         rounded = rounded / scale  # as if the input were divided
                     self._weights[name] = rounded.to(self.block.factors)
         stage.done = True
-        stage.stats = None
 
-    def _transformed(
-        self, stacked: Tensor, stage: Stage, recipe: Recipe, result: BlockResult
-    ) -> tuple[Tensor, InputStats, Tensor | None]:
+    def _prepared(self, stage: Stage) -> list[Prepared]:
+        """What each recipe rounds; what transforms prepare alike is prepared once."""
+        stacked = torch.cat([self._linears[name].weight for name in stage.layers]).float()
+        made: dict[object, Prepared] = {}
+        by_recipe = []
+        for recipe, result in zip(self.recipes, self.results, strict=True):
+            alike = (recipe.transforms, recipe.scheme.weight if recipe.transforms else None)
+            if alike not in made:
+                made[alike] = self._transformed(stacked, stage, recipe, result)
+            by_recipe.append(made[alike])
+        return by_recipe
+
+    def _transformed(self, stacked: Tensor, stage: Stage, recipe: Recipe, result: BlockResult) -> Prepared:
         stats, total = stage.stats, None
         assert stats is not None
         made = result.rounded.get(stage.producer or "")
@@ -345,13 +351,12 @@ class BlockPass:
 
     def _round_shared(self, weight_OI: Tensor, stats: InputStats, recipe: Recipe) -> Rounded:
         """Every rank rounds its part of the rows and gets the others'; all round all where there are too few."""
-        rows, grid = weight_OI.shape[0], recipe.scheme.weight
-        assert grid is not None
+        rows, spend = weight_OI.shape[0], len(self.recipes) == 1
         if self.ranks.count == 1 or rows < self.ranks.count:
-            return round_weight(weight_OI, recipe, stats, dtype=self.dtype)
-        made = round_weight(weight_OI, recipe, stats, dtype=self.dtype, rows=self.ranks.share(rows))
-        carried = torch.bfloat16 if grid.bits <= 8 else torch.float32  # which holds every code
-        made.codes_OI = self.ranks.gather_rows(made.codes_OI.to(carried), rows).float()
+            return round_weight(weight_OI, recipe, stats, dtype=self.dtype, spend=spend)
+        share = self.ranks.share(rows)
+        made = round_weight(weight_OI, recipe, stats, dtype=self.dtype, rows=share, spend=spend)
+        made.codes_OI = self.ranks.gather_rows(made.codes_OI, rows)
         made.scale_OG = self.ranks.gather_rows(made.scale_OG, rows)
         return made
 

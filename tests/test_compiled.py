@@ -13,7 +13,7 @@ from torch import Tensor
 
 from bitworth import compiled
 from bitworth.numerics import as_stored, clipped_scale, from_codes, round_to_grid, scale_of
-from bitworth.quantizers.refine import sweep_codes
+from bitworth.quantizers.refine import pull_of, sweep_codes
 from bitworth.types import Clip, Grid
 
 GRID = Grid(bits=4, granularity="group", group_size=8)
@@ -38,9 +38,15 @@ def objective(weight: Tensor, codes: Tensor, scale: Tensor, hessian: Tensor) -> 
 @settings(max_examples=25, deadline=None)
 def test_a_sweep_is_torchs_sweep_and_further_ones_never_lose(seed: int) -> None:
     weight, codes, scale, hessian = layer(seed)
-    once = compiled.sweep(weight, codes, scale, GRID, hessian, 1)
-    assert (once != sweep_codes(weight, codes, scale, GRID, hessian)).float().mean() < 0.01  # ties, rounded otherwise
-    many = compiled.sweep(weight, codes, scale, GRID, hessian, 50)
+    pull = pull_of(weight, codes, scale, hessian)
+    pulls = [pull.clone() for _ in range(3)]
+    once = compiled.sweep(codes, scale, GRID, hessian, pulls[0], 1)
+    expected = sweep_codes(codes, scale, GRID, hessian, pulls[1])
+    assert (once != expected).float().mean() < 0.01  # ties, rounded otherwise
+    many = compiled.sweep(codes, scale, GRID, hessian, pulls[2], 50)
+    for found, kept_up in zip((once, expected, many), pulls, strict=True):
+        left = pull_of(weight, found, scale, hessian)
+        torch.testing.assert_close(kept_up, left, rtol=0, atol=1e-5 * float(pull.abs().max()))
     before, first, last = (objective(weight, found, scale, hessian) for found in (codes, once, many))
     assert (first <= before * (1 + 1e-4)).all()
     assert (last <= first * (1 + 1e-4)).all()
@@ -50,7 +56,7 @@ def test_a_sweep_is_torchs_sweep_and_further_ones_never_lose(seed: int) -> None:
 
 def test_after_enough_sweeps_no_single_code_can_be_bettered() -> None:
     weight, codes, scale, hessian = layer(3, rows=3)
-    found = compiled.sweep(weight, codes, scale, GRID, hessian, 100)
+    found = compiled.sweep(codes, scale, GRID, hessian, pull_of(weight, codes, scale, hessian), 100)
     least = objective(weight, found, scale, hessian)
     for row, column, code in product(range(3), range(24), range(-8, 8)):
         other = found.clone()
@@ -60,9 +66,9 @@ def test_after_enough_sweeps_no_single_code_can_be_bettered() -> None:
 
 def test_what_it_is_given_stays_as_it_is() -> None:
     weight, codes, scale, hessian = layer(0)
-    kept = [value.clone() for value in (weight, codes, scale, hessian)]
-    compiled.sweep(weight, codes, scale, GRID, hessian, 3)
-    assert all(torch.equal(*pair) for pair in zip(kept, (weight, codes, scale, hessian), strict=True))
+    kept = [value.clone() for value in (codes, scale, hessian)]
+    compiled.sweep(codes, scale, GRID, hessian, pull_of(weight, codes, scale, hessian), 3)
+    assert all(torch.equal(*pair) for pair in zip(kept, (codes, scale, hessian), strict=True))
 
 
 @pytest.mark.parametrize("weighted", [False, True])

@@ -18,7 +18,7 @@ from bitworth import compiled_gpu
 from bitworth.numerics import from_codes, round_to_grid, scale_of
 from bitworth.quantizers import InputStats
 from bitworth.quantizers.gptq import gptq
-from bitworth.quantizers.refine import sweep_codes
+from bitworth.quantizers.refine import pull_of, sweep_codes
 from bitworth.types import Clip, Gptq, Grid
 
 INTERPRETED = "BITWORTH_TEST_INTERPRETED"
@@ -100,10 +100,13 @@ def test_descent_is_that_of_the_loop_in_torch(
     weight, hessian, grid = normal(rows, columns), stats_of(columns).hessian_II, grid_of(4, size)
     scale = scale_of(weight, grid, dtype=torch.bfloat16)
     codes = round_to_grid(weight, scale, grid)
-    found = sweep_codes(weight, codes, scale, grid, hessian)
+    pulls = [pull_of(weight, codes, scale, hessian) for _ in range(2)]
+    found = sweep_codes(codes, scale, grid, hessian, pulls[0])
     assert covering
+    left = pull_of(weight, found, scale, hessian)
+    torch.testing.assert_close(pulls[0], left, rtol=0, atol=1e-4 * float(left.abs().max()))
     monkeypatch.setattr(compiled_gpu, "covers", lambda *_: False)
-    expected = sweep_codes(weight, codes, scale, grid, hessian)
+    expected = sweep_codes(codes, scale, grid, hessian, pulls[1])
     assert (found != codes).any()
     assert (found != expected).float().mean() < 2e-3
     delta = [from_codes(some, scale) - weight for some in (codes, found)]

@@ -18,7 +18,7 @@ from bitworth.numerics import clipped_scale, from_codes, round_to_grid, scale_of
 from bitworth.quantizers import InputStats, Rounded, round_weight
 from bitworth.quantizers.awq import awq_scale
 from bitworth.quantizers.gptq import gptq, inverse_factor
-from bitworth.quantizers.refine import refine, refit_scale, sweep_codes
+from bitworth.quantizers.refine import pull_of, refine, refit_scale, sweep_codes, systems
 from bitworth.quantizers.rtn import rtn
 from bitworth.quantizers.smoothquant import smoothing_scale
 from bitworth.scales import scale_type
@@ -198,9 +198,11 @@ def test_systems_of_many_rows_are_solved_some_at_a_time(monkeypatch: pytest.Monk
     weight, hessian = normal(50, 64), stats_of(inputs_of(64)).hessian_II
     scale = scale_of(weight, GROUPED)
     codes = round_to_grid(weight, scale, GROUPED)
-    whole = refit_scale(weight @ hessian, codes, scale, hessian, dtype=F32)
+    whole = refine(weight, codes, scale, GROUPED, hessian, 2, dtype=F32)
     monkeypatch.setattr(sys.modules["bitworth.quantizers.refine"], "_SYSTEMS", 7 * 8 * 8)
-    torch.testing.assert_close(refit_scale(weight @ hessian, codes, scale, hessian, dtype=F32), whole)
+    parts = refine(weight, codes, scale, GROUPED, hessian, 2, dtype=F32)
+    assert torch.equal(parts[0], whole[0])
+    torch.testing.assert_close(parts[1], whole[1])
 
 
 @pytest.mark.parametrize("grid", [NVFP4, MXFP4])
@@ -282,7 +284,8 @@ def test_refitted_scales_are_the_least_squares_solution() -> None:
     codes = round_to_grid(weight, scale, GROUPED)
     codes[1, 8:16] = 0
     hessian = stats_of(inputs).hessian_II
-    found = refit_scale(weight @ hessian, codes, scale, hessian, dtype=F32)
+    pull, left = pull_of(weight, codes, scale, hessian), systems(codes, 3, hessian)
+    found = refit_scale(pull, codes, scale, left, dtype=F32)
     for row in range(3):
         kept = [group for group in range(3) if codes[row, group * 8 : group * 8 + 8].any()]
         basis = torch.stack([inputs[:, g * 8 : g * 8 + 8] @ codes[row, g * 8 : g * 8 + 8] for g in kept], dim=1)
@@ -304,7 +307,9 @@ def test_a_sweep_gives_each_column_in_its_turn_its_best_code() -> None:
             delta = (from_codes(expected, scale) - weight).double()
             tried.append(((delta @ hessian.double()) * delta).sum(1))
         expected[:, column] = torch.stack(tried).argmin(0) - 8.0
-    assert torch.equal(sweep_codes(weight, codes, scale, GROUPED, hessian), expected)
+    pull = pull_of(weight, codes, scale, hessian)
+    assert torch.equal(sweep_codes(codes, scale, GROUPED, hessian, pull), expected)
+    torch.testing.assert_close(pull, pull_of(weight, expected, scale, hessian), rtol=0, atol=1e-5)
 
 
 # --- Hessians that are not what one hopes for -----------------------------------------------------------------------

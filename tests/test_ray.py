@@ -208,7 +208,8 @@ def test_a_node_that_died_and_is_still_listed_is_no_refusal(cluster: Any, tmp_pa
     cluster.remove_node(added, allow_graceful=False)
     ray.init(address=cluster.address, log_to_driver=False, logging_level="error")
     try:
-        assert len(members.nodes_up(ray)) == 3, "else this shows nothing"
+        # Others that earlier tests took away may be listed too.
+        assert added.node_id in {row["NodeID"] for row in members.nodes_up(ray)}, "else this shows nothing"
         with rays.connect(cluster.address, tmp_path) as found:
             assert len(found.nodes()) == 2
     finally:

@@ -19,20 +19,27 @@ __all__ = ["InputStats", "Rounded", "round_weight"]
 
 
 def round_weight(
-    weight_OI: Tensor, recipe: Recipe, stats: InputStats | None, *, dtype: torch.dtype, rows: slice | None = None
+    weight_OI: Tensor,
+    recipe: Recipe,
+    stats: InputStats | None,
+    *,
+    dtype: torch.dtype,
+    rows: slice | None = None,
+    spend: bool = False,
 ) -> Rounded:
     """Codes and scales of one weight, or of several stacked along rows that read the same input.
 
     Args:
-        weight_OI: (out, in), float32.
+        weight_OI: (out, in).
         recipe: what to do.
         stats: what the inputs looked like; GPTQ without it falls back to rounding and says so in the notes.
         dtype: of the model: what scales are stored in, unless the format says otherwise.
         rows: round only these; what the whole stack shares is found on all.
+        spend: the second moments of `stats` may be overwritten.
     """
     assert recipe.scheme.weight is not None
     stored = scale_type(weight_OI, recipe.scheme.weight, dtype)
-    rounded = _rounded(weight_OI if rows is None else weight_OI[rows], recipe, stats, stored)
+    rounded = _rounded(weight_OI if rows is None else weight_OI[rows], recipe, stats, stored, spend)
     rounded.dtype = stored
     rounded.beside |= _input_scales(recipe.scheme.activation, stats, dtype, rounded.notes)
     return rounded
@@ -56,12 +63,12 @@ def _input_scales(
     return {"input_scale": ScaleType(dtype).encode(peak / half_range(grid))}
 
 
-def _rounded(weight_OI: Tensor, recipe: Recipe, stats: InputStats | None, stored: ScaleType) -> Rounded:
+def _rounded(weight_OI: Tensor, recipe: Recipe, stats: InputStats | None, stored: ScaleType, spend: bool) -> Rounded:
     grid = recipe.scheme.weight
     assert grid is not None
     if isinstance(recipe.rounding, Gptq):
         if stats is not None and stats.tokens:
-            return gptq(weight_OI, grid, recipe.rounding, stats, dtype=stored)
+            return gptq(weight_OI, grid, recipe.rounding, stats, dtype=stored, spend=spend)
         rounded = rtn(weight_OI, grid, recipe.rounding.clip, None, dtype=stored)
         rounded.notes.append("calibration never reached it, so it was rounded without data")
         return rounded

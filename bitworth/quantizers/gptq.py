@@ -20,50 +20,61 @@ from torch import Tensor
 
 from bitworth import compiled, compiled_gpu
 from bitworth.errors import WorkFailed
-from bitworth.numerics import clipped_scale, group_size_of, scale_of, to_codes
+from bitworth.numerics import clipped_scale, compact_codes, group_size_of, scale_of, to_codes
 from bitworth.quantizers.refine import refine
 from bitworth.quantizers.rtn import choose_scale
-from bitworth.quantizers.stats import InputStats, Rounded
+from bitworth.quantizers.stats import InputStats, Rounded, rounded_factors
 from bitworth.scales import Stored
 from bitworth.types import Gptq, Grid
 
 _FIRST_DAMPING, _MOST_DAMPING = 0.001, 1.0
 _SOLVED = 192  # columns of a triangle that is inverted by a solve
+_ROWS = 512  # that each thread rounds at a time: what is held of them is little beside the second moments
+_TURNED = 1 << 20  # numbers of a matrix that are turned round at a time
 
 
-def gptq(weight_OI: Tensor, grid: Grid, settings: Gptq, stats: InputStats, *, dtype: Stored) -> Rounded:
+def gptq(
+    weight_OI: Tensor, grid: Grid, settings: Gptq, stats: InputStats, *, dtype: Stored, spend: bool = False
+) -> Rounded:
     """Round `weight_OI` (out, in) under second moments `stats`, then `refine` codes and scales.
+
+    Rows know nothing of each other, so on a CPU some are rounded after others. `spend`: nobody needs the statistics'
+    second moments after, which may be overwritten.
 
     Raises:
         WorkFailed: the Hessian holds NaN or infinity, or stays singular under any damping.
     """
-    weight_OI = weight_OI.float()
     notes: list[str] = []
-    hessian = alive_hessian(stats, notes)
+    hessian = alive_hessian(stats.spent_hessian_II() if spend else stats.hessian_II, notes)
     order = torch.arange(weight_OI.shape[1], device=hessian.device)
     if settings.ordering != "none":
         order = torch.argsort(hessian.diagonal(), descending=True, stable=True)
     back = torch.argsort(order)
     hessian, factor = damped(hessian, settings.damping, order, notes)
-    codes, scales = _ColumnLoop(weight_OI, grid, settings, stats, order, dtype).run(factor)
-    del factor
     regrouped = settings.ordering == "group" and grid.granularity == "group"
-    codes = codes[:, back]
-    if settings.sweeps and regrouped:  # groups side by side
-        ordered_II = hessian[order][:, order]
-        swept, scales = refine(
-            weight_OI[:, order], codes[:, order], scales, grid, ordered_II, settings.sweeps, dtype=dtype
-        )
-        codes = swept[:, back]
-    elif settings.sweeps:
-        codes, scales = refine(weight_OI, codes, scales, grid, hessian, settings.sweeps, dtype=dtype)
+    if regrouped and settings.sweeps:  # groups side by side
+        hessian = hessian[order][:, order]
+    parts = []
+    for run_OI in torch.split(weight_OI, _rows_at_once(weight_OI)):
+        run_OI = run_OI.float()
+        codes, scales = _ColumnLoop(run_OI, grid, settings, stats, order, dtype).run(factor)
+        codes = codes if regrouped else codes[:, back]
+        if settings.sweeps:
+            target_OI = run_OI[:, order] if regrouped else run_OI
+            with rounded_factors(stats.factors):
+                codes, scales = refine(target_OI, codes, scales, grid, hessian, settings.sweeps, dtype=dtype)
+        parts.append((compact_codes(codes[:, back] if regrouped else codes, grid), scales))
+    codes_OI, scale_OG = (torch.cat(each) for each in zip(*parts, strict=True))
     group_of = (back // group_size_of(grid, len(order))).to(torch.int32) if regrouped else None
-    return Rounded(codes.contiguous(), scales, group_of, notes)
+    return Rounded(codes_OI, scale_OG, group_of, notes)
 
 
-def alive_hessian(stats: InputStats, notes: list[str]) -> Tensor:
+def _rows_at_once(weight_OI: Tensor) -> int:
+    return _ROWS * torch.get_num_threads() if weight_OI.device.type == "cpu" else len(weight_OI)
+
+
+def alive_hessian(hessian: Tensor, notes: list[str]) -> Tensor:
     """The Hessian; a column that was always zero gets the mean diagonal, which rounds it to nearest."""
-    hessian = stats.hessian_II
     if not torch.isfinite(hessian).all():
         raise WorkFailed("its calibration inputs hold NaN or infinity; check the model in its own dtype first")
     dead = hessian.diagonal() == 0
@@ -103,12 +114,26 @@ def inverse_factor(hessian_II: Tensor, order: Tensor) -> Tensor | None:
     With P the reversal of rows and columns and PHP = LLᵀ, U = P L⁻¹ P: one factorization, and H⁻¹ is never formed.
     """
     reversed_I = order.flip(0)
-    lower, failed = torch.linalg.cholesky_ex(hessian_II.index_select(0, reversed_I).index_select(1, reversed_I))
+    lower = hessian_II[reversed_I.unsqueeze(1), reversed_I]
+    failed = torch.empty((), dtype=torch.int32, device=lower.device)
+    torch.linalg.cholesky_ex(lower, out=(lower, failed))
     if int(failed):
         return None
     _invert_triangle(lower)
-    upper = lower.flip(0, 1)
-    return upper if math.isfinite(float(upper.sum())) else None
+    _turn_round(lower)
+    return lower if math.isfinite(float(lower.sum())) else None
+
+
+def _turn_round(matrix: Tensor) -> None:
+    """Reverse rows and columns in place."""
+    flat = matrix.view(-1)
+    last = len(flat)
+    for start in range(0, last // 2, _TURNED):
+        end = min(start + _TURNED, last // 2)
+        front, back = flat[start:end], flat[last - end : last - start]
+        turned = front.flip(0)
+        front.copy_(back.flip(0))
+        back.copy_(turned)
 
 
 def _invert_triangle(lower: Tensor) -> None:

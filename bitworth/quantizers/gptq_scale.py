@@ -52,7 +52,7 @@ def conditional_variance(stats: InputStats, damping: float) -> Tensor:
         WorkFailed: the Hessian holds NaN or infinity, or stays singular under any damping.
     """
     notes: list[str] = []  # GPTQ itself will say them
-    hessian = alive_hessian(stats, notes)
+    hessian = alive_hessian(stats.hessian_II, notes)
     order = torch.argsort(hessian.diagonal(), descending=True, stable=True)
     _, factor = damped(hessian, damping, order, notes)
     return factor.diagonal().square().reciprocal()[torch.argsort(order)]

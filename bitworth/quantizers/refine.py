@@ -6,6 +6,9 @@ for together; with all other codes fixed, the best code of column j is nearest t
 over the columns is cyclic coordinate descent (as in QuantEase, arXiv 2309.01885). Neither step raises L but for the
 rounding of scales to what they are stored in; where that is coarse, rows that it costs more than the refit gained keep
 their scales.
+
+Both steps read the pull, (W - Q) H, which is minus half of L's gradient, and bring it up to date by what they changed.
+So every product is with a difference that is small beside the weight, and may round its factors.
 """
 
 from __future__ import annotations
@@ -44,67 +47,85 @@ def refine(
         sweeps: how often to do both.
         dtype: what scales are stored in.
     """
-    target_OI = weight_OI @ hessian_II
+    groups = scale_OG.shape[1]
+    most = max(1, _SYSTEMS // groups**2)
+    if len(weight_OI) > most:  # many small groups
+        runs = zip(*(torch.split(each, most) for each in (weight_OI, codes_OI, scale_OG)), strict=True)
+        parts = [refine(own, codes, scale, grid, hessian_II, sweeps, dtype=dtype) for own, codes, scale in runs]
+        return torch.cat([codes for codes, _ in parts]), torch.cat([scale for _, scale in parts])
+    codes_OI, coarse = codes_OI.float(), isinstance(dtype, ScaleType) and dtype.coarse
+    pull_OI, left_OGG = pull_of(weight_OI, codes_OI, scale_OG, hessian_II), None
     for _ in range(sweeps):
-        refitted_OG = refit_scale(target_OI, codes_OI, scale_OG, hessian_II, dtype=dtype)
-        if isinstance(dtype, ScaleType) and dtype.coarse:  # rounding may have undone a row's gain
-            before, after = (_row_losses(weight_OI, codes_OI, scales, hessian_II) for scales in (scale_OG, refitted_OG))
-            refitted_OG = torch.where((after < before).unsqueeze(1), refitted_OG, scale_OG)
+        if left_OGG is None or coarse:  # later ones are nearly the same, and the pull is exact
+            left_OGG = systems(codes_OI, groups, hessian_II)
+        refitted_OG = refit_scale(pull_OI, codes_OI, scale_OG, left_OGG, dtype=dtype)
+        pull_OI -= from_codes(codes_OI, refitted_OG - scale_OG) @ hessian_II
         scale_OG = refitted_OG
         if compiled.compiles(grid, codes_OI.device):
-            codes_OI = compiled.sweep(weight_OI, codes_OI, scale_OG, grid, hessian_II, PASSES)
+            codes_OI = compiled.sweep(codes_OI, scale_OG, grid, hessian_II, pull_OI, PASSES)
             continue
         for _ in range(PASSES):
-            codes_OI = sweep_codes(weight_OI, codes_OI, scale_OG, grid, hessian_II)
+            codes_OI = sweep_codes(codes_OI, scale_OG, grid, hessian_II, pull_OI)
     return codes_OI, scale_OG
 
 
-def refit_scale(target_OI: Tensor, codes_OI: Tensor, scale_OG: Tensor, hessian_II: Tensor, *, dtype: Stored) -> Tensor:
-    """The scales that minimize the objective under these codes, a (groups, groups) system a row; `target_OI` is W H.
+def pull_of(weight_OI: Tensor, codes_OI: Tensor, scale_OG: Tensor, hessian_II: Tensor) -> Tensor:
+    """Minus half the objective's gradient, (W - Q) H, shape (out, in)."""
+    return (weight_OI - from_codes(codes_OI, scale_OG)) @ hessian_II
+
+
+def systems(codes_OI: Tensor, groups: int, hessian_II: Tensor) -> Tensor:
+    """By row, the products of its groups' codes under H, shape (out, groups, groups), their diagonals made positive."""
+    rows, columns = codes_OI.shape
+    size = columns // groups
+    left_OGG = torch.empty(rows, groups, groups, device=codes_OI.device)
+    for group in range(groups):  # they are symmetric
+        start = group * size
+        reach_OI = codes_OI[:, start : start + size] @ hessian_II[start : start + size, start:]
+        along_OG = reach_OI.mul_(codes_OI[:, start:]).view(rows, groups - group, size).sum(-1)
+        left_OGG[:, group, group:] = left_OGG[:, group:, group] = along_OG
+    diagonal_OG = left_OGG.diagonal(dim1=1, dim2=2)
+    diagonal_OG.add_(1e-6 * diagonal_OG.amax(1, keepdim=True) + (diagonal_OG <= 0))
+    return left_OGG
+
+
+def refit_scale(pull_OI: Tensor, codes_OI: Tensor, scale_OG: Tensor, left_OGG: Tensor, *, dtype: Stored) -> Tensor:
+    """The scales that minimize the objective under these codes, whose `systems` are `left_OGG`.
 
     A scale that would leave half to twice its old value, or whose codes are all zero, stays: such a system says little.
     """
-    rows, groups = scale_OG.shape
-    most = max(1, _SYSTEMS // groups**2)
-    if rows > most:  # many small groups
-        runs = [slice(start, start + most) for start in range(0, rows, most)]
-        parts = [(target_OI[run], codes_OI[run], scale_OG[run]) for run in runs]
-        return torch.cat([refit_scale(a, b, c, hessian_II, dtype=dtype) for a, b, c in parts])
-    size = codes_OI.shape[1] // groups
-    coded_OGS = codes_OI.reshape(rows, groups, size)
-    right_OG = (target_OI.view(rows, groups, size) * coded_OGS).sum(-1)
-    left_OGG = torch.empty(rows, groups, groups, device=target_OI.device)
-    for group in range(groups):  # the system is symmetric
-        start = group * size
-        reach_OI = coded_OGS[:, group] @ hessian_II[start : start + size, start:]
-        along_OG = (reach_OI.view(rows, groups - group, size) * coded_OGS[:, group:]).sum(-1)
-        left_OGG[:, group, group:] = left_OGG[:, group:, group] = along_OG
-    diagonal_OG = left_OGG.diagonal(dim1=1, dim2=2)
-    empty_OG = diagonal_OG <= 0
-    ridge_OG = 1e-6 * diagonal_OG.amax(1, keepdim=True) + empty_OG
-    diagonal_OG.add_(ridge_OG)
-    solved_OG = torch.linalg.solve(left_OGG, right_OG.unsqueeze(-1)).squeeze(-1)
-    keep = empty_OG | ~((solved_OG > scale_OG / 2) & (solved_OG < scale_OG * 2))
-    return as_stored(torch.where(keep, scale_OG, solved_OG), dtype)
+    right_OG = (pull_OI * codes_OI).view(*scale_OG.shape, -1).sum(-1)
+    solved_OG = scale_OG + torch.linalg.solve(left_OGG, right_OG.unsqueeze(-1)).squeeze(-1)
+    kept = (solved_OG > scale_OG / 2) & (solved_OG < scale_OG * 2)
+    refitted_OG = as_stored(torch.where(kept, solved_OG, scale_OG), dtype)
+    if not (isinstance(dtype, ScaleType) and dtype.coarse):
+        return refitted_OG
+    step_OG = refitted_OG - scale_OG  # changes the objective by step · (left step - 2 right)
+    change_O = (step_OG * ((left_OGG @ step_OG.unsqueeze(-1)).squeeze(-1) - 2 * right_OG)).sum(1)
+    return torch.where(change_O.unsqueeze(1) < 0, refitted_OG, scale_OG)
 
 
-def _row_losses(weight_OI: Tensor, codes_OI: Tensor, scale_OG: Tensor, hessian_II: Tensor) -> Tensor:
-    """The objective a row, shape (out,)."""
-    delta_OI = from_codes(codes_OI, scale_OG) - weight_OI
-    return ((delta_OI @ hessian_II) * delta_OI).sum(1)
-
-
-def sweep_codes(weight_OI: Tensor, codes_OI: Tensor, scale_OG: Tensor, grid: Grid, hessian_II: Tensor) -> Tensor:
-    """One pass of coordinate descent over the columns; new codes (out, in)."""
-    columns = weight_OI.shape[1]
-    size = columns // scale_OG.shape[1]
+def sweep_codes(codes_OI: Tensor, scale_OG: Tensor, grid: Grid, hessian_II: Tensor, pull_OI: Tensor) -> Tensor:
+    """One pass of coordinate descent over the columns; new codes (out, in), and `pull_OI` becomes theirs."""
     rounded_IO = from_codes(codes_OI, scale_OG).T.contiguous()
     codes_IO = codes_OI.T.contiguous()
     scale_GO = scale_OG.T.contiguous()
-    pull_IO = hessian_II @ (weight_OI.T - rounded_IO)  # minus half the objective's gradient
-    if compiled_gpu.covers(grid, weight_OI.device, _GPU_BLOCK):
-        return _sweep_on_gpu(rounded_IO, codes_IO, scale_GO, pull_IO, grid, hessian_II).T.contiguous()
-    steps_BO = torch.empty(_BLOCK, weight_OI.shape[0], device=weight_OI.device)
+    pull_IO = pull_OI.T.contiguous()
+    if compiled_gpu.covers(grid, codes_OI.device, _GPU_BLOCK):
+        _sweep_on_gpu(rounded_IO, codes_IO, scale_GO, pull_IO, grid, hessian_II)
+    else:
+        _sweep_in_torch(rounded_IO, codes_IO, scale_GO, pull_IO, grid, hessian_II)
+    pull_OI.copy_(pull_IO.T)
+    return codes_IO.T.contiguous()
+
+
+def _sweep_in_torch(
+    rounded_IO: Tensor, codes_IO: Tensor, scale_GO: Tensor, pull_IO: Tensor, grid: Grid, hessian_II: Tensor
+) -> None:
+    """`sweep_codes` a column at a time; codes and pull are changed."""
+    columns, rows = codes_IO.shape
+    size = columns // len(scale_GO)
+    steps_BO = torch.empty(_BLOCK, rows, device=codes_IO.device)
     diagonal = hessian_II.diagonal().tolist()
     for start in range(0, columns, _BLOCK):
         end = min(start + _BLOCK, columns)
@@ -117,13 +138,12 @@ def sweep_codes(weight_OI: Tensor, codes_OI: Tensor, scale_OG: Tensor, grid: Gri
             torch.sub(code.mul_(scale), rounded_IO[column], out=steps[at])
             near[at:].addr_(hessian_II[column, column:end], steps[at], alpha=-1)
         pull_IO.addmm_(hessian_II[:, start:end], steps, alpha=-1)
-    return codes_IO.T.contiguous()
 
 
 def _sweep_on_gpu(
     rounded_IO: Tensor, codes_IO: Tensor, scale_GO: Tensor, pull_IO: Tensor, grid: Grid, hessian_II: Tensor
-) -> Tensor:
-    """`sweep_codes` by blocks that a kernel walks over; `pull_IO` is changed."""
+) -> None:
+    """`sweep_codes` by blocks that a kernel walks over; codes and pull are changed."""
     columns = len(codes_IO)
     group_of_I = torch.arange(columns, device=codes_IO.device) // (columns // len(scale_GO))
     for start in range(0, columns, _GPU_BLOCK):
@@ -132,4 +152,3 @@ def _sweep_on_gpu(
             pull_IO[block], rounded_IO[block], scale_GO[group_of_I[block]], hessian_II[block, block], grid
         )
         pull_IO.addmm_(hessian_II[:, block], steps_BO, alpha=-1)
-    return codes_IO

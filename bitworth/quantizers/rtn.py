@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from bitworth.numerics import clipped_scale, round_to_grid, scale_of
+from bitworth.numerics import clipped_scale, compact_codes, round_to_grid, scale_of
 from bitworth.quantizers.stats import InputStats, Rounded
 from bitworth.scales import Stored
 from bitworth.types import Clip, Grid
@@ -23,4 +23,4 @@ def choose_scale(
 def rtn(weight_OI: Tensor, grid: Grid, clip: Clip | None, stats: InputStats | None, *, dtype: Stored) -> Rounded:
     """Every weight to its nearest code."""
     scale = choose_scale(weight_OI, grid, clip, stats, dtype=dtype)
-    return Rounded(round_to_grid(weight_OI, scale, grid), scale)
+    return Rounded(compact_codes(round_to_grid(weight_OI, scale, grid), grid), scale)

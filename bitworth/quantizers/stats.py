@@ -32,8 +32,9 @@ class InputStats:
     def __init__(self, columns: int, device: torch.device | str = "cpu", factors: torch.dtype = torch.float32) -> None:
         """Prepare; products are of inputs rounded to `factors`, as those of the layers are, and added up in float32."""
         self._sum_II = torch.zeros(columns, columns, device=device)
+        self._spent_I: Tensor | None = None  # the mean squares, where the second moments are no more
         self._abs_I = torch.zeros(columns, device=device)
-        self._factors = factors
+        self.factors = factors
         self.half_max_abs_2I = torch.zeros(2, columns, device=device)
         self.max_abs_I = torch.zeros(columns, device=device)
         self.tokens = 0
@@ -42,7 +43,7 @@ class InputStats:
         """Take in activations of shape (..., columns)."""
         rows_TI = inputs.detach().reshape(-1, inputs.shape[-1])
         on_cpu = rows_TI.device.type == "cpu"
-        with _rounded_factors(self._factors) if on_cpu else nullcontext():
+        with rounded_factors(self.factors) if on_cpu else nullcontext():
             for slice_TI in torch.split(rows_TI, _ROWS if on_cpu else _GPU_ROWS):
                 self._multiply(slice_TI.float() if on_cpu else slice_TI)
         first = (rows_TI.shape[0] + self.tokens % 2) // 2
@@ -60,7 +61,7 @@ class InputStats:
     def _panels(self) -> list[slice]:
         columns = len(self._abs_I)
         width = max(1, -(-columns // _PANELS))
-        if self._factors != torch.float32 and self._abs_I.device.type == "cpu":
+        if self.factors != torch.float32 and self._abs_I.device.type == "cpu":
             width = max(width, -(-columns // -(-columns // _ROUNDED)))
         return [slice(start, min(start + width, columns)) for start in range(0, columns, width)]
 
@@ -82,7 +83,17 @@ class InputStats:
     @property
     def hessian_II(self) -> Tensor:
         """Mean of x xᵀ; a new tensor each time."""
-        mean_II = self._sum_II / max(1, self.tokens)
+        return self._mean(self._sum_II.clone())
+
+    def spent_hessian_II(self) -> Tensor:
+        """The same in the place of the second moments, which are gone then, but for the mean squares."""
+        mean_II = self._mean(self._sum_II)
+        self._spent_I = mean_II.diagonal().clone()
+        self._sum_II = torch.empty(0, 0)
+        return mean_II
+
+    def _mean(self, mean_II: Tensor) -> Tensor:
+        mean_II.div_(max(1, self.tokens))
         for panel in self._panels():
             own = mean_II[panel, panel].triu()
             mean_II[panel, panel] = own + own.triu(1).T
@@ -92,6 +103,8 @@ class InputStats:
     @property
     def mean_square_I(self) -> Tensor:
         """Mean square a column: the Hessian's diagonal."""
+        if self._spent_I is not None:
+            return self._spent_I
         return self._sum_II.diagonal() / max(1, self.tokens)
 
     @property
@@ -101,7 +114,7 @@ class InputStats:
 
     def divided_by(self, scale_I: Tensor) -> InputStats:
         """The statistics of x / scale, without seeing x again."""
-        other = InputStats(0, factors=self._factors)
+        other = InputStats(0, factors=self.factors)
         other._sum_II = (self._sum_II / scale_I.unsqueeze(0)).div_(scale_I.unsqueeze(1))
         other._abs_I = self._abs_I / scale_I
         other.half_max_abs_2I = self.half_max_abs_2I / scale_I
@@ -111,7 +124,7 @@ class InputStats:
 
 
 @contextmanager
-def _rounded_factors(factors: torch.dtype) -> Iterator[None]:
+def rounded_factors(factors: torch.dtype) -> Iterator[None]:
     """Products of float32 on the CPU with factors rounded to bfloat16, where that is asked for, added up in float32."""
     if factors != torch.bfloat16:
         yield
@@ -134,9 +147,10 @@ def _add_product(sum_IJ: Tensor, left_IT: Tensor, right_TJ: Tensor) -> None:
 
 @dataclass(slots=True)
 class Rounded:
-    """Codes (out, in) and scales (out, groups), float32; `group_of_I` is each column's group where not in order.
+    """Codes (out, in), as `numerics.compact_codes` has them, and scales (out, groups), float32.
 
-    `dtype` is what the scales are stored in; `beside` are tensors to be stored with them (`input_global_scale`).
+    `group_of_I` is each column's group where not in order; `dtype` is what the scales are stored in; `beside` are
+    tensors to be stored with them (`input_global_scale`).
     """
 
     codes_OI: Tensor
@@ -154,7 +168,8 @@ class Rounded:
 
     def split(self, rows: list[int]) -> list[Rounded]:
         """The parts of a stack that was rounded together."""
-        codes, scales = torch.split(self.codes_OI, rows), torch.split(self.scale_OG, rows)
+        codes = [part.clone() for part in torch.split(self.codes_OI, rows)]  # else they would keep each other alive
+        scales = torch.split(self.scale_OG, rows)
         groups = [None if self.group_of_I is None else self.group_of_I.clone() for _ in rows]  # a file shares nothing
         beside = [{name: tensor.clone() for name, tensor in self.beside.items()} for _ in rows]
         return [
