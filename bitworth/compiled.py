@@ -22,7 +22,7 @@ from bitworth.types import Grid
 Floats = NDArray[np.float32]
 Integers = NDArray[np.int64]
 
-_TILE = 1024  # rows of a weight walked over together: a block of their columns stays in a core's cache
+_TILE = 1024  # rows of a weight walked over together, at most: a block of their columns stays in a core's cache
 _SUMS = {"reassoc", "contract", "nsz", "arcp"}  # sums may be added up in lanes; NaN and infinity keep their meaning
 _ALIKE = {"contract", "nsz"}  # what lanes and the rows left over round alike: halves between two codes are common
 
@@ -52,7 +52,9 @@ def round_columns(left_BO: Tensor, scale_BO: Tensor, factor_BB: Tensor, grid: Gr
     codes, errors = torch.empty_like(left), torch.empty_like(left)
     low, high = grid.levels
     fixed = (_numpy(scale_BO), _numpy(codes), _numpy(errors), _numpy(factor_BB), np.float32(low), np.float32(high))
-    _by_rows(_round_tiles, (np.arange(0, left.shape[1], _TILE),), (_numpy(left), *fixed))
+    rows = left.shape[1]
+    tile = min(_TILE, -(-rows // torch.get_num_threads()))
+    _by_rows(_round_tiles, (np.arange(0, rows, tile),), (tile, _numpy(left), *fixed))
     return codes, errors
 
 
@@ -111,11 +113,19 @@ def _sweep_rows(
 
 @njit(nogil=True, cache=True, fastmath=_ALIKE)
 def _round_tiles(
-    tiles: Integers, left: Floats, scales: Floats, codes: Floats, errors: Floats, factor: Floats, low: Any, high: Any
+    tiles: Integers,
+    size: int,
+    left: Floats,
+    scales: Floats,
+    codes: Floats,
+    errors: Floats,
+    factor: Floats,
+    low: Any,
+    high: Any,
 ) -> None:
     columns, rows = left.shape
     for first in tiles:
-        tile = slice(first, min(first + _TILE, rows))
+        tile = slice(first, min(first + size, rows))
         for column in range(columns):
             own, now, scale = factor[column, column], left[column, tile], scales[column, tile]
             code, error = codes[column, tile], errors[column, tile]

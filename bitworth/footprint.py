@@ -5,10 +5,12 @@
 with, in float32 and for P weights in the largest block, I the widest input, D hidden states, C tokens a chunk, N in
 all, T in a sequence, R recipes of which S have hidden states of their own and L learn on after rounding:
 
-    block        (2 + 2 R) P       weights and their rounding; codes and rounded weights of every recipe
-    moments      4 I²              Σ x xᵀ, the Hessian, its ordered copy, its factor; where recipes share the
-                                   unquantized stream a transformed Σ too, and all stages' where it has several chunks;
-                                   all experts' at once where there are several chunks
+    block        (2 + 5/4 R) P + 8 rows I   weights and a stage's, transformed; codes and rounded weights of every
+                                   recipe; what is held of the rows that are rounded together
+    moments      3 I²              the Hessian in the place of Σ x xᵀ, its ordered copy that becomes its factor, what
+                                   the factorization holds; where recipes share the unquantized stream Σ and a
+                                   transformed one too, and all stages' where it has several chunks; all experts' at
+                                   once where there are several chunks
     activations  C (4 I + 4 D)     one chunk inside the block
     waiting      N (3 D + max(I, 2 D))   a recipe's chunks that wait there for one another; none where there is one
                                    chunk, where they would exceed the budget of the states, and in mixtures
@@ -28,6 +30,7 @@ from dataclasses import dataclass
 import psutil
 
 from bitworth.model import Decoder
+from bitworth.quantizers.gptq import rows_at_once
 from bitworth.streams import walks_alone
 from bitworth.types import Recipe
 
@@ -83,7 +86,7 @@ def footprint(
     budget = states_budget(states_mib)
     waiting = waiting_bytes(decoder, tokens) if alone and tokens > chunk_tokens and not of_experts else 0
     in_files = (streams + learning) * tokens * decoder.width * _FLOAT > budget
-    copies = 3 + (len(alone) < len(calibrated))  # beside the sum itself
+    copies = 2 + 2 * (len(alone) < len(calibrated))  # beside the sum itself
     moments = (1 + copies) * widest**2
     if tokens > chunk_tokens and alone and of_experts:  # those of a level are measured in one pass
         level = max(width**2 * count for width, count in Counter(of_experts).items())
@@ -92,7 +95,7 @@ def footprint(
         moments = max(moments, sum(width**2 for width in (*set(widths), *of_experts)) + copies * widest**2)
     parts = {
         "process_mib": float(psutil.Process().memory_info().rss),
-        "block_mib": (2 + 2 * len(recipes)) * largest * _FLOAT,
+        "block_mib": ((2 + 1.25 * len(recipes)) * largest + bool(calibrated) * 8 * rows_at_once() * widest) * _FLOAT,
         "moments_mib": bool(calibrated) * moments * _FLOAT,
         "activations_mib": min(chunk_tokens, tokens) * (4 * widest + 4 * decoder.width) * _FLOAT,
         "waiting_mib": waiting if waiting <= budget else 0,

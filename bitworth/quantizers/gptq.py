@@ -54,8 +54,8 @@ def gptq(
     regrouped = settings.ordering == "group" and grid.granularity == "group"
     if regrouped and settings.sweeps:  # groups side by side
         hessian = hessian[order][:, order]
-    parts = []
-    for run_OI in torch.split(weight_OI, _rows_at_once(weight_OI)):
+    parts, on_cpu = [], weight_OI.device.type == "cpu"
+    for run_OI in torch.split(weight_OI, rows_at_once() if on_cpu else len(weight_OI)):
         run_OI = run_OI.float()
         codes, scales = _ColumnLoop(run_OI, grid, settings, stats, order, dtype).run(factor)
         codes = codes if regrouped else codes[:, back]
@@ -69,8 +69,9 @@ def gptq(
     return Rounded(codes_OI, scale_OG, group_of, notes)
 
 
-def _rows_at_once(weight_OI: Tensor) -> int:
-    return _ROWS * torch.get_num_threads() if weight_OI.device.type == "cpu" else len(weight_OI)
+def rows_at_once() -> int:
+    """How many rows are rounded together on a CPU."""
+    return _ROWS * torch.get_num_threads()
 
 
 def alive_hessian(hessian: Tensor, notes: list[str]) -> Tensor:
