@@ -22,6 +22,7 @@ from bitworth.types import Clip, Grid
 
 FLOAT8 = torch.float8_e4m3fn
 _MAGNITUDES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)  # of E2M1, in the order of their bits
+_PACKED = 1 << 20  # weights that are packed at a time
 #: Weights searched at once: the temporaries stay in the processor's cache; a GPU's launches are few.
 _CLIP_ELEMENTS, _GPU_CLIP_ELEMENTS = 1 << 17, 1 << 25
 
@@ -170,6 +171,11 @@ def pack_int4(codes_OI: Tensor) -> Tensor:
 
     Bit for bit what compressed-tensors' `pack_to_int32` writes.
     """
+    rows = max(1, _PACKED // max(1, codes_OI.shape[1]))
+    return torch.cat([_words(part) for part in torch.split(codes_OI, rows)])
+
+
+def _words(codes_OI: Tensor) -> Tensor:
     nibbles = (codes_OI + 8).to(torch.int32)
     pad = -nibbles.shape[1] % 8
     nibbles = torch.nn.functional.pad(nibbles, (0, pad)).reshape(codes_OI.shape[0], -1, 8)

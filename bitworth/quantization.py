@@ -47,7 +47,8 @@ GROUP_SIZES = (128, 64, 32)
 CHUNK_TOKENS, LARGE_CHUNK_TOKENS = 2_048, 32_768
 #: Processors' instructions for products of bfloat16.
 _FAST_BFLOAT16 = ("avx512_bf16", "amx_bf16")
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of glibc's malloc.h
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
+_MAPPED, _GLIBCS_MOST = 8 << 20, 32 << 20  # bytes of a tensor from which on it is mapped by itself
 
 
 @torch.inference_mode()
@@ -338,20 +339,21 @@ def _room(device: torch.device) -> float:
 def _reusing_memory() -> Iterator[Callable[[], None]]:
     """Keep freed memory for the next tensor, since clearing new pages costs a quarter of the time; gives a trim.
 
-    glibc maps large tensors anew each time and, told not to, keeps all that was freed between tensors still held: a
-    third of the peak after 30 blocks. So it is told not to, and trimmed after every block. Other systems do as they do.
+    glibc maps tensors anew each time and, told not to, keeps all that was freed between tensors still held, most of the
+    peak in a wide block. So it is told not to for those below 8 MiB, and trimmed after every block; the cost of
+    clearing larger ones is lost beside what is computed with them. Other systems do as they do.
     """
     library = ctypes.CDLL(None) if sys.platform == "linux" else None
     if library is None or not hasattr(library, "malloc_trim"):  # musl has none
         yield lambda: None
         return
-    library.mallopt(_M_MMAP_MAX, 0)
+    library.mallopt(_M_MMAP_THRESHOLD, _MAPPED)
     library.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
     try:
         yield lambda: library.malloc_trim(0)
     finally:
-        library.mallopt(_M_MMAP_MAX, 65536)
-        library.mallopt(_M_TRIM_THRESHOLD, 128 * 1024)
+        library.mallopt(_M_MMAP_THRESHOLD, _GLIBCS_MOST)  # to what it comes to by itself
+        library.mallopt(_M_TRIM_THRESHOLD, 2 * _GLIBCS_MOST)
 
 
 def _finish(decoder: Decoder, build: Build, calibration: Calibration | None, text: TextAudit | None) -> QuantizeResult:

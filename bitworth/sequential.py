@@ -300,7 +300,8 @@ class BlockPass:
 
     def _prepared(self, stage: Stage) -> list[Prepared]:
         """What each recipe rounds; what transforms prepare alike is prepared once."""
-        stacked = torch.cat([self._linears[name].weight for name in stage.layers]).float()
+        weights = [self._linears[name].weight for name in stage.layers]
+        stacked = (torch.cat(weights) if len(weights) > 1 else weights[0]).float()
         made: dict[object, Prepared] = {}
         by_recipe = []
         for recipe, result in zip(self.recipes, self.results, strict=True):
