@@ -7,6 +7,7 @@ in `NUMBA_CACHE_DIR`, so that only the first run pays for compiling it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -25,6 +26,21 @@ Integers = NDArray[np.int64]
 _TILE = 1024  # rows of a weight walked over together, at most: a block of their columns stays in a core's cache
 _SUMS = {"reassoc", "contract", "nsz", "arcp"}  # sums may be added up in lanes; NaN and infinity keep their meaning
 _ALIKE = {"contract", "nsz"}  # what lanes and the rows left over round alike: halves between two codes are common
+
+
+def _series(
+    function: Callable[[NDArray[np.float64]], NDArray[Any]], low: float, high: float, degree: int
+) -> tuple[np.float32, ...]:
+    """Coefficients of a polynomial near a function between two numbers, that of the highest power first."""
+    at = low + (high - low) * (0.5 - 0.5 * np.cos(np.pi * (np.arange(999) + 0.5) / 999))
+    found = np.polynomial.Polynomial.fit(at, function(at), degree).convert().coef
+    return tuple(np.float32(value) for value in found[::-1])
+
+
+_ROOT_HALF = np.float32(math.sqrt(0.5)).view(np.int32)  # below it a number's exponent counts as one less
+#: log2(1 + t) / t for 1 + t within a factor of root two of 1, and 2 ** t for t within a half of 0.
+_LOG2 = _series(lambda t: np.log2(1 + t) / t, math.sqrt(0.5) - 1, math.sqrt(2) - 1, 8)
+_EXP2 = _series(np.exp2, -0.5, 0.5, 6)
 
 
 def compiles(grid: Grid, device: torch.device) -> bool:
@@ -58,17 +74,19 @@ def round_columns(left_BO: Tensor, scale_BO: Tensor, factor_BB: Tensor, grid: Gr
     return codes, errors
 
 
-def least_squares_scale(weight_OI: Tensor, candidates_OGS: Tensor, grid: Grid, importance_I: Tensor | None) -> Tensor:
-    """Of the candidate scales of each group (out, groups, candidates) the one of least weighted squared error.
+def best_scale(
+    weight_OI: Tensor, candidates_OGS: Tensor, grid: Grid, norm: float, importance_I: Tensor | None
+) -> Tensor:
+    """Of the candidate scales of each group (out, groups, candidates) the one of least weighted sum of |error|**norm.
 
-    The first of equals wins; shape (out, groups).
+    The first of equals wins; shape (out, groups). Powers other than squares err by about a millionth.
     """
     columns = weight_OI.shape[1]
     best = candidates_OGS[..., 0].float().contiguous()  # where every error overflows
     weights = torch.ones(columns) if importance_I is None else importance_I.float()
     low, high = grid.levels
     inputs = (_numpy(weight_OI.float()), _numpy(candidates_OGS.float()), _numpy(best))
-    fixed = (_numpy(weights), np.float32(low), np.float32(high))
+    fixed = (_numpy(weights), np.float32(norm - 2), np.float32(low), np.float32(high))
     _by_rows(_search_rows, inputs, fixed)
     return best
 
@@ -139,8 +157,28 @@ def _round_tiles(
                     later[row] -= pays * error[row]
 
 
+@njit(inline="always")
+def raised(base: Any, power: Any) -> Any:
+    """base ** power of float32 numbers that are not negative, by polynomials alone so that it runs in lanes."""
+    bits = np.float32(base).view(np.int32)
+    exponent = (bits - _ROOT_HALF) >> np.int32(23)
+    part = np.int32(bits - (exponent << np.int32(23))).view(np.float32) - np.float32(1)
+    log = _LOG2[0]
+    for coefficient in _LOG2[1:]:
+        log = log * part + coefficient
+    wanted = min(max(power * (np.float32(exponent) + log * part), np.float32(-126)), np.float32(126))
+    whole = np.rint(wanted)
+    rest = wanted - whole
+    scaled = _EXP2[0]
+    for coefficient in _EXP2[1:]:
+        scaled = scaled * rest + coefficient
+    return scaled * np.int32((np.int32(whole) + np.int32(127)) << np.int32(23)).view(np.float32)
+
+
 @njit(nogil=True, cache=True, fastmath=_SUMS)
-def _search_rows(weights: Floats, candidates: Floats, best: Floats, importance: Floats, low: Any, high: Any) -> None:
+def _search_rows(
+    weights: Floats, candidates: Floats, best: Floats, importance: Floats, beyond: Any, low: Any, high: Any
+) -> None:
     rows, groups, count = candidates.shape
     size = weights.shape[1] // groups
     for row in range(rows):
@@ -154,7 +192,8 @@ def _search_rows(weights: Floats, candidates: Floats, best: Floats, importance: 
                     weight = weights[row, column]
                     code = min(max(np.rint(weight / scale), low), high)
                     error = code * scale - weight
-                    loss += error * error * importance[column]
+                    square = error * error * importance[column]
+                    loss += square if beyond == 0 else square * raised(abs(error), beyond)
                 if loss < least:
                     least = loss
                     best[row, group] = scale

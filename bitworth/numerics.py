@@ -113,10 +113,10 @@ def clipped_scale(
     Returns:
         (out, groups) float32 scales; the first (largest) shrink factor wins a tie.
     """
-    if clip.norm == 2 and compiled.compiles(grid, weight_OI.device):
+    if compiled.compiles(grid, weight_OI.device):
         factors = torch.tensor(_factors(grid, clip))
         candidates_OGS = as_stored(scale_of(weight_OI, grid).unsqueeze(-1) * factors, dtype)
-        return compiled.least_squares_scale(weight_OI, candidates_OGS, grid, importance_I)
+        return compiled.best_scale(weight_OI, candidates_OGS, grid, clip.norm, importance_I)
     elements = _CLIP_ELEMENTS if weight_OI.device.type == "cpu" else _GPU_CLIP_ELEMENTS
     rows = max(1, elements // weight_OI.shape[1])
     parts = [_clip_rows(part, grid, clip, dtype, importance_I) for part in torch.split(weight_OI.float(), rows)]
