@@ -8,9 +8,9 @@ all, T in a sequence, R recipes of which S have hidden states of their own and L
     block        (2 + 5/4 R) P + 8 rows I   weights and a stage's, transformed; codes and rounded weights of every
                                    recipe; what is held of the rows that are rounded together
     moments      3 I²              the Hessian in the place of Σ x xᵀ, its ordered copy that becomes its factor, what
-                                   the factorization holds; where recipes share the unquantized stream Σ and a
-                                   transformed one too, and all stages' where it has several chunks; all experts' at
-                                   once where there are several chunks
+                                   the factorization holds; Σ too where a scale is searched by what GPTQ would lose;
+                                   where recipes share the unquantized stream Σ and a transformed one, and all
+                                   stages' where it has several chunks; all experts' at once where there are several
     activations  C (4 I + 4 D)     one chunk inside the block
     waiting      N (3 D + max(I, 2 D))   a recipe's chunks that wait there for one another; none where there is one
                                    chunk, where they would exceed the budget of the states, and in mixtures
@@ -32,7 +32,7 @@ import psutil
 from bitworth.model import Decoder
 from bitworth.quantizers.gptq import rows_at_once
 from bitworth.streams import walks_alone
-from bitworth.types import Recipe
+from bitworth.types import GptqScale, Recipe
 
 _FLOAT = 4
 
@@ -86,7 +86,8 @@ def footprint(
     budget = states_budget(states_mib)
     waiting = waiting_bytes(decoder, tokens) if alone and tokens > chunk_tokens and not of_experts else 0
     in_files = (streams + learning) * tokens * decoder.width * _FLOAT > budget
-    copies = 2 + 2 * (len(alone) < len(calibrated))  # beside the sum itself
+    foreseen = any(isinstance(transform, GptqScale) for recipe in calibrated for transform in recipe.transforms)
+    copies = 4 if len(alone) < len(calibrated) else 2 + foreseen  # beside the sum itself
     moments = (1 + copies) * widest**2
     if tokens > chunk_tokens and alone and of_experts:  # those of a level are measured in one pass
         level = max(width**2 * count for width, count in Counter(of_experts).items())

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from bitworth.model import Arguments, Block, Decoder, call
-from bitworth.numerics import to_codes
+from bitworth.numerics import compact_codes, to_codes
 from bitworth.quantizers import Rounded
 from bitworth.ranks import Ranks
 from bitworth.sequential import BlockPass, BlockResult, skipped
@@ -252,7 +252,7 @@ class _Learning:
         rounded = {}
         for name, layer in self._layers.items():
             made = layer.learnt()
-            made.codes_OI = ranks.take_first(made.codes_OI)
+            made.codes_OI = ranks.take_first(compact_codes(made.codes_OI, layer.grid))
             made.scale_OG = ranks.take_first(made.dtype.read_back(made.scale_OG))
             rounded[name] = made
         norms = {name: ranks.take_first(norm) for name, norm in self._norms.items()}

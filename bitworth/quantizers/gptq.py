@@ -23,7 +23,7 @@ from bitworth.errors import WorkFailed
 from bitworth.numerics import clipped_scale, compact_codes, group_size_of, scale_of, to_codes
 from bitworth.quantizers.refine import refine
 from bitworth.quantizers.rtn import choose_scale
-from bitworth.quantizers.stats import InputStats, Rounded, rounded_factors
+from bitworth.quantizers.stats import InputStats, Rounded
 from bitworth.scales import Stored
 from bitworth.types import Gptq, Grid
 
@@ -53,7 +53,7 @@ def gptq(
     hessian, factor = damped(hessian, settings.damping, order, notes)
     regrouped = settings.ordering == "group" and grid.granularity == "group"
     if regrouped and settings.sweeps:  # groups side by side
-        hessian = hessian[order][:, order]
+        hessian = hessian[order.unsqueeze(1), order]
     parts, on_cpu = [], weight_OI.device.type == "cpu"
     for run_OI in torch.split(weight_OI, rows_at_once() if on_cpu else len(weight_OI)):
         run_OI = run_OI.float()
@@ -61,8 +61,7 @@ def gptq(
         codes = codes if regrouped else codes[:, back]
         if settings.sweeps:
             target_OI = run_OI[:, order] if regrouped else run_OI
-            with rounded_factors(stats.factors):
-                codes, scales = refine(target_OI, codes, scales, grid, hessian, settings.sweeps, dtype=dtype)
+            codes, scales = refine(target_OI, codes, scales, grid, hessian, settings.sweeps, dtype=dtype)
         parts.append((compact_codes(codes[:, back] if regrouped else codes, grid), scales))
     codes_OI, scale_OG = (torch.cat(each) for each in zip(*parts, strict=True))
     group_of = (back // group_size_of(grid, len(order))).to(torch.int32) if regrouped else None

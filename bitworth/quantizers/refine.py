@@ -3,12 +3,9 @@
 GPTQ never looks back at a column it has rounded, and its scales are chosen before the errors are spread. Both minimize
 L = tr((Q - W) H (Q - W)ᵀ). With the codes fixed, L is quadratic in a row's scales, so all groups of a row are solved
 for together; with all other codes fixed, the best code of column j is nearest to q_j + [(W - Q) H]_j / H_jj, so a sweep
-over the columns is cyclic coordinate descent (as in QuantEase, arXiv 2309.01885). Neither step raises L but for the
-rounding of scales to what they are stored in; where that is coarse, rows that it costs more than the refit gained keep
-their scales.
-
-Both steps read the pull, (W - Q) H, which is minus half of L's gradient, and bring it up to date by what they changed.
-So every product is with a difference that is small beside the weight, and may round its factors.
+over the columns is cyclic coordinate descent (as in QuantEase, arXiv 2309.01885). Both steps read the pull, (W - Q) H,
+minus half of L's gradient, and bring it up to date by what they changed. Neither raises L: rows that new scales would
+cost more, for what they are stored in is coarse, keep theirs.
 """
 
 from __future__ import annotations
@@ -18,7 +15,7 @@ from torch import Tensor
 
 from bitworth import compiled, compiled_gpu
 from bitworth.numerics import as_stored, from_codes, to_codes
-from bitworth.scales import ScaleType, Stored
+from bitworth.scales import Stored
 from bitworth.types import Grid
 
 PASSES = 4  # over the columns between two looks at the scales
@@ -47,26 +44,41 @@ def refine(
         sweeps: how often to do both.
         dtype: what scales are stored in.
     """
-    groups = scale_OG.shape[1]
-    most = max(1, _SYSTEMS // groups**2)
-    if len(weight_OI) > most:  # many small groups
-        runs = zip(*(torch.split(each, most) for each in (weight_OI, codes_OI, scale_OG)), strict=True)
-        parts = [refine(own, codes, scale, grid, hessian_II, sweeps, dtype=dtype) for own, codes, scale in runs]
-        return torch.cat([codes for codes, _ in parts]), torch.cat([scale for _, scale in parts])
-    codes_OI, coarse = codes_OI.float(), isinstance(dtype, ScaleType) and dtype.coarse
-    pull_OI, left_OGG = pull_of(weight_OI, codes_OI, scale_OG, hessian_II), None
+    codes_OI = codes_OI.float()
+    pull_OI = pull_of(weight_OI, codes_OI, scale_OG, hessian_II)
+    known: list[Tensor] = []
     for _ in range(sweeps):
-        if left_OGG is None or coarse:  # later ones are nearly the same, and the pull is exact
-            left_OGG = systems(codes_OI, groups, hessian_II)
-        refitted_OG = refit_scale(pull_OI, codes_OI, scale_OG, left_OGG, dtype=dtype)
-        pull_OI -= from_codes(codes_OI, refitted_OG - scale_OG) @ hessian_II
-        scale_OG = refitted_OG
+        refitted_OG = _refitted(pull_OI, codes_OI, scale_OG, hessian_II, known, dtype)
+        moved_OI = from_codes(codes_OI, refitted_OG - scale_OG)
+        reach_OI = moved_OI @ hessian_II
+        change_O1 = ((reach_OI - 2 * pull_OI) * moved_OI).sum(1, keepdim=True)  # of the objective
+        scale_OG = torch.where(change_O1 < 0, refitted_OG, scale_OG)
+        pull_OI -= reach_OI.mul_(change_O1 < 0)
         if compiled.compiles(grid, codes_OI.device):
             codes_OI = compiled.sweep(codes_OI, scale_OG, grid, hessian_II, pull_OI, PASSES)
             continue
         for _ in range(PASSES):
             codes_OI = sweep_codes(codes_OI, scale_OG, grid, hessian_II, pull_OI)
     return codes_OI, scale_OG
+
+
+def _refitted(
+    pull_OI: Tensor, codes_OI: Tensor, scale_OG: Tensor, hessian_II: Tensor, known: list[Tensor], dtype: Stored
+) -> Tensor:
+    """`refit_scale`, a few rows at a time where their systems are large.
+
+    Where they are not, `known` keeps them for the next time: few codes will have changed, and the pull is exact.
+    """
+    rows, groups = scale_OG.shape
+    most = max(1, _SYSTEMS // groups**2)
+    if rows <= most:
+        known[:] = known or [systems(codes_OI, groups, hessian_II)]
+        return refit_scale(pull_OI, codes_OI, scale_OG, known[0], dtype=dtype)
+    runs = zip(*(torch.split(each, most) for each in (pull_OI, codes_OI, scale_OG)), strict=True)
+    parts = [
+        refit_scale(pull, codes, scale, systems(codes, groups, hessian_II), dtype=dtype) for pull, codes, scale in runs
+    ]
+    return torch.cat(parts)
 
 
 def pull_of(weight_OI: Tensor, codes_OI: Tensor, scale_OG: Tensor, hessian_II: Tensor) -> Tensor:
@@ -97,12 +109,7 @@ def refit_scale(pull_OI: Tensor, codes_OI: Tensor, scale_OG: Tensor, left_OGG: T
     right_OG = (pull_OI * codes_OI).view(*scale_OG.shape, -1).sum(-1)
     solved_OG = scale_OG + torch.linalg.solve(left_OGG, right_OG.unsqueeze(-1)).squeeze(-1)
     kept = (solved_OG > scale_OG / 2) & (solved_OG < scale_OG * 2)
-    refitted_OG = as_stored(torch.where(kept, solved_OG, scale_OG), dtype)
-    if not (isinstance(dtype, ScaleType) and dtype.coarse):
-        return refitted_OG
-    step_OG = refitted_OG - scale_OG  # changes the objective by step · (left step - 2 right)
-    change_O = (step_OG * ((left_OGG @ step_OG.unsqueeze(-1)).squeeze(-1) - 2 * right_OG)).sum(1)
-    return torch.where(change_O.unsqueeze(1) < 0, refitted_OG, scale_OG)
+    return as_stored(torch.where(kept, solved_OG, scale_OG), dtype)
 
 
 def sweep_codes(codes_OI: Tensor, scale_OG: Tensor, grid: Grid, hessian_II: Tensor, pull_OI: Tensor) -> Tensor:

@@ -34,7 +34,7 @@ class InputStats:
         self._sum_II = torch.zeros(columns, columns, device=device)
         self._spent_I: Tensor | None = None  # the mean squares, where the second moments are no more
         self._abs_I = torch.zeros(columns, device=device)
-        self.factors = factors
+        self._factors = factors
         self.half_max_abs_2I = torch.zeros(2, columns, device=device)
         self.max_abs_I = torch.zeros(columns, device=device)
         self.tokens = 0
@@ -43,7 +43,7 @@ class InputStats:
         """Take in activations of shape (..., columns)."""
         rows_TI = inputs.detach().reshape(-1, inputs.shape[-1])
         on_cpu = rows_TI.device.type == "cpu"
-        with rounded_factors(self.factors) if on_cpu else nullcontext():
+        with _rounded_factors(self._factors) if on_cpu else nullcontext():
             for slice_TI in torch.split(rows_TI, _ROWS if on_cpu else _GPU_ROWS):
                 self._multiply(slice_TI.float() if on_cpu else slice_TI)
         first = (rows_TI.shape[0] + self.tokens % 2) // 2
@@ -61,7 +61,7 @@ class InputStats:
     def _panels(self) -> list[slice]:
         columns = len(self._abs_I)
         width = max(1, -(-columns // _PANELS))
-        if self.factors != torch.float32 and self._abs_I.device.type == "cpu":
+        if self._factors != torch.float32 and self._abs_I.device.type == "cpu":
             width = max(width, -(-columns // -(-columns // _ROUNDED)))
         return [slice(start, min(start + width, columns)) for start in range(0, columns, width)]
 
@@ -114,7 +114,7 @@ class InputStats:
 
     def divided_by(self, scale_I: Tensor) -> InputStats:
         """The statistics of x / scale, without seeing x again."""
-        other = InputStats(0, factors=self.factors)
+        other = InputStats(0, factors=self._factors)
         other._sum_II = (self._sum_II / scale_I.unsqueeze(0)).div_(scale_I.unsqueeze(1))
         other._abs_I = self._abs_I / scale_I
         other.half_max_abs_2I = self.half_max_abs_2I / scale_I
@@ -124,7 +124,7 @@ class InputStats:
 
 
 @contextmanager
-def rounded_factors(factors: torch.dtype) -> Iterator[None]:
+def _rounded_factors(factors: torch.dtype) -> Iterator[None]:
     """Products of float32 on the CPU with factors rounded to bfloat16, where that is asked for, added up in float32."""
     if factors != torch.bfloat16:
         yield

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 class Layout:
     """A named layout; `encode` and `decode` are each other's inverse.
 
-    encode: (codes (out, in) float32, scales (out, groups), what these are stored in) to tensors by suffix
+    encode: (codes (out, in), scales (out, groups), what these are stored in) to tensors by suffix
     ('weight_scale', ...).
     decode: those tensors to (codes (out, in) float32, scales (out, groups) float32).
     """
