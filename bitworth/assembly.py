@@ -68,6 +68,7 @@ def _assemble(ledger: Ledger, root: Path, changed: Mapping[str, Any] | None) -> 
     least = replace(study.constraint(), **(changed or {}))
     try:
         study.check_counted(least.recovery_of)
+        study.check_available(least.available)
     except ValueError as error:
         raise BitworthError(f"{root}: {error}.") from error
     answers = answers_of(results)

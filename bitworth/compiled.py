@@ -1,8 +1,8 @@
 """Loops over single weights, compiled for the CPU: what torch can only do a column at a time.
 
 The rows of a weight know nothing of each other, so each thread takes a run of them. Arithmetic is float32, and rounding
-is to the nearest, ties to even, as in `numerics.to_codes` for integer grids. Compiled code is kept beside this file, or
-in `NUMBA_CACHE_DIR`, so that only the first run pays for compiling it.
+is to the nearest, ties to even, as in `numerics.to_codes` for integer grids. Compiled code is kept (`jit`): only the
+first run pays for compiling it.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from numba import njit
 from numpy.typing import NDArray
 from torch import Tensor
 
+from bitworth.jit import kept
 from bitworth.types import Grid
 
 Floats = NDArray[np.float32]
@@ -107,7 +108,7 @@ def _numpy(values: Tensor) -> Floats:
     return found
 
 
-@njit(nogil=True, cache=True, fastmath=_SUMS)
+@kept(nogil=True, fastmath=_SUMS)
 def _sweep_rows(
     codes: Floats, pull: Floats, scales: Floats, hessian: Floats, low: Any, high: Any, size: int, sweeps: int
 ) -> None:
@@ -129,7 +130,7 @@ def _sweep_rows(
                 break
 
 
-@njit(nogil=True, cache=True, fastmath=_ALIKE)
+@kept(nogil=True, fastmath=_ALIKE)
 def _round_tiles(
     tiles: Integers,
     size: int,
@@ -175,7 +176,7 @@ def raised(base: Any, power: Any) -> Any:
     return scaled * np.int32((np.int32(whole) + np.int32(127)) << np.int32(23)).view(np.float32)
 
 
-@njit(nogil=True, cache=True, fastmath=_SUMS)
+@kept(nogil=True, fastmath=_SUMS)
 def _search_rows(
     weights: Floats, candidates: Floats, best: Floats, importance: Floats, beyond: Any, low: Any, high: Any
 ) -> None:

@@ -105,6 +105,9 @@ def _memory() -> Check:
 
 def _disk(folder: Path) -> Check:
     place = next((parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.is_dir()), Path("/"))
+    if folder.exists() and not folder.is_dir():
+        says = f"{folder} is a file"
+        return Check(name="disk", state="missing", found=says, means="results need a folder", fix="name another --out")
     free = shutil.disk_usage(place).free / GIB
     means = "checkpoints, answers and downloads go there"
     found = f"{free:.1f} GiB free in {place}"

@@ -30,6 +30,10 @@ class WorkFailed(BitworthError):
     exit_code = 1
 
 
+class Incomplete(WorkFailed):
+    """Work that left something out, whose document was printed already: with --json there is no second one."""
+
+
 class Interrupted(WorkFailed):
     """Work that could not go on, of which so much is kept that the same command takes it up again."""
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from bitworth.estimate import learning, probe, quantizing, size_of, walking
 from bitworth.footprint import Footprint, footprint
-from bitworth.quantization import chunk_tokens, fit_groups, open_decoder
+from bitworth.quantization import chunk_tokens, fit_groups, needed, open_decoder
 from bitworth.streams import walks_alone
 from bitworth.types import Calibration, Recipe
 
@@ -35,8 +35,10 @@ def forecast(
     """What `quantize` would take with the same arguments; disk counts the pieces that shards are joined from.
 
     Raises:
-        BitworthError: what `quantize` would refuse about the model and the group sizes.
+        BitworthError: what `quantize` would refuse about the model, the group sizes and calibration that is missing.
     """
+    if any(recipe.needs_calibration for recipe in recipes):
+        calibration = needed(recipes, calibration)
     decoder = open_decoder(model, device)
     fitted = [fit_groups(decoder, recipe, allow_group_fallback) for recipe in recipes]
     shared = calibration is not None and calibration.stream == "shared"

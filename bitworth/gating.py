@@ -68,6 +68,21 @@ class Where:
         asked = (self.use_case, cost.use_case.name), (self.load, cost.load), (self.hardware, cost.hardware)
         return all(name in (None, found) for name, found in asked)
 
+    def check(self, costs: Sequence[QueryCost]) -> None:
+        """Refuse what no row has.
+
+        Raises:
+            BitworthError: such a name; the sentence lists those there are.
+        """
+        for what, name, known in (
+            ("use case", self.use_case, [cost.use_case.name for cost in costs]),
+            ("load", self.load, [cost.load for cost in costs]),
+            ("device", self.hardware, [cost.hardware for cost in costs]),
+        ):
+            if name is not None and name not in known:
+                has = ", ".join(dict.fromkeys(known)) or "none"
+                raise BitworthError(f"The study has timings of no {what} '{name}'; it has {has}.")
+
 
 def judge_release(
     result: StudyResult,
@@ -93,6 +108,7 @@ def judge_release(
         BitworthError: no such format or task, several formats and none named, no scenario that counts.
     """
     name = _format(result, format)
+    (where or Where()).check(result.costs)
     found = [_recovery(result, constraint, name, task) for task in dict.fromkeys((constraint.recovery_of, *tasks))]
     if constraint.latency_limits or _priced(constraint):
         rows = [row for row in result.costs if row.format == name and (where or Where()).takes(row)]

@@ -229,6 +229,18 @@ def chunks_of(tokens: Tensor, most: int) -> list[Tensor]:
     return list(torch.split(tokens, -(-tokens.shape[0] // count)))
 
 
+def needed(recipes: Sequence[Recipe], calibration: Calibration | None) -> Calibration:
+    """The calibration that recipes of which some need one are given.
+
+    Raises:
+        BitworthError: there is none.
+    """
+    if calibration is None:
+        names = ", ".join(recipe.name for recipe in recipes if recipe.needs_calibration)
+        raise BitworthError(f"{names} needs calibration text; name a file with --calibration.")
+    return calibration
+
+
 def _tokens(
     model: Path,
     recipes: list[Recipe],
@@ -236,12 +248,9 @@ def _tokens(
     note: Callable[[str], None],
     progress: Progress,
 ) -> tuple[Tensor | None, TextAudit | None]:
-    needing = [recipe.name for recipe in recipes if recipe.needs_calibration]
-    if not needing:
+    if not any(recipe.needs_calibration for recipe in recipes):
         return None, None
-    if calibration is None:
-        raise BitworthError(f"{', '.join(needing)} needs calibration text; name a file with --calibration.")
-    return calibrate(model, calibration, note, progress)
+    return calibrate(model, needed(recipes, calibration), note, progress)
 
 
 def _warnings(recipe: Recipe) -> list[str]:

@@ -410,6 +410,9 @@ def test_unknown_names(call: Run, tiny_llama: Path, tmp_path: Path) -> None:
     refused(call("evaluate", tiny_llama), "nothing to evaluate")
     refused(call("benchmark", tiny_llama, "--use-case", "ragg"), "did you mean 'rag'?")
     refused(call("benchmark", tiny_llama, "--use-case", "rag", "--engine", "tensorflow"), "tensorflow")
+    file = tmp_path / "a-file"
+    file.touch()
+    refused(call("benchmark", tiny_llama, "--use-case", "8/2", "--out", file), "cannot be a folder")
     refused(call("benchmark", tiny_llama, "--use-case", "rag", "--hardware", "H10"), "H100")
     refused(call("quantize", tiny_llama, "--recpie", "x", "--out", tmp_path), "--recpie")
     refused(call("nonsense"), "nonsense")
@@ -580,3 +583,13 @@ def test_an_unexpected_fault_is_one_sentence(call: Run, tmp_path: Path, monkeypa
 
     monkeypatch.setattr(assembly, "assemble", broken)
     refused(call("recommend", tmp_path), "RuntimeError: boom", "BITWORTH_DEBUG=1")
+
+
+def test_a_study_with_missing_pieces_prints_one_document(call: Run, tiny_study: dict[str, Any], tmp_path: Path) -> None:
+    """No group of 48 divides the model's layers, so that one format is never made."""
+    study = tmp_path / "study.yaml"
+    study.write_text(yaml.safe_dump({**tiny_study, "formats": ["baseline", "w4a16-int-rtn"], "group_size": 48}))
+    code, out, err = call("run", study, "--out", tmp_path / "out", "--json", "--quiet")
+    assert code == 1
+    assert json.loads(out)["missing"]
+    assert "have no result" in err

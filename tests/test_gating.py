@@ -141,11 +141,23 @@ def test_what_cannot_be_judged_exits_with_three(call: Call, folder: Path, tmp_pa
         ((folder, "--format", "w4"), "no format 'w4'"),
         ((folder, "--limit", "p97:latency=1"), "STATISTIC:QUANTITY=SECONDS"),
         ((folder, "--task", "mmlu"), "No recovery on a task 'mmlu'"),
-        ((folder, "--use-case", "chat", "--max-latency-s", "1"), "no timings there"),
+        ((folder, "--use-case", "chat", "--max-latency-s", "1"), "no use case 'chat'; it has"),
+        ((folder, "--load", "thrughput"), "no load 'thrughput'; it has synchronous"),
+        ((folder, "--hardware", "h100"), "no device 'h100'"),
+        ((folder, "--min-recovery", "0.99"), "greater than or equal to 1"),
     )
     for arguments, said in wrong:
         code, out, err = call("gate", *arguments, "--json")
-        assert (code, said in json.loads(out)["error"]) == (3, True), err
+        assert said in json.loads(out)["error"], err
+        assert code == (2 if "equal" in said else 3), "what is no number at all is the command line's to refuse"
+
+
+def test_what_breaks_is_not_judged_either(call: Call, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def breaks(*_: object) -> None:
+        raise PermissionError(13, "Permission denied", "results")
+
+    monkeypatch.setattr("bitworth.assembly.assemble", breaks)
+    assert call("gate", folder)[0] == 3
 
 
 def test_a_study_file_stands_for_its_results(call: Call, folder: Path, tmp_path: Path) -> None:

@@ -126,6 +126,13 @@ def test_aliases_count_for_what_they_stand_for() -> None:
     assert yaml_of("a: &b [1]\nc: *b\n") == {"a": [1], "c": [1]}
 
 
+def test_a_key_that_stands_twice_is_refused_and_one_that_is_merged_is_not() -> None:
+    for text in ("a: 1\nb: 2\na: 3\n", "x: [{a: 1, 'a': 2}]\n"):
+        with pytest.raises(ValueError, match="`a` stands twice"):
+            yaml_of(text)
+    assert yaml_of("x: &x {a: 1}\ny: {<<: *x, a: 2}\n")["y"] == {"a": 2}
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -272,3 +279,11 @@ def test_deep_documents_of_a_folder_are_a_sentence(
     assert found == ([name] if name in ("study.json", "plan.json") else [])
     assert read_progress(tmp_path) is None
     assert not Ledger(tmp_path).held()
+
+
+def test_a_place_that_may_not_be_read_is_named_in_a_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    def looks() -> None:
+        raise PermissionError(13, "Permission denied", "/locked/model")
+
+    assert guarded(looks) == 2
+    assert "/locked/model cannot be used: Permission denied" in capsys.readouterr().err

@@ -81,6 +81,8 @@ def test_suites_expand_in_order_and_a_tasks_own_entry_wins() -> None:
     assert by_name["hellaswag"] == TaskSpec(name="hellaswag", limit=7)
     assert by_name["winogrande"] == TaskSpec(name="winogrande", limit=50, seed=3, shots=5)
     assert by_name["leaderboard_bbh"] == TaskSpec(name="leaderboard_bbh")
+    for spec in tasks.expand([TaskSpec(name="code", samples=3, temperature=0.9, chat=False)]):
+        assert (spec.samples, spec.temperature, spec.chat) == (3, 0.9, False)
 
 
 def test_an_unknown_name_is_told_what_it_may_have_meant() -> None:

@@ -32,7 +32,7 @@ from bitworth.cli.quantize import quantize
 from bitworth.cli.report import report
 from bitworth.cli.tasks import tasks
 from bitworth.cli.view import view
-from bitworth.errors import WorkFailed
+from bitworth.errors import Incomplete
 from bitworth.execute.parts import QUESTIONS
 from bitworth.ledger import Ledger
 
@@ -97,7 +97,7 @@ def run(
     document = {**result_as_json(result), "report": report}
     terminal.answer(document, lambda: Group(terminal_summary(result), Text(f"Report: {report}")))
     if result.missing:
-        raise WorkFailed(
+        raise Incomplete(
             f"{len(result.missing)} pieces of the study have no result, first: {result.missing[0].title} "
             f"({result.missing[0].cause}) The report says which; the same command tries them again."
         )
@@ -150,7 +150,7 @@ app.add_typer(ledger_verbs, name="ledger")
 @app.command()
 def recommend(
     results: Results,
-    min_recovery: Annotated[float | None, typer.Option(help="Least recovery in percent.", min=0)] = None,
+    min_recovery: Annotated[float | None, typer.Option(help="Least recovery in percent.", min=1)] = None,
     recovery_of: Annotated[
         str | None, typer.Option(help="The task or suite whose recovery counts (the average of all tasks).")
     ] = None,

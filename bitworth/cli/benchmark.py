@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ from rich.text import Text
 
 from bitworth.cli import names
 from bitworth.cli.console import Json, Quiet, Terminal, pairs_table
-from bitworth.errors import BitworthError, Unsupported
+from bitworth.errors import BitworthError, Incomplete, Unsupported
 from bitworth.ledger import revive, write_atomic, write_json
 from bitworth.types import Hardware, Limits, Load
 
@@ -109,10 +110,22 @@ def benchmark(
         "repeats": repeat,
         "seed": seed,
     }
+    if out is not None:  # before anything is measured
+        _check_folder(out)
     document = _measured(target, workload, arrival, row, client, guidellm, settings, out)
     if out is not None:
         write_json(out / "benchmark.json", document)
     terminal.answer(document, lambda: _shown(document))
+    if document.get("unsupported"):
+        raise Incomplete(f"Nothing was measured: {document['unsupported']}")
+
+
+def _check_folder(out: Path) -> None:
+    """Refuse what cannot become a folder for results; nothing is made yet."""
+    place = next(parent for parent in (out.absolute(), *out.absolute().parents) if parent.exists())
+    if not place.is_dir() or not os.access(place, os.W_OK):
+        why = "is a file" if place.is_file() else "cannot be written"
+        raise BitworthError(f"--out {out} cannot be a folder for results: {place} {why}.")
 
 
 def parse_load(text: str, streams: int | None = None, limits: Limits | None = None) -> Load:

@@ -26,7 +26,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from bitworth.errors import BitworthError
+from bitworth.errors import BitworthError, Incomplete
 from bitworth.guard.keys import without_secrets
 from bitworth.guard.text import visible
 from bitworth.report.document import as_text, plain
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from bitworth.progress import Tracker
 
 INTERRUPTED = 130
+_PIPED = 160  # columns where nobody says how many: tables keep their cells whole in a log
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No notes and no progress on standard error.")]
@@ -44,6 +45,10 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No notes and no prog
 def is_follower() -> bool:
     """Whether torchrun started this process beside the one that reports."""
     return "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("RANK", "0") != "0"
+
+
+def _has_width() -> bool:
+    return sys.stdout.isatty() or "COLUMNS" in os.environ
 
 
 class Terminal:
@@ -64,7 +69,7 @@ class Terminal:
         if self.as_json:
             print(_printable(as_text(plain(document))), end="")
         else:
-            console = Console(highlight=False)
+            console = Console(highlight=False, width=None if _has_width() else _PIPED)
             with console.capture() as shown:
                 console.print(human(), soft_wrap=True)
             print(_printable(shown.get()), end="")
@@ -198,7 +203,7 @@ def guarded(command: Callable[[], Any]) -> int:
     except typer.TyperException as error:
         return _say(f"{error.format_message()} (`bitworth --help` lists verbs, `bitworth VERB --help` options.)", 2)
     except BitworthError as error:
-        return _say(str(error), error.exit_code)
+        return _say(str(error), error.exit_code, document=not isinstance(error, Incomplete))
     except (KeyboardInterrupt, typer.Abort):
         return _say("Stopped; what was finished is kept, and the same command goes on from there.", INTERRUPTED)
     except BrokenPipeError:
@@ -206,10 +211,14 @@ def guarded(command: Callable[[], Any]) -> int:
         return 1
     except MemoryError:
         return _say("This machine's memory does not suffice for this model.", 1)
+    except PermissionError as error:
+        what = error.filename or "What it was given"
+        return _say(f"{what} cannot be used: {error.strerror}; check its permissions.", getattr(error, "exit_code", 2))
     except Exception as error:
         if os.environ.get("BITWORTH_DEBUG"):
             print(_printable(traceback.format_exc()), file=sys.stderr)
-        return _say(f"Unexpected {type(error).__name__}: {error} (BITWORTH_DEBUG=1 shows where it came from).", 1)
+        says = f"Unexpected {type(error).__name__}: {error} (BITWORTH_DEBUG=1 shows where it came from)."
+        return _say(says, getattr(error, "exit_code", 1))
 
 
 def _printable(text: str) -> str:
@@ -222,9 +231,9 @@ def _clean(sentence: str) -> str:
     return visible(without_secrets(sentence))
 
 
-def _say(sentence: str, code: int) -> int:
+def _say(sentence: str, code: int, *, document: bool = True) -> int:
     sentence = _clean(sentence)
-    if "--json" in sys.argv and not is_follower():
+    if document and "--json" in sys.argv and not is_follower():
         print(json.dumps({"error": sentence}, ensure_ascii=False))
     print(f"bitworth: {sentence}", file=sys.stderr)
     return code

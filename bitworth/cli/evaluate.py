@@ -68,7 +68,7 @@ def evaluate(
     window: Annotated[int, typer.Option(help="Tokens a window of the text.", min=2)] = 512,
     windows: Annotated[int | None, typer.Option(help="Windows of the text (all).", min=1)] = None,
     against: Annotated[str | None, typer.Option(help="The baseline: adds KL, flips and paired recovery.")] = None,
-    min_recovery: Annotated[float, typer.Option(help="Least recovery in percent, for the verdict.", min=0)] = 99.0,
+    min_recovery: Annotated[float, typer.Option(help="Least recovery in percent, for the verdict.", min=1)] = 99.0,
     until_settled: Annotated[
         bool,
         typer.Option("--until-settled", help="Ask both models in batches until the verdict against --min-recovery."),

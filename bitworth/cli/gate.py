@@ -29,7 +29,7 @@ def gate(
         str | None,
         typer.Option(help="Whose release it is (the only quantized format).", autocompletion=names.study_formats),
     ] = None,
-    min_recovery: Annotated[float | None, typer.Option(help="Least recovery in percent (the study's).", min=0)] = None,
+    min_recovery: Annotated[float | None, typer.Option(help="Least recovery in percent (the study's).", min=1)] = None,
     confidence: Annotated[
         float | None, typer.Option(help="Confidence of recovery in percent (95).", min=1, max=99.99)
     ] = None,
@@ -77,12 +77,12 @@ def gate(
         }
         changed = {name: value for name, value in asked.items() if value is not None}
         result = assemble(results_folder(results, out), changed)
-        where = Where(use_case=use_case, load=load, hardware=hardware)
+        where = Where(use_case=use_case, load=load and load.replace(":", "@", 1), hardware=hardware)
         found = judge_release(
             result, result.constraint, format=format, tasks=task or (), where=where, accept_predicted=accept_predicted
         )
-    except BitworthError as error:
-        error.exit_code = UNJUDGED
+    except Exception as error:
+        vars(error)["exit_code"] = UNJUDGED  # whatever it was
         raise
     Terminal(as_json=json).answer(gate_document(found), lambda: _lines(found))
     return found.exit_code

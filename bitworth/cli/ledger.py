@@ -13,14 +13,14 @@ from rich.table import Table
 from rich.text import Text
 
 from bitworth.cli.console import Json, Terminal
-from bitworth.errors import BitworthError, WorkFailed
+from bitworth.errors import BitworthError, Incomplete
 from bitworth.ledger import Ledger
 
 if TYPE_CHECKING:
     from bitworth.ledger.checking import Finding
     from bitworth.ledger.query import Rows
 
-ledger = typer.Typer(help="Look into a results folder, tidy it, take it along.", no_args_is_help=True)
+ledger = typer.Typer(help="Look into a results folder, tidy it, take it along.")
 
 Folder = Annotated[Path, typer.Argument(help="A folder that bitworth wrote results into.")]
 Most = Annotated[int, typer.Option(help="Rows to print at most.", min=1)]
@@ -125,7 +125,7 @@ def export(
     says = f"{done.results} results in {out}, {done.size:,} bytes, SHA-256 {done.sha256}."
     Terminal(as_json=json).answer({**asdict(done), "path": str(out)}, lambda: Text(says))
     if done.damaged:
-        raise WorkFailed(f"{len(done.damaged)} results are damaged and were left out, first {done.damaged[0]}.")
+        raise Incomplete(f"{len(done.damaged)} results are damaged and were left out, first {done.damaged[0]}.")
 
 
 @ledger.command("import")
@@ -143,7 +143,7 @@ def import_results(
     says = f"{done.added} results added, {done.kept} were there already ({done.different} of them with another result)."
     Terminal(as_json=json).answer(asdict(done), lambda: Text(says))
     if done.damaged:
-        raise WorkFailed(
+        raise Incomplete(
             f"{len(done.damaged)} of the archive's files are damaged, first {done.damaged[0]}; they were left out."
         )
 

@@ -64,7 +64,8 @@ def quantize(
         ),
     ] = "own",
     states_mib: Annotated[
-        float | None, typer.Option(help="Most memory for hidden states, which go to files beyond it (half the free).")
+        float | None,
+        typer.Option(help="Most memory for hidden states, which go to files beyond it (half the free).", min=0),
     ] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 (the GPU where there is one).")] = None,
     devices: Annotated[int, typer.Option(help="Devices of that kind, a process each.", min=1)] = 1,

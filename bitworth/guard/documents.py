@@ -110,6 +110,11 @@ def _written_out(node: yaml.Node, known: dict[int, int], depth: int) -> int:
         return known[id(node)]
     if node.tag in _NUMBERS and len(node.value) > MOST_YAML_DIGITS:
         raise ValueError(f"it holds a number of more than {MOST_YAML_DIGITS:,} digits")
+    if isinstance(node, yaml.MappingNode):
+        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise ValueError(f"`{twice[:80]}` stands twice in one mapping")
     known[id(node)] = 0
     children = [part for pair in node.value for part in pair] if isinstance(node, yaml.MappingNode) else node.value
     inner = () if isinstance(node, yaml.ScalarNode) else children

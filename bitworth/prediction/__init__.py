@@ -114,7 +114,7 @@ def predict(
             what would), or the asked rate is beyond what the devices answer.
     """
     if hardware.usd_per_hour <= 0:
-        raise BitworthError(f"{hardware.name} has no price in the catalogue; give yours with --usd-per-hour.")
+        raise BitworthError(f"{hardware.name} has no price; give one above 0 with --usd-per-hour.")
     deployment = Deployment(
         architecture=architecture, kernel=kernel(format, group_size=group_size), hardware=hardware, constants=constants
     )

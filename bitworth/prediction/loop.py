@@ -11,8 +11,9 @@ import math
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
+
+from bitworth.jit import kept
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -51,7 +52,7 @@ class _State(NamedTuple):
     line: Integers
 
 
-@njit(cache=True, nogil=True)
+@kept(nogil=True)
 def serve(
     sent: Floats,
     wanted: Integers,
@@ -117,7 +118,7 @@ def serve(
     return order[:answered], first, ended
 
 
-@njit(cache=True)
+@kept()
 def _admit(of: _State, seen: int, limits: Limits) -> int:
     """Those that wait start, in their order, while there is a slot and room for the prompt.
 
@@ -139,7 +140,7 @@ def _admit(of: _State, seen: int, limits: Limits) -> int:
     return used
 
 
-@njit(cache=True)
+@kept()
 def _make_room(of: _State, limits: Limits, used: int) -> int:
     """The newest go back to waiting until each running one can have a token more; what is taken then."""
     line = of.line
@@ -155,7 +156,7 @@ def _make_room(of: _State, limits: Limits, used: int) -> int:
     return used
 
 
-@njit(cache=True)
+@kept()
 def _share_out(of: _State, parts: Integers, limits: Limits) -> bool:
     """Parts of prompts that the pass reads, oldest first; whether there are any."""
     left = max(0, limits.budget - of.line[_DECODING])
@@ -166,7 +167,7 @@ def _share_out(of: _State, parts: Integers, limits: Limits) -> bool:
     return any_read
 
 
-@njit(cache=True)
+@kept()
 def _alike(of: _State, wanted: Integers, costs: Costs, room: int, left: float) -> int:
     """Passes before a request ends, the next arrives, or the cache is full."""
     decoding = of.decoding[: of.line[_DECODING]]
@@ -179,7 +180,7 @@ def _alike(of: _State, wanted: Integers, costs: Costs, room: int, left: float) -
     return int(count)
 
 
-@njit(cache=True)
+@kept()
 def _seconds(of: _State, parts: Integers, costs: Costs, count: int) -> float:
     """One pass, in the middle of `count` of them."""
     cached, pairs, tokens, decoding = 0.0, 0.0, of.line[_DECODING], of.line[_DECODING]
@@ -193,25 +194,25 @@ def _seconds(of: _State, parts: Integers, costs: Costs, count: int) -> float:
     return float(both + costs.a_cached * cached + costs.a_pair * pairs + costs.a_pass)
 
 
-@njit(cache=True)
+@kept()
 def _in_sight(context: float, window: int) -> float:
     return min(context, window) if window else context
 
 
-@njit(cache=True)
+@kept()
 def _pairs(prompt: float, window: int) -> float:
     sight = _in_sight(prompt, window)
     return sight * (prompt - sight / 2)
 
 
-@njit(cache=True)
+@kept()
 def _decode(of: _State, count: int) -> None:
     for at in of.decoding[: of.line[_DECODING]]:
         of.given[at] += count
         of.cached[at] += count
 
 
-@njit(cache=True)
+@kept()
 def _take_in(of: _State, parts: Integers, first: Floats, now: float) -> None:
     """Prompts that were read to their end give their next token and start to decode."""
     kept = 0
@@ -232,7 +233,7 @@ def _take_in(of: _State, parts: Integers, first: Floats, now: float) -> None:
     of.line[_READING] = kept
 
 
-@njit(cache=True)
+@kept()
 def _finish(of: _State, wanted: Integers, order: Integers, answered: int) -> int:
     """Move those that have all their tokens to `order`; how many."""
     kept = done = 0

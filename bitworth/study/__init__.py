@@ -16,12 +16,14 @@ constraints: {min_recovery_pct: 99}
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import yaml
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
+from bitworth import hardware as catalogue
 from bitworth import tasks as task_registry
 from bitworth.errors import BitworthError
 from bitworth.guard.documents import yaml_of
@@ -41,6 +43,7 @@ from bitworth.study.entries import (
     UseCaseEntry,
     named,
     of_kind,
+    sourced,
     unknown,
 )
 from bitworth.types import (
@@ -66,7 +69,7 @@ class Study(Part):
     formats: list[Annotated[FormatEntry, BeforeValidator(named)]] = Field(min_length=1)
     group_size: Count | None = None
     allow_group_fallback: bool = False
-    calibration: CalibrationEntry = CalibrationEntry()
+    calibration: Annotated[CalibrationEntry, BeforeValidator(sourced)] = CalibrationEntry()
     data: str | None = None
     tasks: list[Annotated[TaskEntry, BeforeValidator(named)]] = Field([])
     divergence: DivergenceEntry | None = None
@@ -101,7 +104,12 @@ class Study(Part):
                 raise ValueError(f"{what} `{twice[0]}` is listed twice; give each its own name")
         if BASELINE not in [f.name for f in self.formats]:
             raise ValueError(f"formats must include `{BASELINE}`: every recovery and saving is against it")
+        loads = [entry.load() for entry in self.loads]
+        again = next((load for load in loads if loads.count(load) > 1), None)
+        if again is not None:
+            raise ValueError(f"load `{again.name}` is listed twice")
         self.check_counted(self.constraints.recovery_of)
+        self.check_available(self.constraints.available)
         odd = next((name for name in self.traffic if name not in [u.name for u in self.use_cases]), None)
         if odd is not None:
             raise ValueError(f"traffic names use case `{odd}`, which is not among the study's use_cases")
@@ -134,6 +142,17 @@ class Study(Part):
         counted = [AVERAGE, *(spec.name for spec in self.task_specs()), *self.suites()]
         if name not in counted:
             raise ValueError(unknown("task or suite for `recovery_of`", name, counted))
+
+    def check_available(self, names: Iterable[str]) -> None:
+        """Refuse a limit on devices that neither the study nor the catalogue has.
+
+        Raises:
+            ValueError: there is none of that name.
+        """
+        known = [entry.name for entry in self.hardware] + [*catalogue.NAMES]
+        for name in names:
+            if name not in known:
+                raise ValueError(unknown("device in `available`", name, known))
 
     def workload_values(self) -> list[Workload]:
         """The use cases, scaled, mixes and traces.

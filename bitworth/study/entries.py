@@ -248,7 +248,7 @@ class LoadEntry(Part):
     max_first_token_s: float | None = Field(None, gt=0)
     max_inter_token_s: float | None = Field(None, gt=0)
     max_latency_s: float | None = Field(None, gt=0)
-    percentile: float = Field(95.0, gt=0, lt=100)
+    percentile: float = Field(95.0, ge=1, lt=100)
 
     @model_validator(mode="after")
     def _rated(self) -> LoadEntry:
@@ -319,9 +319,9 @@ class LatencyEntry(Part):
 class ConstraintEntry(Part):
     """What a deployment must meet; `recovery_of` names the task or suite that counts, the average of all otherwise."""
 
-    min_recovery_pct: float = Field(99.0, gt=0)
+    min_recovery_pct: float = Field(99.0, ge=1)
     recovery_of: str = AVERAGE
-    confidence_pct: float = Field(95.0, gt=0, lt=100)
+    confidence_pct: float = Field(95.0, ge=1, lt=100)
     max_latency_s: float | None = Field(None, gt=0)
     max_first_token_s: float | None = Field(None, gt=0)
     limits: list[LatencyEntry] = []

@@ -106,5 +106,7 @@ def _within(suite: TaskSpec, task: TaskSpec) -> TaskSpec:
         seed=suite.seed,
         shots=task.shots if suite.shots is None else suite.shots,
         samples=task.samples if suite.samples is None else suite.samples,
+        temperature=task.temperature if suite.temperature is None else suite.temperature,
+        chat=task.chat if suite.chat is None else suite.chat,
         repeats=suite.repeats,
     )
