@@ -413,6 +413,8 @@ def test_unknown_names(call: Run, tiny_llama: Path, tmp_path: Path) -> None:
     file = tmp_path / "a-file"
     file.touch()
     refused(call("benchmark", tiny_llama, "--use-case", "8/2", "--out", file), "cannot be a folder")
+    refused(call("benchmark", tiny_llama, "--use-case", "8/2", "--streams", "4"), "--load throughput")
+    refused(call("benchmark", tiny_llama, "--use-case", "8/2", "--max-ttft-s", "1"), "--load sweep")
     refused(call("benchmark", tiny_llama, "--use-case", "rag", "--hardware", "H10"), "H100")
     refused(call("quantize", tiny_llama, "--recpie", "x", "--out", tmp_path), "--recpie")
     refused(call("nonsense"), "nonsense")

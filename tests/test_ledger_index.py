@@ -245,3 +245,18 @@ def test_a_folder_without_results_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(BitworthError, match="holds no results"):
         query(Ledger(tmp_path), CELLS)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_results_that_may_only_be_read_can_be_asked_all_the_same(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected, real = answers_kept(ledger), Path.open
+
+    def guarded(path: Path, *arguments: Any, **named: Any) -> Any:
+        if path == ledger.root / "index" / "lock":
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path, *arguments, **named)
+
+    monkeypatch.setattr(Path, "open", guarded)
+    assert answers_told(ledger) == expected
+    assert not list((ledger.root / "index").iterdir())

@@ -83,6 +83,9 @@ def test_suites_expand_in_order_and_a_tasks_own_entry_wins() -> None:
     assert by_name["leaderboard_bbh"] == TaskSpec(name="leaderboard_bbh")
     for spec in tasks.expand([TaskSpec(name="code", samples=3, temperature=0.9, chat=False)]):
         assert (spec.samples, spec.temperature, spec.chat) == (3, 0.9, False)
+    some = {spec.name: spec for spec in tasks.expand([TaskSpec(name="leaderboard-v1", temperature=0.5)])}
+    assert some["gsm8k_llama"].temperature == 0.5
+    assert some["hellaswag"].temperature is None, "it scores given answers"
 
 
 def test_an_unknown_name_is_told_what_it_may_have_meant() -> None:

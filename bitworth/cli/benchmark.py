@@ -102,6 +102,7 @@ def benchmark(
     )
     workload = parse_workload(use_case or [], scale, trace)
     arrival = Load(kind="trace") if trace is not None else parse_load(load, streams, limits)
+    _check_options(arrival, streams, limits)
     target = _Target(checkpoint, engine, tokenizer, model, silent_s, wait_s, terminal)
     together = arrival.kind != "synchronous" and target.engine != "torch"
     settings: dict[str, Any] = {
@@ -118,6 +119,18 @@ def benchmark(
     terminal.answer(document, lambda: _shown(document))
     if document.get("unsupported"):
         raise Incomplete(f"Nothing was measured: {document['unsupported']}")
+
+
+def _check_options(load: Load, streams: int | None, limits: Limits) -> None:
+    """Refuse options that the load does not have.
+
+    Raises:
+        BitworthError: streams without throughput, limits without a sweep.
+    """
+    if streams is not None and load.kind != "throughput":
+        raise BitworthError(f"--streams is for --load throughput; {load.kind} has no streams.")
+    if limits != Limits(percentile=limits.percentile) and load.kind != "sweep":
+        raise BitworthError(f"--max-ttft-s, --max-itl-s, --max-latency-s are for --load sweep; {load.kind} has none.")
 
 
 def _check_folder(out: Path) -> None:

@@ -11,6 +11,7 @@ without an index, or with a damaged one, gets another. Nothing that decides what
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -19,6 +20,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from bitworth.errors import WorkFailed, disk_reason
@@ -60,8 +62,8 @@ class Segments:
 class Index:
     """The columns of a results folder."""
 
-    def __init__(self, ledger: Ledger) -> None:
-        self._ledger, self._folder = ledger, ledger.root / "index"
+    def __init__(self, ledger: Ledger, folder: Path | None = None) -> None:
+        self._ledger, self._folder = ledger, folder or ledger.root / "index"
 
     def behind(self) -> int:
         """How many results it has not seen as they are; 0 where none was ever asked for."""
@@ -75,13 +77,20 @@ class Index:
     def opened(self) -> Iterator[Segments]:
         """The columns as the results are now; they stay where they are until the end of the block.
 
+        Those of results that may only be read are made for the block alone.
+
         Raises:
-            WorkFailed: the folder cannot be written.
+            WorkFailed: the folder cannot be written though it may be.
         """
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             handle = (self._folder / "lock").open("a")
         except OSError as error:
+            if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+                with TemporaryDirectory(prefix="bitworth-index-") as scratch:
+                    apart = Index(self._ledger, Path(scratch))
+                    yield apart._segments(apart._refresh())
+                return
             raise WorkFailed(f"The index in {self._folder} cannot be written: {disk_reason(error)}.") from error
         with handle:
             fcntl.flock(handle, fcntl.LOCK_EX)

@@ -193,6 +193,11 @@ class TaskEntry(Part):
         known = (*task_registry.NAMES, *task_registry.SUITES)
         if self.name not in known:
             raise ValueError(unknown("task", self.name, known))
+        writing = (self.samples, self.temperature, self.chat) != (None, None, None)
+        if writing and self.name in task_registry.NAMES and not task_registry.is_written(self.name):
+            raise ValueError(
+                f"task {self.name} scores given answers; samples, temperature and chat are for written ones"
+            )
         return self
 
 

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from bitworth.errors import BitworthError
@@ -58,10 +59,25 @@ def get(name: str) -> TaskDef | CodeDef | RulerDef:
 def expand(asked: Sequence[TaskSpec]) -> list[TaskSpec]:
     """Tasks and suites to tasks, each once; see `suites.expand`.
 
+    How a suite's answers are written concerns those of its tasks that are answered in writing.
+
     Raises:
         BitworthError: a name that is neither a task's nor a suite's.
     """
-    return suites.expand(asked, NAMES)
+    own = {spec.name for spec in asked}
+    return [
+        spec if spec.name in own or is_written(spec.name) else replace(spec, samples=None, temperature=None, chat=None)
+        for spec in suites.expand(asked, NAMES)
+    ]
+
+
+def is_written(name: str) -> bool:
+    """Whether a task is answered in writing, not by the likelihood of given answers.
+
+    Raises:
+        BitworthError: unknown task.
+    """
+    return get(name).kind != "choices"
 
 
 def load(
