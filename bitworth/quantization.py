@@ -187,10 +187,9 @@ def fit_groups(decoder: Decoder, recipe: Recipe, allow_fallback: bool) -> tuple[
     fits = [s for s in GROUP_SIZES if s < size and all(columns % s == 0 for _, columns in shapes.values())]
     named = ", ".join(misfits[:3]) + (f" and {len(misfits) - 3} more" if len(misfits) > 3 else "")
     if not allow_fallback or not fits:
-        none = f"none of {GROUP_SIZES} does" if grid.scales == "float" else "the format has no others"
-        hint = none
+        hint = f"none of {GROUP_SIZES} does" if grid.scales == "float" else "the format has no others"
         if fits:
-            hint = f"groups of {fits[0]} would (--group-size, or group_size in a study), or allow the fallback"
+            hint = f"--group-size {fits[0]} (group_size in a study) would, or allow the fallback"
         raise BitworthError(f"{recipe.name}: groups of {size} do not divide the inputs of {named}; {hint}.")
     note = f"groups of {size} do not divide the inputs of {named}; groups of {fits[0]} were used throughout"
     scheme = replace(recipe.scheme, weight=replace(grid, group_size=fits[0]))

@@ -314,8 +314,8 @@ def test_groups_that_do_not_divide_are_refused_with_what_would(tmp_path: Path) -
         quantize(tmp_path / "odd", [recipe], tmp_path / "out")
     assert str(caught.value) == (
         "w4a16-int-rtn: groups of 128 do not divide the inputs of model.layers.0.self_attn.q_proj, "
-        "model.layers.0.self_attn.k_proj, model.layers.0.self_attn.v_proj and 11 more; groups of 32 would (--group-size, or group_size in a study), or allow "
-        "the fallback."
+        "model.layers.0.self_attn.k_proj, model.layers.0.self_attn.v_proj and 11 more; --group-size 32 "
+        "(group_size in a study) would, or allow the fallback."
     )
     [result] = quantize(tmp_path / "odd", [recipe], tmp_path / "out", allow_group_fallback=True)
     assert result.notes[0].endswith("groups of 32 were used throughout")
