@@ -27,7 +27,7 @@ from bitworth.types import Calibration, Gptq, Recipe
 NAMES = ("w4a16-int-gptq", "w8a8-int-smoothquant-gptq", "w8a8-int-gptq+kv-fp8", "w4a16-int-awq", "w8a8-fp")
 #: Largest part of a layer's codes that sums in another order may tip; coordinate descent carries a tie through its row.
 TIPPED, TIPPED_AND_SWEPT = 1e-3, 0.1
-#: Largest mean distance of codes in blocks that see another's tipped scale: in a small random model it spreads.
+#: Largest mean distance of codes in blocks that see another's tipped code: in a small random model it spreads.
 APART = 0.5
 
 
@@ -74,15 +74,21 @@ def assert_alike(one: Path, other: Path, recipe: Recipe, *, tipped: float = TIPP
     assert first.keys() == second.keys()
     swept = isinstance(recipe.rounding, Gptq) and recipe.rounding.sweeps > 0
     for name, codes in first.items():
-        if not swept or ".layers.0." in name:
-            assert (codes != second[name]).float().mean() < (TIPPED_AND_SWEPT if swept else tipped), name
+        if ".layers.0." in name or not isinstance(recipe.rounding, Gptq):
+            differ = (codes != second[name]).float()
+            rest = differ.sum() - differ.sum(1).max()  # GPTQ carries a tie on through its row, to no other row
+            assert rest < (TIPPED_AND_SWEPT if swept else tipped) * differ.numel(), name
         else:
-            assert (codes.float() - second[name].float()).abs().mean() < APART, name
+            steps = (codes.float() - second[name].float()).abs()
+            assert torch.minimum(steps, 256 - steps).mean() < APART, name  # bytes of -1 and 0 lie side by side
     kept, there = load_file(one / "model.safetensors"), load_file(other / "model.safetensors")
     assert kept.keys() == there.keys()
     for name, tensor in kept.items():
         if not swept and not name.endswith(("_packed", "proj.weight", "w1.weight", "w2.weight", "w3.weight")):
-            torch.testing.assert_close(tensor.float(), there[name].float(), rtol=1e-2, atol=0)
+            rtol = (
+                1e-2 if ".layers.0." in name else 5e-2
+            )  # the last bit of bfloat16, and what a tipped code makes of it
+            torch.testing.assert_close(tensor.float(), there[name].float(), rtol=rtol, atol=0)
 
 
 def assert_same(one: Path, other: Path) -> None:
