@@ -5,10 +5,11 @@
 with, in float32 and for P weights in the largest block, I the widest input, D hidden states, C tokens a chunk, N in
 all, T in a sequence, R recipes of which S have hidden states of their own and L learn on after rounding:
 
-    block        (2 + 5/4 R) P + 8 rows I   weights and a stage's, transformed; codes and rounded weights of every
-                                   recipe; what is held of the rows that are rounded together
-    moments      3 I²              the Hessian in the place of Σ x xᵀ, its ordered copy that becomes its factor, what
-                                   the factorization holds; Σ too where a scale is searched by what GPTQ would lose;
+    block        5/2 P + 8 rows I  weights, dropped as they are rounded, and a stage's, transformed; codes and rounded
+                                   weights; what is held of the rows that are rounded together. (2 + 5/4 R) P where R
+                                   recipes are made of the same weights, which learning and the unquantized stream need
+    moments      5/2 I²            the Hessian in the place of Σ x xᵀ, its ordered copy that becomes its factor, what
+                                   its inversion holds; Σ too where a scale is searched by what GPTQ would lose;
                                    where recipes share the unquantized stream Σ and a transformed one, and all
                                    stages' where it has several chunks; all experts' at once where there are several
     activations  C (4 I + 4 D)     one chunk inside the block
@@ -87,7 +88,7 @@ def footprint(
     waiting = waiting_bytes(decoder, tokens) if alone and tokens > chunk_tokens and not of_experts else 0
     in_files = (streams + learning) * tokens * decoder.width * _FLOAT > budget
     foreseen = any(isinstance(transform, GptqScale) for recipe in calibrated for transform in recipe.transforms)
-    copies = 4 if len(alone) < len(calibrated) else 2 + foreseen  # beside the sum itself
+    copies = 4 if len(alone) < len(calibrated) else 1.5 + foreseen  # beside the sum itself
     moments = (1 + copies) * widest**2
     if tokens > chunk_tokens and alone and of_experts:  # those of a level are measured in one pass
         level = max(width**2 * count for width, count in Counter(of_experts).items())
@@ -96,7 +97,7 @@ def footprint(
         moments = max(moments, sum(width**2 for width in (*set(widths), *of_experts)) + copies * widest**2)
     parts = {
         "process_mib": float(psutil.Process().memory_info().rss),
-        "block_mib": ((2 + 1.25 * len(recipes)) * largest + bool(calibrated) * 8 * rows_at_once() * widest) * _FLOAT,
+        "block_mib": (_copies(recipes, shared) * largest + bool(calibrated) * 8 * rows_at_once() * widest) * _FLOAT,
         "moments_mib": bool(calibrated) * moments * _FLOAT,
         "activations_mib": min(chunk_tokens, tokens) * (4 * widest + 4 * decoder.width) * _FLOAT,
         "waiting_mib": waiting if waiting <= budget else 0,
@@ -105,6 +106,15 @@ def footprint(
     }
     named = {name: round(size / 2**20, 1) for name, size in {**parts, "peak_mib": sum(parts.values())}.items()}
     return Footprint(**named, states_in_files=in_files)
+
+
+def _copies(recipes: Sequence[Recipe], shared: bool) -> float:
+    """How many times a block's weights are held at most, by the recipes that are made of it at once."""
+    without = [recipe for recipe in recipes if not recipe.needs_calibration]
+    alone = [recipe for recipe in recipes if walks_alone(recipe, shared=shared)]
+    together = len(recipes) - len(without) - len(alone)
+    kept = max(len(without), together, any(recipe.tuning is not None for recipe in alone))
+    return max(2 + 1.25 * kept if kept else 0, 2.5 if alone else 0)
 
 
 def states_budget(states_mib: float | None) -> float:

@@ -43,6 +43,12 @@ class Block:
         """Linear layers by their name inside the block."""
         return {name: module for name, module in self.module.named_modules() if isinstance(module, nn.Linear)}
 
+    def drop(self, layer: str) -> None:
+        """Free the weight of a linear layer; its shape, its type and its bias stay."""
+        parameters = self.module.get_submodule(layer)._parameters
+        assert parameters["weight"] is not None
+        parameters["weight"] = _emptied(parameters["weight"])
+
     def product(self, inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """What a linear layer of that weight makes of its inputs, factors rounded."""
         if self.factors == inputs.dtype:
@@ -301,7 +307,7 @@ def without_storage() -> Iterator[None]:
     def register_empty(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
         register(module, name, parameter)
         if parameter is not None:
-            module._parameters[name] = nn.Parameter(parameter.to("meta"), requires_grad=False)
+            module._parameters[name] = _emptied(parameter)
 
     nn.Module.register_parameter = register_empty  # type: ignore[method-assign, assignment]
     try:
@@ -338,4 +344,8 @@ def _drop_parameters(module: nn.Module) -> None:
     for part in module.modules():
         for leaf, parameter in part._parameters.items():
             if parameter is not None:
-                part._parameters[leaf] = nn.Parameter(parameter.to("meta"), requires_grad=False)
+                part._parameters[leaf] = _emptied(parameter)
+
+
+def _emptied(parameter: nn.Parameter) -> nn.Parameter:
+    return nn.Parameter(parameter.to("meta"), requires_grad=False)

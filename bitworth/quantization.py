@@ -129,9 +129,9 @@ def _quantize(
         kwargs = _prepare(decoder, streams, tokens, states_mib, ranks)
         for index in range(min((stream.done for stream in streams), default=len(decoder)), len(decoder)):
             progress("blocks", index + 1, len(decoder))
-            with decoder.loaded(index) as block:
-                for stream in streams:
-                    if stream.done <= index:
+            for stream in streams:
+                if stream.done <= index:
+                    with decoder.loaded(index) as block:
                         stream.walk(decoder, block, kwargs[index] if kwargs else None)
             trim()
         made |= ranks.from_first(

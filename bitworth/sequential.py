@@ -112,6 +112,7 @@ class BlockPass:
         together: bool = True,
         producers: Producers | None = None,
         ranks: Ranks = ALONE,
+        spend: bool = False,
     ) -> None:
         """Prepare.
 
@@ -123,14 +124,16 @@ class BlockPass:
             together: there is memory for all chunks to wait inside the block.
             producers: carried from block to block: what could take a scale, so that it is searched for once.
             ranks: who quantizes the block too, each on its own chunks of the same length; all get the same layers.
+            spend: nobody needs the block's own weights after, which are dropped as they are rounded.
         """
         assert len(recipes) == 1 or not propagate
+        assert propagate or not spend
         self.block, self.recipes, self.dtype, self._propagate = block, recipes, dtype, propagate
         self._producers, self.ranks = {} if producers is None else producers, ranks
         self._linears = {name: layer for name, layer in block.linears().items() if not skipped(name)}
         self._weights: dict[str, Tensor] = {}  # what the block computes with where it propagates
         self._stage_of: dict[str, Stage] = {}
-        self._together = together
+        self._together, self._spend = together, spend
         self._arrived: list[Stage] = []
         self._collecting: list[Stage] | None = None
         self.results = [BlockResult() for _ in recipes]
@@ -286,6 +289,8 @@ class BlockPass:
         seen = audit_stage(self.block.prefix, stage.layers, stage.stats)
         prepared = self._prepared(stage)
         stage.stats = None  # second moments are large
+        for name in stage.layers if self._spend else ():
+            self.block.drop(name)
         for recipe, result, (weight, stats, scale) in zip(self.recipes, self.results, prepared, strict=True):
             stage.scales.append(scale)
             result.audit.append(seen)

@@ -93,7 +93,7 @@ class Stream:
         return name if self.ranks.first else f"{name}-of-rank-{self.ranks.number}"
 
     def walk(self, decoder: Decoder, block: Block, kwargs: Arguments | None) -> None:
-        """Take one block, write what it became and keep where that leaves the stream."""
+        """Take one block, write what it became and keep where that leaves the stream; its weights may be gone then."""
         began = time.monotonic()
         recipes = [build.recipe for build in self.builds]
         if self.states is None and not self.ranks.first:
@@ -110,6 +110,7 @@ class Stream:
                 together=self.together,
                 producers=self.producers,
                 ranks=self.ranks,
+                spend=self.propagate and not self.learns,
             )
             if self.teacher is None:
                 walk.run(self.states, kwargs)

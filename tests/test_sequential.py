@@ -74,6 +74,27 @@ def test_each_stage_sees_what_the_rounded_stages_before_it_produce(decoder: Deco
     torch.testing.assert_close(outputs[0], expected_output, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["w4a16-int-gptq", "w8a8-int-smoothquant-gptq", "w4a16-int-gptq-published"])
+@pytest.mark.parametrize("together", [True, False])
+def test_weights_dropped_as_they_are_rounded_are_not_missed(decoder: Decoder, name: str, together: bool) -> None:
+    recipe = recipes.recipe(name, group_size=32)
+    results = []
+    for spend in (False, True):
+        hidden, kwargs = chunked(decoder, [2, 2, 2])
+        with decoder.loaded(0) as block:
+            walk = BlockPass(block, [recipe], decoder.dtype, together=together, spend=spend)
+            walk.run(hidden, kwargs[0])
+            results.append((torch.cat(hidden), walk.results[0]))
+            assert {layer.weight.is_meta for layer in block.linears().values()} == {spend}
+    (kept, first), (dropped, second) = results
+    assert torch.equal(kept, dropped)
+    for layer, rounded in first.rounded.items():
+        assert torch.equal(second.rounded[layer].codes_OI, rounded.codes_OI)
+        assert torch.equal(second.rounded[layer].scale_OG, rounded.scale_OG)
+    assert first.changed.keys() == second.changed.keys()
+    assert all(torch.equal(second.changed[key], value) for key, value in first.changed.items())
+
+
 @pytest.mark.parametrize("name", ["w4a16-int-gptq", "w4a16-int-awq", "w8a8-int-smoothquant-gptq"])
 @pytest.mark.parametrize(("sizes", "together"), [([2, 2, 2], True), ([4, 2], True), ([2, 2, 2], False)])
 def test_several_chunks_give_what_one_gives(decoder: Decoder, name: str, sizes: list[int], together: bool) -> None:

@@ -29,7 +29,7 @@ from bitworth.types import Gptq, Grid
 
 _FIRST_DAMPING, _MOST_DAMPING = 0.001, 1.0
 _SOLVED = 192  # columns of a triangle that is inverted by a solve
-_ROWS = 512  # that each thread rounds at a time: what is held of them is little beside the second moments
+_ROWS = 256  # that each thread rounds at a time: what is held of them is little beside the second moments
 _TURNED = 1 << 20  # numbers of a matrix that are turned round at a time
 
 
@@ -116,7 +116,8 @@ def inverse_factor(hessian_II: Tensor, order: Tensor) -> Tensor | None:
     reversed_I = order.flip(0)
     lower = hessian_II[reversed_I.unsqueeze(1), reversed_I]
     failed = torch.empty((), dtype=torch.int32, device=lower.device)
-    torch.linalg.cholesky_ex(lower, out=(lower, failed))
+    # LAPACK counts columns first: the transpose lies as it wants it, and is factored without a copy
+    torch.linalg.cholesky_ex(lower.T, upper=True, out=(lower.T, failed))
     if int(failed):
         return None
     _invert_triangle(lower)
@@ -150,7 +151,7 @@ def _invert_triangle(lower: Tensor) -> None:
     first, below, last = lower[:half, :half], lower[half:, :half], lower[half:, half:]
     _invert_triangle(first)
     _invert_triangle(last)
-    below.copy_((last @ (below @ first)).neg_())
+    torch.mm(last, below @ first, out=below).neg_()
 
 
 class _ColumnLoop:
