@@ -10,6 +10,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -93,14 +95,21 @@ def best_scale(
 
 
 def _by_rows(loop: Callable[..., None], by_row: tuple[NDArray[Any], ...], whole: tuple[Any, ...]) -> None:
-    """Run a compiled loop over runs of rows, a thread each; `whole` goes to all of them."""
+    """Run a compiled loop over runs of rows, a thread each, this one among them; `whole` goes to all."""
     count = len(by_row[0])
     threads = max(1, min(torch.get_num_threads(), count))
     edges = [count * index // threads for index in range(threads + 1)]
-    parts = [slice(*edges[index : index + 2]) for index in range(threads)]
-    with ThreadPoolExecutor(threads) as pool:
-        for done in [pool.submit(loop, *(values[part] for values in by_row), *whole) for part in parts]:
-            done.result()
+    own, *others = ([values[slice(*edge)] for values in by_row] for edge in pairwise(edges))
+    begun = [_pool(threads).submit(loop, *part, *whole) for part in others]
+    loop(*own, *whole)
+    for done in begun:
+        done.result()
+
+
+@cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    """Threads that stay: many loops take no longer than starting some would."""
+    return ThreadPoolExecutor(threads)
 
 
 def _numpy(values: Tensor) -> Floats:
