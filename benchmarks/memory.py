@@ -14,8 +14,10 @@ import json
 import shutil
 import sys
 import tempfile
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from itertools import product
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +68,9 @@ def measure(arguments: argparse.Namespace, scratch: Path) -> dict[tuple[str, str
     blocks = {"half": arguments.blocks // 2, "whole": arguments.blocks}
     for depth, count in blocks.items():
         sizes = {**(QUICK if arguments.quick else SIZES), "num_hidden_layers": count}
-        model = random_llama(demo, scratch / depth, sizes)
+        model = scratch / depth
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as other:  # whose peak a run of ours would inherit
+            other.submit(random_llama, demo, model, sizes).result()
         write_tokens(model, job)
         size = sum(path.stat().st_size for path in model.glob("*.safetensors")) / 2**20
         jobs: dict[str, tuple[str, dict[str, Any]]] = {
@@ -84,7 +88,7 @@ def measure(arguments: argparse.Namespace, scratch: Path) -> dict[tuple[str, str
     return peaks
 
 
-def random_llama(demo: Path, out: Path, sizes: dict[str, int]) -> Path:
+def random_llama(demo: Path, out: Path, sizes: dict[str, int]) -> None:
     """A random Llama in bfloat16 with the demo's tokenizer."""
     import torch
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
@@ -98,7 +102,6 @@ def random_llama(demo: Path, out: Path, sizes: dict[str, int]) -> Path:
     finally:
         torch.set_default_dtype(torch.float32)
     tokenizer.save_pretrained(out)
-    return out
 
 
 def write_tokens(model: Path, job: dict[str, Any]) -> None:

@@ -17,12 +17,13 @@ import numpy as np
 
 from bitworth.engines import open_generator
 from bitworth.engines.generator import Generator, Progress
-from bitworth.engines.schedule import streams_of
+from bitworth.engines.schedule import loop_of, streams_of
 from bitworth.errors import BitworthError, Unsupported
 from bitworth.hardware import is_this_machine
 from bitworth.load.metrics import succeeded
 from bitworth.load.percentiles import latency_figures
 from bitworth.load.prompts import ANY_VOCABULARY, ordinary_tokens, prompts_of, unseen_seed
+from bitworth.load.rates import busy, parts
 from bitworth.load.run import run_load
 from bitworth.load.traces import Workload
 from bitworth.statistics import mean_interval
@@ -148,7 +149,8 @@ def cost_of(
 
     As in the paper, one request at a time gives 3600 / (latency x USD an hour), and any other load 3600 x queries a
     second / USD an hour, where queries a second are completed requests over the time from the first start to the last
-    end. The interval says how far the mean would move with other requests in the same run; see `_spread`.
+    end, or in a closed loop while all its streams were busy (`load.rates`). The interval says how far the mean would
+    move with other requests in the same run; see `_spread`.
 
     Args:
         format: the checkpoint's name in the result.
@@ -178,7 +180,8 @@ def cost_of(
     timings = succeeded(measurement.timings)
     latencies = [timing.latency_s for timing in timings]
     firsts = [timing.first_token_s - timing.start_s for timing in timings if timing.first_token_s is not None]
-    rate = 1 / float(np.mean(latencies)) if load.kind == "synchronous" else _completed_per_second(timings)
+    alone = load.kind == "synchronous"
+    rate = 1 / float(np.mean(latencies)) if alone else _answered_per_second(measurement.timings, load)
     per_usd = 3600 * rate / hardware.usd_per_hour
     slowest, fastest = _spread(timings, load, seed)
     return QueryCost(
@@ -196,8 +199,9 @@ def cost_of(
     )
 
 
-def _completed_per_second(timings: Sequence[Timing]) -> float:
-    return len(timings) / (max(timing.end_s for timing in timings) - min(timing.start_s for timing in timings))
+def _answered_per_second(timings: Sequence[Timing], load: Load) -> float:
+    began, ended = busy(timings, loop_of(load))
+    return float(parts(succeeded(timings), (began, ended)).sum()) / (ended - began)
 
 
 def _spread(timings: Sequence[Timing], load: Load, seed: int) -> tuple[float, float]:

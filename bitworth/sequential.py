@@ -329,7 +329,7 @@ class BlockPass:
             with self._naming(stage):
                 scale = _scale_of(transform, stacked, recipe.scheme.weight, stats, self.dtype)
             scale = self.ranks.take_first(scale)
-            stacked, stats = stacked * scale, stats.divided_by(scale)
+            stacked, stats = stacked * scale, stats.divided_by(scale, spend=len(self.recipes) == 1)
             total = scale if total is None else total * scale
         return stacked, stats, total
 

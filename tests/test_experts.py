@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -243,7 +244,7 @@ def test_each_expert_is_measured_by_what_reaches_it(
     audit = sequential.audit_stage
 
     def spy(prefix: str, layers: list[str], stats: InputStats) -> StageAudit:
-        seen.update(dict.fromkeys(layers, stats))
+        seen.update(dict.fromkeys(layers, deepcopy(stats)))  # they are spent afterwards
         return audit(prefix, layers, stats)
 
     monkeypatch.setattr(sequential, "audit_stage", spy)

@@ -25,6 +25,7 @@ from bitworth.load.metrics import (
     steady,
     succeeded,
 )
+from bitworth.load.rates import busy
 from bitworth.types import Limits, Timing
 
 
@@ -81,6 +82,54 @@ def test_every_figure_is_the_naive_one(micros: list[list[int]]) -> None:
     assert found.queries_per_second == pytest.approx(len(answers) / seconds)
     assert found.output_tokens_per_second == pytest.approx(sum(map(len, answers)) / seconds)
     assert found.prompt_tokens_per_second == pytest.approx(10 * len(answers) / seconds)
+
+
+def closed_loop(durations: Sequence[float], streams: int) -> list[Timing]:
+    """Requests of these durations, each sent when the first of the streams is free."""
+    free, timings = [0.0] * streams, []
+    for duration in durations:
+        start = min(free)
+        free[free.index(start)] = start + duration
+        timings.append(request(start, [duration]))
+    return timings
+
+
+@given(st.integers(1, 8), st.integers(2, 6), st.integers(0, 2**32))
+def test_a_loops_rate_is_that_of_busy_streams(streams: int, rounds: int, seed: int) -> None:
+    """Oracle: a grid of moments, at each the share of every request that is answered in it."""
+    durations = np.random.default_rng(seed).uniform(0.5, 2.0, streams * rounds)
+    timings = closed_loop(durations.tolist(), streams)
+    last = max(timing.start_s for timing in timings)
+    began, ended = busy(timings, streams)
+    assert began == 0
+    assert ended == min(timing.end_s for timing in timings if timing.end_s > last)
+    at = np.linspace(began, ended, 4001)
+    middles = (at[1:] + at[:-1]) / 2
+    counted = sum(((t.start_s <= middles) & (middles < t.end_s)) / t.latency_s for t in timings)
+    found = metrics_of(timings, streams=streams)
+    assert found.queries_per_second == pytest.approx(float(np.mean(counted)), rel=0.02)
+    assert found.output_tokens_per_second == pytest.approx(found.queries_per_second)
+
+
+def test_a_loop_that_runs_dry_answers_no_less() -> None:
+    """Streams out of step, each request a second: so many a second, however few there are."""
+    firsts = [0.25, 0.5, 0.75, 1.0]
+    timings = closed_loop([*firsts, *[1.0] * 9], 4)
+    assert metrics_of(timings, streams=4).queries_per_second == pytest.approx(len(timings[4:]) / 2.25, rel=0.3)
+    steady_rounds = timings[4:]
+    assert metrics_of(steady_rounds, streams=4).queries_per_second == pytest.approx(4.0)
+    assert metrics_of(steady_rounds).queries_per_second < 3.2
+
+
+def test_a_loop_of_fewer_requests_than_streams_counts_whole() -> None:
+    timings = [request(0.0, [1.0]), request(0.0, [2.0])]
+    assert metrics_of(timings, streams=4).queries_per_second == metrics_of(timings).queries_per_second == 1.0
+
+
+def test_failed_requests_keep_a_stream_busy() -> None:
+    timings = closed_loop([1.0] * 8, 2)
+    timings[4] = replace(timings[4], error="HTTP 500")
+    assert metrics_of(timings, streams=2).queries_per_second == pytest.approx(7 / 4)
 
 
 def test_chunks_of_several_tokens_share_their_gap() -> None:

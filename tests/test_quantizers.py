@@ -427,10 +427,18 @@ def test_halves_are_the_first_and_second_rows_of_each_chunk() -> None:
     assert torch.equal(stats.half_max_abs_2I, expected)
 
 
-def test_scaled_statistics_are_those_of_scaled_inputs() -> None:
+@pytest.mark.parametrize("spend", [False, True])
+@pytest.mark.parametrize("settled", [False, True])
+def test_scaled_statistics_are_those_of_scaled_inputs(spend: bool, settled: bool) -> None:
     inputs, scale = normal(60, 9), torch.linspace(0.5, 2, 9)
-    found, expected = stats_of(inputs).divided_by(scale), stats_of(inputs / scale)
+    stats, expected = stats_of(inputs), stats_of(inputs / scale)
+    before = stats.hessian_II if settled else None
+    found = stats.divided_by(scale, spend=spend)
     torch.testing.assert_close(found.hessian_II, expected.hessian_II)
+    assert torch.equal(found.hessian_II, found.hessian_II.T)
+    torch.testing.assert_close(found.mean_square_I, expected.mean_square_I)
+    if before is not None and not spend:
+        assert torch.equal(stats.hessian_II, before)
     torch.testing.assert_close(found.mean_abs_I, expected.mean_abs_I)
     torch.testing.assert_close(found.max_abs_I, expected.max_abs_I)
     torch.testing.assert_close(found.half_max_abs_2I, expected.half_max_abs_2I)

@@ -34,6 +34,11 @@ def streams_of(load: Load) -> int:
     return 1 if load.kind == "synchronous" else load.streams or DEFAULT_STREAMS
 
 
+def loop_of(load: Load) -> int | None:
+    """The streams of a closed loop; None of a load whose requests have times of their own."""
+    return streams_of(load) if load.kind in ("synchronous", "throughput") else None
+
+
 async def at_times(times: Sequence[float], prepare: Prepare, send: Send, began: float) -> list[Timing]:
     """Send each request at its time, whatever became of those before it; times ascend, in seconds since `began`.
 

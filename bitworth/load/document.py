@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from bitworth.engines.schedule import streams_of
+from bitworth.engines.schedule import loop_of
 from bitworth.load.goodput import Sweep, Trial
 from bitworth.load.metrics import PERCENTILES, Metrics, Spread, interval
 from bitworth.load.run import LoadRun
@@ -19,7 +19,7 @@ def load_as_json(run: LoadRun, usd_per_hour: float) -> Json:
     runs = [metrics_as_json(metrics, usd_per_hour) for metrics in run.metrics]
     together = _combined(runs, fmean) | {"client_was_late": any(row["client_was_late"] for row in runs)}
     return {
-        "streams": streams_of(run.load) if run.load.kind in ("synchronous", "throughput") else None,
+        "streams": loop_of(run.load),
         "repeats": len(runs),
         "metrics": together,
         "metrics_ci95": _combined(runs, interval) if len(runs) > 1 else None,

@@ -20,6 +20,7 @@ from scipy.special import stdtrit
 
 from bitworth.errors import WorkFailed
 from bitworth.load.chunks import token_gaps, unpack
+from bitworth.load.rates import busy, parts
 from bitworth.load.telemetry import GpuUse
 from bitworth.types import Limits, Timing
 
@@ -96,11 +97,12 @@ def succeeded(timings: Sequence[Timing]) -> list[Timing]:
     return good
 
 
-def metrics_of(timings: Sequence[Timing], *, gpu: GpuUse | None = None) -> Metrics:
+def metrics_of(timings: Sequence[Timing], *, streams: int | None = None, gpu: GpuUse | None = None) -> Metrics:
     """The metrics of requests sent in one run, of which at least one succeeded.
 
     Args:
         timings: of the requests that count, warm-up left out.
+        streams: of a closed loop, whose rates are those while all of them were busy (`rates`).
         gpu: what the GPUs took meanwhile.
 
     Raises:
@@ -113,6 +115,8 @@ def metrics_of(timings: Sequence[Timing], *, gpu: GpuUse | None = None) -> Metri
     seconds = max(t.end_s for t in good) - min(t.start_s for t in good)
     gaps, sizes = [token_gaps(t.chunks) for t in good], [unpack(t.chunks)[1] for t in good]
     chunks = np.concatenate(sizes)
+    began, ended = busy(timings, streams)
+    part = parts(good, (began, ended))
     return Metrics(
         requests=len(good),
         failed=len(timings) - len(good),
@@ -123,9 +127,9 @@ def metrics_of(timings: Sequence[Timing], *, gpu: GpuUse | None = None) -> Metri
         per_output_token=spread(per_output_tokens(good)),
         late=spread([max(0.0, t.start_s - t.due_s) for t in timings if t.due_s is not None]),
         tokens_per_chunk=float(chunks.mean()) if chunks.size else None,
-        queries_per_second=_rate(len(good), seconds),
-        prompt_tokens_per_second=_rate(sum(t.prompt_tokens for t in good), seconds),
-        output_tokens_per_second=_rate(sum(t.output_tokens for t in good), seconds),
+        queries_per_second=_rate(float(part.sum()), ended - began),
+        prompt_tokens_per_second=_rate(float(part @ [t.prompt_tokens for t in good]), ended - began),
+        output_tokens_per_second=_rate(float(part @ [t.output_tokens for t in good]), ended - began),
         steady=steady(good),
         latency_error_s=_error(good),
         gpu=gpu,
@@ -219,5 +223,5 @@ def interval(values: Sequence[float]) -> tuple[float, float] | None:
     return mean - half, mean + half
 
 
-def _rate(count: int, seconds: float) -> float:
+def _rate(count: float, seconds: float) -> float:
     return count / seconds if seconds > 0 else math.inf

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from bitworth.engines.generator import Driver, Generator, Progress, Replayer
-from bitworth.engines.schedule import arrivals, streams_of
+from bitworth.engines.schedule import arrivals, loop_of, streams_of
 from bitworth.errors import BitworthError, Unsupported
 from bitworth.load import goodput
 from bitworth.load.metrics import Metrics, metrics_of, succeeded
@@ -106,7 +106,7 @@ def run_load(
         with GpuMeter(on=meter_gpu) as meter:
             timings.append(runner.run(load, requests))
         succeeded(timings[-1])
-        metrics.append(metrics_of(timings[-1], gpu=meter.use))
+        metrics.append(metrics_of(timings[-1], streams=loop_of(load), gpu=meter.use))
     return LoadRun(
         workload=workload,
         load=load,

@@ -19,7 +19,7 @@ _ROWS = 128  # output rows, at least, that the search looks at, evenly spread: o
 
 def awq_scale(weight_OI: Tensor, grid: Grid, stats: InputStats, settings: Awq, *, dtype: torch.dtype) -> Tensor:
     """Per-column divisor of the inputs, shape (in,), normalized to a geometric middle of 1."""
-    hessian = stats.hessian_II
+    hessian = stats.settled_II()
     sample = weight_OI[:: max(1, weight_OI.shape[0] // _ROWS)]
     magnitude = stats.mean_abs_I.clamp(min=1e-4)
     best, least = torch.ones_like(magnitude), torch.inf

@@ -54,16 +54,18 @@ def gptq(
     regrouped = settings.ordering == "group" and grid.granularity == "group"
     if regrouped and settings.sweeps:  # groups side by side
         hessian = hessian[order.unsqueeze(1), order]
-    parts, on_cpu = [], weight_OI.device.type == "cpu"
-    for run_OI in torch.split(weight_OI, rows_at_once() if on_cpu else len(weight_OI)):
-        run_OI = run_OI.float()
-        codes, scales = _ColumnLoop(run_OI, grid, settings, stats, order, dtype).run(factor)
-        codes = codes if regrouped else codes[:, back]
-        if settings.sweeps:
-            target_OI = run_OI[:, order] if regrouped else run_OI
-            codes, scales = refine(target_OI, codes, scales, grid, hessian, settings.sweeps, dtype=dtype)
-        parts.append((compact_codes(codes[:, back] if regrouped else codes, grid), scales))
+    runs = torch.split(weight_OI, rows_at_once() if weight_OI.device.type == "cpu" else len(weight_OI))
+    parts = []
+    for run_OI in runs:
+        codes, scales = _ColumnLoop(run_OI.float(), grid, settings, stats, order, dtype).run(factor)
+        parts.append((compact_codes(codes if regrouped else codes[:, back], grid), scales))
+    del factor  # as large as the Hessian, which refining needs alone
+    for at, run_OI in enumerate(runs if settings.sweeps else ()):
+        target_OI = (run_OI[:, order] if regrouped else run_OI).float()
+        codes, scales = refine(target_OI, *parts[at], grid, hessian, settings.sweeps, dtype=dtype)
+        parts[at] = compact_codes(codes, grid), scales
     codes_OI, scale_OG = (torch.cat(each) for each in zip(*parts, strict=True))
+    codes_OI = codes_OI[:, back] if regrouped else codes_OI
     group_of = (back // group_size_of(grid, len(order))).to(torch.int32) if regrouped else None
     return Rounded(codes_OI, scale_OG, group_of, notes)
 

@@ -32,6 +32,7 @@ class InputStats:
     def __init__(self, columns: int, device: torch.device | str = "cpu", factors: torch.dtype = torch.float32) -> None:
         """Prepare; products are of inputs rounded to `factors`, as those of the layers are, and added up in float32."""
         self._sum_II = torch.zeros(columns, columns, device=device)
+        self._settled = False  # whether that is the mean already
         self._spent_I: Tensor | None = None  # the mean squares, where the second moments are no more
         self._abs_I = torch.zeros(columns, device=device)
         self._factors = factors
@@ -40,7 +41,8 @@ class InputStats:
         self.tokens = 0
 
     def add(self, inputs: Tensor) -> None:
-        """Take in activations of shape (..., columns)."""
+        """Take in activations of shape (..., columns); not after the mean was asked for in place."""
+        assert not self._settled
         rows_TI = inputs.detach().reshape(-1, inputs.shape[-1])
         on_cpu = rows_TI.device.type == "cpu"
         with _rounded_factors(self._factors) if on_cpu else nullcontext():
@@ -83,21 +85,25 @@ class InputStats:
     @property
     def hessian_II(self) -> Tensor:
         """Mean of x xᵀ; a new tensor each time."""
-        return self._mean(self._sum_II.clone())
+        return self.settled_II().clone()
 
     def spent_hessian_II(self) -> Tensor:
         """The same in the place of the second moments, which are gone then, but for the mean squares."""
-        mean_II = self._mean(self._sum_II)
+        mean_II = self.settled_II()
         self._spent_I = mean_II.diagonal().clone()
         self._sum_II = torch.empty(0, 0)
         return mean_II
 
-    def _mean(self, mean_II: Tensor) -> Tensor:
-        mean_II.div_(max(1, self.tokens))
-        for panel in self._panels():
-            own = mean_II[panel, panel].triu()
-            mean_II[panel, panel] = own + own.triu(1).T
-            mean_II[panel, : panel.start] = mean_II[: panel.start, panel].T
+    def settled_II(self) -> Tensor:
+        """The same in the place of the sum, which becomes it: to be read only."""
+        mean_II = self._sum_II
+        if not self._settled:
+            mean_II.div_(max(1, self.tokens))
+            for panel in self._panels():
+                own = mean_II[panel, panel].triu()
+                mean_II[panel, panel] = own + own.triu(1).T
+                mean_II[panel, : panel.start] = mean_II[: panel.start, panel].T
+            self._settled = True
         return mean_II
 
     @property
@@ -105,17 +111,23 @@ class InputStats:
         """Mean square a column: the Hessian's diagonal."""
         if self._spent_I is not None:
             return self._spent_I
-        return self._sum_II.diagonal() / max(1, self.tokens)
+        squares_I = self._sum_II.diagonal()
+        return squares_I.clone() if self._settled else squares_I / max(1, self.tokens)
 
     @property
     def mean_abs_I(self) -> Tensor:
         """Mean magnitude a column."""
         return self._abs_I / max(1, self.tokens)
 
-    def divided_by(self, scale_I: Tensor) -> InputStats:
-        """The statistics of x / scale, without seeing x again."""
+    def divided_by(self, scale_I: Tensor, *, spend: bool = False) -> InputStats:
+        """The statistics of x / scale, without seeing x again; `spend`: in the place of these, which are gone then."""
         other = InputStats(0, factors=self._factors)
-        other._sum_II = (self._sum_II / scale_I.unsqueeze(0)).div_(scale_I.unsqueeze(1))
+        other._sum_II = self._sum_II if spend else self._sum_II.clone()
+        for panel in self._panels():
+            other._sum_II[panel] /= scale_I[panel].unsqueeze(1) * scale_I  # one divisor for both of a pair
+        other._settled = self._settled
+        if spend:
+            self._sum_II = torch.empty(0, 0)
         other._abs_I = self._abs_I / scale_I
         other.half_max_abs_2I = self.half_max_abs_2I / scale_I
         other.max_abs_I = self.max_abs_I / scale_I

@@ -1,0 +1,47 @@
+"""The time in which a run was under the load that was asked for, and the part of each request that lies in it.
+
+A closed loop runs dry: once the last request has been sent, streams fall idle one after another, and what is answered
+meanwhile is answered by a server that is less and less busy. Counted over the whole run, sixteen streams and three
+requests each seem to answer an eighth less than they do for ever (`benchmarks/serving.py`). So a closed loop counts
+from the moment when all its streams are first busy to the moment when they last are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bitworth.types import Timing
+
+
+def busy(timings: Sequence[Timing], streams: int | None) -> tuple[float, float]:
+    """When the load begins and ends, seconds.
+
+    Args:
+        timings: of all requests of a run, of which one succeeded; failed ones keep a stream busy too.
+        streams: of a closed loop; None for others, which are counted from the first start to the last end of those that
+            succeeded. So is a loop whose streams never were all busy at once.
+    """
+    good = [timing for timing in timings if timing.error is None]
+    whole = min(timing.start_s for timing in good), max(timing.end_s for timing in good)
+    if streams is None:
+        return whole
+    starts, ends = (np.array([getattr(t, name) for t in timings]) for name in ("start_s", "end_s"))
+    at, change = np.concatenate((ends, starts)), np.repeat((-1, 1), len(timings))
+    order = np.lexsort((change, at))  # of one moment, what ends before what starts
+    full = np.flatnonzero(np.cumsum(change[order]) == streams)
+    if not full.size or full[-1] + 1 == len(order):
+        return whole
+    began, ended = float(at[order][full[0]]), float(at[order][full[-1] + 1])
+    return (began, ended) if ended > began else whole
+
+
+def parts(timings: Sequence[Timing], window: tuple[float, float]) -> NDArray[np.float64]:
+    """Of each request, how much of its time lies in the window; 0 or 1 where it takes none."""
+    starts, ends = (np.array([getattr(t, name) for t in timings]) for name in ("start_s", "end_s"))
+    inside = np.minimum(ends, window[1]) - np.maximum(starts, window[0])
+    spent = ends - starts
+    found: NDArray[np.float64] = np.where(spent > 0, inside.clip(min=0) / np.where(spent > 0, spent, 1), inside >= 0)
+    return found
