@@ -3,7 +3,8 @@
 Every family of the two leaderboards whose rows are at hand, one model in float32, both sides in one process. Scored
 choices: log-probabilities, the choice and its score. Written answers: greedy text of at most `--tokens` tokens on both
 sides, and its score. A task whose rows or packages are not here is left out and said. Few-shot examples that the data
-lack (HellaSwag's, MMLU-Pro's) make both sides ask without.
+lack (HellaSwag's, MMLU-Pro's) make both sides ask without. GPQA's questions, and those of MuSR beyond its published
+sample, are made up (`made_rows`) where the data lack them.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from claims import Claim, say
+from made_rows import add_made_rows
 from whole_lm_eval import lm_evals, with_musr_sample
 
 from bitworth import tasks
@@ -73,6 +75,7 @@ def main() -> None:
     count, tokens = given.questions or (2 if given.quick else 100), given.tokens or (8 if given.quick else 64)
     with tempfile.TemporaryDirectory() as scratch:
         data = with_musr_sample((given.data or demo_data(note)).resolve(), Path(scratch))
+        add_made_rows(data, count)
         rows = measure(given.model or demo_model(note), data, given.task or ASKED, count, tokens)
     say(claims_of(rows), as_json=given.json)
 

@@ -8,12 +8,13 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from bitworth import tasks
 from bitworth.tasks import rows
-from bitworth.tasks.definitions import tasks_folder
+from bitworth.tasks.definitions import prepare, tasks_folder
 from bitworth.tasks.mirror import hub_rows
 
 _MUSR_SAMPLE = {
@@ -75,6 +76,8 @@ def _mirrored(task: tasks.TaskDef, subset: str | None, data: Path, shots: int) -
     settings = load_yaml(tasks_folder() / task.yaml.format(subset=task.called(subset))) | dict(task.overrides)
     for key in ("tag", "task_alias"):
         settings.pop(key, None)
+    if task.prepared:  # GPQA's definition shuffles choices by a generator that lm-eval seeds once for all tasks
+        settings["process_docs"] = partial(prepare, dict(settings))
     if task.pool == "" or shots == 0:
         settings["training_split"] = None
     if shots == 0:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from bitworth.errors import BitworthError
 from bitworth.hardware import hardware
 from bitworth.prediction import NAMES, curve, predict, read_architecture, scale
-from bitworth.prediction.constants import FITTED, LINK_SHARE
+from bitworth.prediction.constants import FITTED, LINK_SHARE, SPREADS
 from bitworth.prediction.evidence import DEFECTS, MODELS, cases, cells
 from bitworth.prediction.fitting import fit, held_out, predicted, ratio_errors, winners
 from bitworth.prediction.formats import kernel
@@ -412,8 +412,6 @@ def test_a_prediction_is_the_tables_figure_and_says_that_it_is_one() -> None:
 @pytest.mark.parametrize("load", [ALONE, FULL])
 def test_ranges_hold_nine_in_ten_of_the_tables(load: Load) -> None:
     """In sample, so at least nine in ten; the spreads are those of held-out cells."""
-    from bitworth.prediction.constants import SPREADS
-
     kind = "synchronous" if load is ALONE else "throughput"
     within = [abs(math.log(predicted(cell, FITTED) / cell.value)) <= SPREADS[kind] for cell in cells(kind)]
     assert sum(within) >= 0.9 * len(within)
@@ -444,6 +442,33 @@ def test_a_model_that_does_not_fit_is_told_what_would() -> None:
 def test_what_the_tables_do_not_vouch_for_is_said() -> None:
     found = predict(read_architecture(MIXTRAL), "bf16", hardware("H200"), use_case("rag"), ALONE)
     assert ["H200" in found.notes[0], "mixture" in found.notes[1]] == [True, True]
+
+
+@pytest.mark.parametrize(
+    ("given_sizes", "context"),
+    [
+        ({}, None),
+        ({"max_position_embeddings": 4096}, 4096),
+        ({"max_position_embeddings": 4096, "rope_scaling": {"type": "linear", "factor": 2.0}}, 8192),
+        ({"max_position_embeddings": 4096, "rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, 4096),
+        (
+            {
+                "max_position_embeddings": 16384,
+                "rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 4096},
+            },
+            16384,
+        ),
+    ],
+)
+def test_a_use_case_longer_than_the_model_reads_is_said(given_sizes: dict[str, Any], context: int | None) -> None:
+    architecture = read_architecture({**LLAMA_70B, **given_sizes})
+    assert architecture.context == context
+    edge = (context or 4096) - 32
+    for prompt, said in ((edge, False), (edge + 1, context is not None)):
+        case = UseCase(name="near", prompt_tokens=prompt, output_tokens=32)
+        found = predict(architecture, "w4a16-int", hardware("H100"), case, ALONE)
+        assert any("reads at most" in note for note in found.notes) is said
+        assert found.latency_s.high / found.latency_s.value == pytest.approx(math.exp(SPREADS["synchronous"]))
 
 
 @given(st.floats(0.1, 1000), st.floats(0, 0.9))

@@ -216,7 +216,18 @@ def _prediction(
         queries_per_second=_range(rate, of_rate),
         queries_per_usd=_range(3600 * rate / hardware.usd_per_hour, of_rate),
         saturation=saturation,
-        notes=notes,
+        notes=(*notes, *_beyond(fleet.deployment.architecture, case)),
+    )
+
+
+def _beyond(architecture: Architecture, case: UseCase) -> tuple[str, ...]:
+    """That the model does not read so much, which makes its passes no less certain."""
+    needed, context = case.prompt_tokens + case.output_tokens, architecture.context
+    if context is None or needed <= context:
+        return ()
+    return (
+        f"The model reads at most {context:,} tokens (its config.json), and {case.name} needs {needed:,}: servers "
+        "refuse such requests.",
     )
 
 

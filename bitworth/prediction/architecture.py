@@ -30,7 +30,8 @@ class Architecture:
     """A decoder in numbers; `layers` counts all blocks, `mixtures` those whose MLP is a mixture of experts.
 
     `matrices` is 3 where an MLP has a gate, 2 where it has none; `shared_width` is the width of the experts that every
-    token uses. `window` is the greatest distance that attention looks back, None where it sees everything.
+    token uses. `window` is the greatest distance that attention looks back, None where it sees everything; `context`
+    the most tokens of a prompt and its answer, None where the config does not say.
     """
 
     layers: int
@@ -47,6 +48,7 @@ class Architecture:
     expert_width: int = 0
     shared_width: int = 0
     window: int | None = None
+    context: int | None = None
     tied: bool = False
 
     @property
@@ -143,6 +145,7 @@ def read_architecture(source: Path | Mapping[str, Any]) -> Architecture:
         expert_width=expert_width if mixtures else 0,
         shared_width=shared if mixtures else 0,
         window=_window(text, layers, size),
+        context=_context(text, size),
         tied=bool(text.get("tie_word_embeddings", config.get("tie_word_embeddings", False))),
     )
 
@@ -160,6 +163,18 @@ def _window(text: Mapping[str, Any], layers: int, size: Callable[..., int]) -> i
     if text.get("use_sliding_window") is False or any(kind != "sliding_attention" for kind in kinds):
         return None
     return size("sliding_window", default=0) or None
+
+
+def _context(text: Mapping[str, Any], size: Callable[..., int]) -> int | None:
+    """The most tokens that positions reach to; rotations that are stretched reach further (as vLLM reads configs)."""
+    longest = size("max_position_embeddings", "n_positions", default=0)
+    stretched = text.get("rope_parameters") or text.get("rope_scaling")
+    kind = stretched.get("rope_type", stretched.get("type")) if isinstance(stretched, Mapping) else None
+    if isinstance(stretched, Mapping) and kind in ("linear", "dynamic", "yarn"):
+        factor, original = stretched.get("factor", 1), stretched.get("original_max_position_embeddings")
+        if isinstance(factor, int | float) and 1 <= factor < _LARGEST:
+            longest = int(factor * (original if kind == "yarn" and isinstance(original, int) else longest))
+    return longest or None
 
 
 def _listed(text: Mapping[str, Any], name: str) -> list[Any]:
