@@ -22,6 +22,7 @@ from torch import Tensor
 
 from bitworth import schemes
 from bitworth.audit import audit_of
+from bitworth.blocks import skipped
 from bitworth.calibration import calibrate
 from bitworth.checkpoint import PROVENANCE
 from bitworth.errors import BitworthError, Interrupted
@@ -30,7 +31,6 @@ from bitworth.ledger import revive
 from bitworth.model import Arguments, Decoder
 from bitworth.ranks import ALONE, Ranks, device_named
 from bitworth.schemes.config import quantization_config
-from bitworth.sequential import skipped
 from bitworth.states import LABEL, TEACHER, InFiles, InMemory, Shape, States
 from bitworth.streams import Build, Stream, streams_of
 from bitworth.tuning import beginnings

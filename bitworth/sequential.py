@@ -15,7 +15,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass, field
 from functools import partial
 from itertools import groupby
 from typing import Protocol
@@ -25,16 +24,17 @@ from greenlet import getcurrent, greenlet
 from torch import Tensor, nn
 
 from bitworth.audit import audit_stage
+from bitworth.blocks import BlockResult, check_finite, round_blindly, skipped
 from bitworth.errors import WorkFailed
 from bitworth.kv_cache import attentions, watching
-from bitworth.model import Arguments, Block, call, stacks
+from bitworth.model import Arguments, Block, call
 from bitworth.quantizers import InputStats, Rounded, round_weight
 from bitworth.quantizers.awq import awq_scale
 from bitworth.quantizers.gptq_scale import gptq_scale
 from bitworth.quantizers.smoothquant import smoothing_scale
 from bitworth.ranks import ALONE, PeerLost, Ranks
 from bitworth.stages import Producers, Stage, one_sequence, trace
-from bitworth.types import Awq, Grid, Recipe, SmoothQuant, StageAudit, Transform
+from bitworth.types import Awq, Grid, Recipe, SmoothQuant, Transform
 
 
 class Chunks(Protocol):
@@ -59,44 +59,6 @@ class _Reached(Exception):
 
 #: Layers stacked, the statistics of what they read, and by what the transforms divide that.
 Prepared = tuple[Tensor, InputStats, Tensor | None]
-
-
-@dataclass(slots=True)
-class BlockResult:
-    """What a block became: rounded layers, the cache's scales, other parameters that changed, and notes by layer."""
-
-    rounded: dict[str, Rounded] = field(default_factory=dict)
-    cache_scales: dict[str, Tensor] = field(default_factory=dict)
-    changed: dict[str, Tensor] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
-    audit: list[StageAudit] = field(default_factory=list)
-
-
-def skipped(name: str) -> bool:
-    """Routers of mixtures of experts stay as they are: a wrong route costs more than their bits save."""
-    return name.rpartition(".")[2] in ("gate", "router", "shared_expert_gate")
-
-
-def round_block(block: Block, recipe: Recipe, dtype: torch.dtype) -> BlockResult:
-    """Round every layer of a block without data."""
-    result = BlockResult()
-    linears = {name: layer for name, layer in block.linears().items() if not skipped(name)}
-    for name, layer in linears.items():
-        _check_finite(block, name, layer.weight)
-    _round_blindly(block, linears, recipe, dtype, result)
-    return result
-
-
-def _round_blindly(
-    block: Block, linears: dict[str, nn.Linear], recipe: Recipe, dtype: torch.dtype, result: BlockResult
-) -> None:
-    """Round layers that no data is there for, those that engines merge as one stack."""
-    for names in stacks(linears):
-        layers = [linears[name] for name in names]
-        rounded = round_weight(torch.cat([layer.weight for layer in layers]).float(), recipe, None, dtype=dtype)
-        for name, part in zip(names, rounded.split([layer.out_features for layer in layers]), strict=True):
-            result.rounded[name] = part
-            result.notes.extend(f"{block.prefix}.{name}: {note}" for note in rounded.notes)
 
 
 class BlockPass:
@@ -279,7 +241,7 @@ class BlockPass:
     def _quantize(self, stage: Stage) -> None:
         """Round the stage's layers by every recipe."""
         for name in stage.layers:
-            _check_finite(self.block, name, self._linears[name].weight)
+            check_finite(self.block, name, self._linears[name].weight)
         assert stage.stats is not None
         if not torch.isfinite(stage.stats.max_abs_I).all():
             raise WorkFailed(
@@ -371,7 +333,7 @@ class BlockPass:
         for recipe, result in zip(self.recipes, self.results, strict=True):
             unreached = {name: layer for name, layer in self._linears.items() if name not in result.rounded}
             result.audit.extend(audit_stage(self.block.prefix, [name], None) for name in unreached)
-            _round_blindly(self.block, unreached, recipe, self.dtype, result)
+            round_blindly(self.block, unreached, recipe, self.dtype, result)
 
     def _fold(self, index: int, stages: Iterable[Stage]) -> None:
         """Take each stage's scale out of the module that makes its input."""
@@ -411,8 +373,3 @@ def _first_of_level(stages: list[Stage]) -> Callable[[Stage], int]:
     for index, stage in enumerate(stages):
         first.setdefault(stage.level, index)
     return lambda stage: first[stage.level]
-
-
-def _check_finite(block: Block, name: str, weight: Tensor) -> None:
-    if not torch.isfinite(weight).all():
-        raise WorkFailed(f"{block.prefix}.{name}: its weights hold NaN or infinity; fetch the model again.")

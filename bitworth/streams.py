@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from bitworth import schemes
+from bitworth.blocks import BlockResult, round_block, skipped
 from bitworth.ledger import revive
 from bitworth.model import Arguments, Block, Decoder
 from bitworth.ranks import ALONE, Ranks
-from bitworth.sequential import BlockPass, BlockResult, round_block, skipped
+from bitworth.sequential import BlockPass
 from bitworth.stages import Producers
 from bitworth.states import LABEL, TEACHER, Shape, States, writing
 from bitworth.tuning import Beginning, run_tuned

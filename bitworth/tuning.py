@@ -22,11 +22,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bitworth.blocks import BlockResult, skipped
 from bitworth.model import Arguments, Block, Decoder, call
 from bitworth.numerics import compact_codes, to_codes
 from bitworth.quantizers import Rounded
 from bitworth.ranks import Ranks
-from bitworth.sequential import BlockPass, BlockResult, skipped
+from bitworth.sequential import BlockPass
 from bitworth.states import States
 from bitworth.types import Grid, Tuning
 

@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 from bitworth import recipes
 from bitworth.audit import expert_coverage
+from bitworth.blocks import round_block, skipped
 from bitworth.errors import WorkFailed
 from bitworth.model import Arguments, Block, Decoder, call
 from bitworth.quantizers import InputStats, round_weight
-from bitworth.sequential import BlockPass, round_block, skipped
+from bitworth.sequential import BlockPass
 from bitworth.stages import Producers, find_producer, one_sequence, trace
 from bitworth.types import Awq, ExpertAudit, Grid, Recipe, Rtn, Scheme, SmoothQuant
 

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from bitworth import recipes, tuning
+from bitworth.blocks import BlockResult
 from bitworth.calibration import calibration_tokens
 from bitworth.devices import quantize_on
 from bitworth.engines.torch import load_exact
@@ -23,7 +24,7 @@ from bitworth.kv_cache import cache_as_it_is, watching
 from bitworth.model import Arguments, Decoder, call
 from bitworth.quantization import quantize
 from bitworth.schemes import FP8_CACHE
-from bitworth.sequential import BlockPass, BlockResult
+from bitworth.sequential import BlockPass
 from bitworth.states import InFiles, InMemory, States
 from bitworth.tuning import Beginning, beginnings, relative_error, run_tuned
 from bitworth.types import Calibration, Recipe, Tuning
