@@ -1,9 +1,9 @@
 """The time in which a run was under the load that was asked for, and the part of each request that lies in it.
 
 A closed loop runs dry: once the last request has been sent, streams fall idle one after another, and what is answered
-meanwhile is answered by a server that is less and less busy. Counted over the whole run, sixteen streams and three
-requests each seem to answer an eighth less than they do for ever (`benchmarks/serving.py`). So a closed loop counts
-from the moment when all its streams are first busy to the moment when they last are.
+meanwhile is answered by a server that is less and less busy: the shorter the run, the slower the server seems (figures
+in docs/load.md). So a closed loop counts from the moment when all its streams are first busy to the moment when they
+last are.
 """
 
 from __future__ import annotations
