@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
 import json
 import math
 import resource
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -28,6 +26,7 @@ from bitworth.checkpoint import PROVENANCE
 from bitworth.errors import BitworthError, Interrupted
 from bitworth.footprint import states_budget, waiting_bytes
 from bitworth.ledger import revive
+from bitworth.memory import give_back, reusing
 from bitworth.model import Arguments, Decoder
 from bitworth.ranks import ALONE, Ranks, device_named
 from bitworth.schemes.config import quantization_config
@@ -47,8 +46,6 @@ GROUP_SIZES = (128, 64, 32)
 CHUNK_TOKENS, LARGE_CHUNK_TOKENS = 2_048, 32_768
 #: Processors' instructions for products of bfloat16.
 _FAST_BFLOAT16 = ("avx512_bf16", "amx_bf16")
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
-_MAPPED, _GLIBCS_MOST = 8 << 20, 32 << 20  # bytes of a tensor from which on it is mapped by itself
 
 
 @torch.inference_mode()
@@ -114,7 +111,7 @@ def _quantize(
         check_replaceable(folder, model)
     made: dict[str, QuantizeResult] = {}
     with ExitStack() as stack:
-        trim = stack.enter_context(_reusing_memory())
+        stack.enter_context(reusing())
         builds = []
         for recipe, notes in fitted:
             key = _key(decoder, recipe, calibration, tokens)
@@ -133,7 +130,7 @@ def _quantize(
                 if stream.done <= index:
                     with decoder.loaded(index) as block:
                         stream.walk(decoder, block, kwargs[index] if kwargs else None)
-            trim()
+            give_back()
         made |= ranks.from_first(
             lambda: {build.recipe.name: _finish(decoder, build, calibration, text) for build in builds}
         )
@@ -343,27 +340,6 @@ def _store(device: torch.device, size: int) -> torch.device:
 def _room(device: torch.device) -> float:
     """Half of a GPU's free memory in bytes, for what is kept there beside weights and moments."""
     return torch.cuda.mem_get_info(device)[0] / 2
-
-
-@contextmanager
-def _reusing_memory() -> Iterator[Callable[[], None]]:
-    """Keep freed memory for the next tensor, since clearing new pages costs a quarter of the time; gives a trim.
-
-    glibc maps tensors anew each time and, told not to, keeps all that was freed between tensors still held, most of the
-    peak in a wide block. So it is told not to for those below 8 MiB, and trimmed after every block; the cost of
-    clearing larger ones is lost beside what is computed with them. Other systems do as they do.
-    """
-    library = ctypes.CDLL(None) if sys.platform == "linux" else None
-    if library is None or not hasattr(library, "malloc_trim"):  # musl has none
-        yield lambda: None
-        return
-    library.mallopt(_M_MMAP_THRESHOLD, _MAPPED)
-    library.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
-    try:
-        yield lambda: library.malloc_trim(0)
-    finally:
-        library.mallopt(_M_MMAP_THRESHOLD, _GLIBCS_MOST)  # to what it comes to by itself
-        library.mallopt(_M_TRIM_THRESHOLD, 2 * _GLIBCS_MOST)
 
 
 def _finish(decoder: Decoder, build: Build, calibration: Calibration | None, text: TextAudit | None) -> QuantizeResult:

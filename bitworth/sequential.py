@@ -27,6 +27,7 @@ from bitworth.audit import audit_stage
 from bitworth.blocks import BlockResult, check_finite, round_blindly, skipped
 from bitworth.errors import WorkFailed
 from bitworth.kv_cache import attentions, watching
+from bitworth.memory import give_back
 from bitworth.model import Arguments, Block, call
 from bitworth.quantizers import InputStats, Rounded, round_weight
 from bitworth.quantizers.awq import awq_scale
@@ -35,6 +36,9 @@ from bitworth.quantizers.smoothquant import smoothing_scale
 from bitworth.ranks import ALONE, PeerLost, Ranks
 from bitworth.stages import Producers, Stage, one_sequence, trace
 from bitworth.types import Awq, Grid, Recipe, SmoothQuant, Transform
+
+#: Bytes of a stage's weights from which on it is worth the time to give back what was freed before and after it.
+_LARGE = 16 << 20
 
 
 class Chunks(Protocol):
@@ -240,6 +244,9 @@ class BlockPass:
 
     def _quantize(self, stage: Stage) -> None:
         """Round the stage's layers by every recipe."""
+        large = sum(self._linears[name].weight.nbytes for name in stage.layers) >= _LARGE
+        if large:
+            give_back()
         for name in stage.layers:
             check_finite(self.block, name, self._linears[name].weight)
         assert stage.stats is not None
@@ -264,6 +271,8 @@ class BlockPass:
                         rounded = rounded / scale  # as if the input were divided
                     self._weights[name] = rounded.to(self.block.factors)
         stage.done = True
+        if large:
+            give_back()
 
     def _prepared(self, stage: Stage) -> list[Prepared]:
         """What each recipe rounds; what transforms prepare alike is prepared once."""
