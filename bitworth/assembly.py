@@ -244,12 +244,16 @@ def settings_of(study: Study) -> dict[str, str]:
         "calibration": f"{calibration.samples} x {calibration.length} tokens of {calibration.words()}, "
         f"seed {calibration.seed}",
         "engine for speed": study.engine,
-        "requests": f"{study.requests} a use case and load, after a warm-up",
+        "requests": f"{', '.join(_requests(study))} a use case, after a warm-up",
     }
     if study.divergence is not None:
         windows = study.divergence.windows or "all"
         settings["divergence"] = f"{study.divergence.text}, {windows} windows of {study.divergence.window} tokens"
     return settings
+
+
+def _requests(study: Study) -> list[str]:
+    return [f"{requests} ({load.name})" for load, requests in study.timed_loads()]
 
 
 def _cost(

@@ -6,7 +6,6 @@ cost_of("w4a16", measurement, use_case("rag"), Load(kind="synchronous"), hardwar
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -17,22 +16,17 @@ import numpy as np
 
 from bitworth.engines import open_generator
 from bitworth.engines.generator import Generator, Progress
-from bitworth.engines.schedule import loop_of, streams_of
+from bitworth.engines.schedule import loop_of
 from bitworth.errors import BitworthError, Unsupported
 from bitworth.hardware import is_this_machine
 from bitworth.load.metrics import succeeded
 from bitworth.load.percentiles import latency_figures
 from bitworth.load.prompts import ANY_VOCABULARY, ordinary_tokens, prompts_of, unseen_seed
-from bitworth.load.rates import busy, parts
+from bitworth.load.rates import batches, busy, parts
 from bitworth.load.run import run_load
 from bitworth.load.traces import Workload
-from bitworth.statistics import mean_interval
+from bitworth.statistics import mean_factor
 from bitworth.types import Hardware, Load, Measurement, QueryCost, Timing, UseCase
-
-#: Fewer groups of requests than this are too few to resample.
-LEAST_GROUPS = 5
-#: More values than this are resampled in groups of neighbours: they tell as much, and take less memory.
-MOST_GROUPS = 500
 
 
 def benchmark(
@@ -62,7 +56,7 @@ def benchmark(
         )
     except Unsupported as reason:
         return cost_of(format, None, use_case, load, hardware, unsupported=str(reason))
-    return cost_of(format, measurement, use_case, load, hardware, seed=seed)
+    return cost_of(format, measurement, use_case, load, hardware)
 
 
 def check_hardware(hardware: Hardware, engine: str) -> None:
@@ -143,14 +137,13 @@ def cost_of(
     hardware: Hardware,
     *,
     unsupported: str | None = None,
-    seed: int = 0,
 ) -> QueryCost:
     """Latencies, queries a second and queries a dollar, with its 95 % interval.
 
     As in the paper, one request at a time gives 3600 / (latency x USD an hour), and any other load 3600 x queries a
     second / USD an hour, where queries a second are completed requests over the time from the first start to the last
     end, or in a closed loop while all its streams were busy (`load.rates`). The interval says how far the mean would
-    move with other requests in the same run; see `_spread`.
+    move with other requests in the same run (`_spread`); requests that all ran together have none.
 
     Args:
         format: the checkpoint's name in the result.
@@ -159,7 +152,6 @@ def cost_of(
         load: how.
         hardware: whose price counts; the figures must be its own.
         unsupported: why there is no measurement.
-        seed: of the bootstrap.
 
     Raises:
         BitworthError: the hardware costs nothing.
@@ -183,7 +175,7 @@ def cost_of(
     alone = load.kind == "synchronous"
     rate = 1 / float(np.mean(latencies)) if alone else _answered_per_second(measurement.timings, load)
     per_usd = 3600 * rate / hardware.usd_per_hour
-    slowest, fastest = _spread(timings, load, seed)
+    spread = _spread(timings, load)
     return QueryCost(
         **named,
         latency_s=float(np.mean(latencies)),
@@ -191,10 +183,10 @@ def cost_of(
         first_token_s=float(np.mean(firsts)) if firsts else None,
         queries_per_second=rate,
         queries_per_usd=per_usd,
-        ci95_queries_per_usd=(per_usd * slowest, per_usd * fastest),
+        ci95_queries_per_usd=None if spread is None else (per_usd / spread, per_usd * spread),
         requests=len(timings),
         facts=measurement.facts,
-        figures=latency_figures(timings, seed=seed),
+        figures=latency_figures(timings, loop_of(load)),
         rates=measurement.rates,
     )
 
@@ -204,26 +196,15 @@ def _answered_per_second(timings: Sequence[Timing], load: Load) -> float:
     return float(parts(succeeded(timings), (began, ended)).sum()) / (ended - began)
 
 
-def _spread(timings: Sequence[Timing], load: Load, seed: int) -> tuple[float, float]:
-    """The 95 % interval of the rate, as factors of it: mean / [bootstrap interval of the mean] of what makes the rate.
+def _spread(timings: Sequence[Timing], load: Load) -> float | None:
+    """The factor by which the rate may be lower or higher, at 95 %: that of a mean time which makes the rate.
 
-    - One at a time, a rate is the inverse of the mean latency, and latencies are resampled.
-    - With n streams in a closed loop it is n over the mean latency (Little's law). Requests that run together
-      are slow together, so groups of n, in order of their start, are resampled; with few groups, single requests.
-    - At a given arrival rate it is the inverse of the mean gap between completions, and gaps are resampled.
+    - One at a time, a rate is the inverse of the mean latency.
+    - With n streams in a closed loop it is n over the mean latency (Little's law). Requests that run together are
+      slow together, so it is batches of n that are averaged, and a single batch says nothing.
+    - Other loads' is the inverse of the mean gap between completions.
     """
-    if load.rate is not None or load.kind in ("sweep", "trace"):
-        lengths = np.diff(sorted(timing.end_s for timing in timings)).tolist()
-    else:
-        ordered = sorted(timings, key=lambda timing: timing.start_s)
-        lengths = [timing.latency_s for timing in ordered]
-        streams = streams_of(load)
-        if len(lengths) >= LEAST_GROUPS * streams:
-            lengths = [float(np.mean(part)) for part in np.array_split(lengths, len(lengths) // streams)]
-    if len(lengths) > MOST_GROUPS:
-        lengths = [float(np.mean(part)) for part in np.array_split(lengths, MOST_GROUPS)]
-    if not any(lengths):
-        return 1.0, 1.0
-    low, high = mean_interval(lengths, seed=seed)
-    mean = float(np.mean(lengths))
-    return mean / high, mean / low if low > 0 else math.inf
+    streams = loop_of(load)
+    if streams is None:
+        return mean_factor(np.diff(sorted(timing.end_s for timing in timings)).tolist())
+    return mean_factor([float(np.mean([t.latency_s for t in batch])) for batch in batches(timings, streams)])

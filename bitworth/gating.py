@@ -184,7 +184,7 @@ def _money(cost: QueryCost, constraint: Constraint, of: Dollars) -> Figure | Non
     value, bounds = of(cost, constraint), cost.ci95_queries_per_usd
     if value is None or usd_per_1k(cost) is None:
         return None
-    if bounds is None or cost.requests == 1:
+    if bounds is None:
         return Figure(value=value, low=math.nan, high=math.nan, origin=cost.source)
     found = [of(_faster(cost, bound), constraint) if bound > 0 else None for bound in bounds]
     high, low = (math.inf if one is None else one for one in found)

@@ -14,9 +14,11 @@ from typing import Any
 
 from bitworth import fingerprint, sources, tasks
 from bitworth.engines import NAMES as ENGINES
+from bitworth.engines.schedule import loop_of
 from bitworth.errors import BitworthError
 from bitworth.hardware import machine
 from bitworth.ledger import key_of, revive
+from bitworth.load.rates import few_batches
 from bitworth.load.traces import Workload, read_trace
 from bitworth.sources import Note, silent
 from bitworth.study import Study
@@ -86,12 +88,15 @@ def plan_cells(
             entry = study.divergence
             answering.append(diverge_cell(subject, baseline, text, entry.window, entry.windows))
         cells += [_on(study.device, cell) for cell in answering]
+    for load, requests in study.timed_loads() if study.use_cases else []:
+        if (doubt := few_batches(requests, loop_of(load))) is not None:
+            note(f"{load.name}: {doubt}")
     for asked_for, workload in zip(study.use_cases, study.workload_values(), strict=True):
         trace = Path(asked_for.trace) if asked_for.trace is not None else None
-        for load in study.load_values() if trace is None else [Load(kind="trace")]:
+        for load, requests in study.timed_loads() if trace is None else [(Load(kind="trace"), study.requests)]:
             for subject in subjects:
                 cells += [
-                    benchmark_cell(subject, workload, load, study.engine, study.requests, trace, place=place)
+                    benchmark_cell(subject, workload, load, study.engine, requests, trace, place=place)
                     for place in machines or [machine()]
                 ]
     return tuple(cells)

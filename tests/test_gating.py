@@ -194,7 +194,7 @@ def test_figures_that_are_missing_leave_it_undecided(result: StudyResult) -> Non
     found = judge_release(bare, constraint)
     assert found.outcome == "undecided"
     assert all("no kernel" in row.says for row in found.conditions[1:])
-    single = replace(result, costs=tuple(replace(row, requests=1) for row in result.costs))
+    single = replace(result, costs=tuple(replace(row, ci95_queries_per_usd=None) for row in result.costs))
     assert "has no interval" in judge_release(single, constraint).conditions[-1].says
     assert judge_release(result, constraint, format="baseline").conditions[0].outcome == "passes"
     many: Any = replace(result, formats=("baseline", "a", "b"))

@@ -25,7 +25,7 @@ from bitworth.load.metrics import (
     steady,
     succeeded,
 )
-from bitworth.load.rates import busy
+from bitworth.load.rates import batches, busy, few_batches
 from bitworth.types import Limits, Timing
 
 
@@ -242,3 +242,26 @@ def test_the_interval_is_students(values: list[float]) -> None:
 
 def test_one_value_has_no_interval() -> None:
     assert interval([1.0]) is None
+
+
+@given(st.lists(st.floats(0, 100), min_size=1, max_size=60), st.one_of(st.none(), st.integers(1, 20)))
+def test_batches_hold_each_request_once_in_order_and_as_many_as_the_streams(
+    starts: list[float], streams: int | None
+) -> None:
+    timings = [Timing(start_s=at, first_token_s=None, end_s=at + 1, prompt_tokens=1, output_tokens=1) for at in starts]
+    found = batches(timings, streams)
+    assert [timing.start_s for batch in found for timing in batch] == sorted(starts)
+    sizes = {len(batch) for batch in found}
+    assert max(sizes) - min(sizes) <= 1
+    assert len(found) == max(1, len(starts) // (streams or 1))
+
+
+def test_few_batches_are_called_so() -> None:
+    assert (
+        few_batches(8, 64) == "8 requests in 64 streams are one batch, so costs have no interval; 320 requests would do"
+    )
+    assert (
+        few_batches(39, 8)
+        == "39 requests in 8 streams are 4 batches, so costs have wide intervals; 40 requests would do"
+    )
+    assert few_batches(40, 8) is few_batches(2, 1) is few_batches(2, None) is None

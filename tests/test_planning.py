@@ -219,6 +219,19 @@ def test_mixes_and_traces_are_read_back_from_their_cells(tiny_study: dict[str, A
     assert set(plain.inputs["load"]) == {"kind", "rate", "streams"}
 
 
+def test_loads_have_requests_of_their_own_and_few_batches_are_told(tiny_study: dict[str, Any]) -> None:
+    many = {"kind": "throughput", "streams": 16, "requests": 80}
+    study = {**tiny_study, "use_cases": ["16/4"], "loads": ["synchronous", many], "requests": 5}
+    assert [cell.inputs["requests"] for cell in timed_cells(study)] == [5, 80]
+    told: list[str] = []
+    plan_cells(parse_study(study), note=told.append)
+    assert told == []
+    plan_cells(parse_study({**study, "loads": ["synchronous", {**many, "requests": 40}]}), note=told.append)
+    assert told == [
+        "throughput: 40 requests in 16 streams are 2 batches, so costs have wide intervals; 80 requests would do"
+    ]
+
+
 def test_a_trace_counts_by_what_it_holds(tiny_study: dict[str, Any], tmp_path: Path) -> None:
     def cell(path: Path) -> Cell:
         (found,) = timed_cells(tiny_study, use_cases=[{"name": "day", "trace": str(path)}])

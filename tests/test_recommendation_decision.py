@@ -360,14 +360,12 @@ def test_an_added_option_moves_no_others_draws() -> None:
 
 def test_what_cannot_be_drawn_is_said() -> None:
     bare = candidate(timed("a", 2.0, ci95_queries_per_usd=None), 100)
-    single = candidate(timed("b", 1.0, requests=1), 100)
     endless = candidate(timed("c", 0.5), 100)
     endless = replace(endless, recovery=Figure(value=100, low=0, high=math.inf))
-    found = chance([bare, single, endless], Constraint())
+    found = chance([bare, endless], Constraint())
     assert math.isnan(found.probability)
     assert found.left_out == (
         "a: its cost has no interval",
-        "b: its cost rests on one request",
         "c: its recovery is not bounded",
     )
     (told,) = recommend([bare.cost], [recovery("a", 100, 99.5, 100.5)], Constraint())

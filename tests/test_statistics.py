@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import math
-import tracemalloc
 
 import numpy as np
 import pytest
@@ -15,7 +14,7 @@ from bitworth.statistics import (
     bootstrap_recovery,
     holm,
     mcnemar_exact,
-    mean_interval,
+    mean_factor,
     mean_recovery,
     paired_recovery,
     ratio_interval,
@@ -112,23 +111,18 @@ def test_mcnemar_is_the_exact_binomial_test(pair: tuple[np.ndarray, np.ndarray])
     assert mcnemar_exact(baseline, quantized) == pytest.approx(expected)
 
 
-def test_mean_interval_covers_and_is_seeded() -> None:
-    values = list(np.random.default_rng(0).normal(10, 1, 50))
-    low, high = mean_interval(values)
-    assert low < np.mean(values) < high
-    assert mean_interval(values) == (low, high)
-    assert mean_interval([3.0]) == (3.0, 3.0)
+@given(st.lists(st.floats(0.01, 100), min_size=2, max_size=30))
+def test_a_means_factor_is_students_on_the_logarithm(values: list[float]) -> None:
+    factor = mean_factor(values)
+    assert factor is not None
+    relative = np.std(values, ddof=1) / math.sqrt(len(values)) / np.mean(values)
+    assert math.log(factor) == pytest.approx(stats.t.ppf(0.975, len(values) - 1) * relative, rel=1e-3, abs=1e-12)
 
 
-def test_mean_interval_of_many_takes_little_memory() -> None:
-    values = np.random.default_rng(3).exponential(size=20_000)
-    draws = np.random.default_rng(0).integers(0, 20_000, (100, 20_000))
-    tracemalloc.start()
-    found = mean_interval(list(values), resamples=100)
-    _, peak = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-    assert found == pytest.approx(np.quantile(values[draws].mean(1), [0.025, 0.975]), rel=1e-12)
-    assert peak < 8 << 20  # all draws at once are 32 MB
+def test_what_is_too_little_has_no_factor() -> None:
+    assert mean_factor([]) is mean_factor([3.0]) is mean_factor([0.0, 0.0]) is None
+    assert mean_factor([3.0, 3.0]) == 1
+    assert mean_factor([0.0] * 40 + [1.0]) == pytest.approx(math.exp(stats.t.ppf(0.975, 40)), rel=1e-3)
 
 
 def test_scores_that_cannot_be_paired_are_refused() -> None:

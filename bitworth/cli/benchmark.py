@@ -62,7 +62,8 @@ def benchmark(
         typer.Option(help="torch, vllm, or the URL of an OpenAI-compatible server.", autocompletion=names.engines),
     ] = "torch",
     requests: Annotated[
-        int | None, typer.Option(help="Requests that count (8 alone or in batches, 100 where they arrive).", min=1)
+        int | None,
+        typer.Option(help="Requests that count (8 alone or with torch; 100, or five a stream if more).", min=1),
     ] = None,
     warmup: Annotated[int, typer.Option(help="Requests before those that count, one at a time.", min=0)] = 1,
     repeat: Annotated[int, typer.Option(help="Measure all of it so many times.", min=1)] = 1,
@@ -91,7 +92,9 @@ def benchmark(
     quiet: Quiet = False,
 ) -> None:
     """Time a checkpoint or a running server under a use case, a mix or a trace, and price it."""
+    from bitworth.engines.schedule import loop_of
     from bitworth.hardware import hardware as row_of
+    from bitworth.load.rates import ENOUGH_BATCHES
 
     terminal = Terminal(as_json=json, quiet=quiet)
     row = row_of(hardware, count)
@@ -106,7 +109,7 @@ def benchmark(
     target = _Target(checkpoint, engine, tokenizer, model, silent_s, wait_s, terminal)
     together = arrival.kind != "synchronous" and target.engine != "torch"
     settings: dict[str, Any] = {
-        "requests": requests or (_TOGETHER if together else _ALONE),
+        "requests": requests or (max(_TOGETHER, ENOUGH_BATCHES * (loop_of(arrival) or 0)) if together else _ALONE),
         "warmup": warmup,
         "repeats": repeat,
         "seed": seed,
@@ -278,7 +281,7 @@ def _measured(
     except Unsupported as reason:
         cost = cost_of("checkpoint", None, workload.use_case, load, row, unsupported=str(reason))
         return cost_as_json(cost)
-    cost = cost_of("checkpoint", run.pooled, workload.use_case, load, row, seed=settings["seed"])
+    cost = cost_of("checkpoint", run.pooled, workload.use_case, load, row)
     if out is not None:
         write_atomic(out / "timings.jsonl", _lines(run))
     return cost_as_json(cost) | {"client": client, **load_as_json(run, row.usd_per_hour)}

@@ -1,8 +1,8 @@
 """Latencies of requests as figures: means and percentiles, with their intervals.
 
-A percentile's interval is that of order statistics: it assumes no distribution, only requests that are alike and
-independent. Where the requests are too few for a bound, there is none: the 99th percentile of 16 requests is unbounded
-above (`requests_for` says how many it takes).
+A mean's interval is that of batches that run together. A percentile's is that of order statistics: it assumes no
+distribution, only requests that are alike and independent. Where the requests are too few for a bound, there is none:
+the 99th percentile of 16 requests is unbounded above (`requests_for` says how many it takes).
 
 >>> requests_for(95), requests_for(99)
 (72, 368)
@@ -11,36 +11,45 @@ above (`requests_for` says how many it takes).
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import bdtr
 
 from bitworth.load.metrics import PERCENTILES, first_tokens, per_output_tokens
-from bitworth.statistics import mean_interval
+from bitworth.load.rates import batches
+from bitworth.statistics import mean_factor
 from bitworth.types import Figure, Timing
 
 _TAIL = 0.025
 
 
-def latency_figures(timings: Sequence[Timing], *, seed: int = 0) -> Mapping[str, Figure]:
+_COLUMNS: Mapping[str, Callable[[Sequence[Timing]], list[float]]] = {
+    "latency": lambda timings: [timing.latency_s for timing in timings],
+    "first_token": first_tokens,
+    "per_output_token": per_output_tokens,
+}
+
+
+def latency_figures(timings: Sequence[Timing], streams: int | None = None) -> Mapping[str, Figure]:
     """Seconds by name (`latency_mean`, `first_token_p95`, ...) of requests that succeeded, with 95 % intervals.
 
     Quantities that no request tells have no figures.
+
+    Args:
+        timings: of the requests.
+        streams: of a closed loop, whose requests run together; None for requests that have times of their own.
     """
-    columns = {
-        "latency": [timing.latency_s for timing in timings],
-        "first_token": first_tokens(timings),
-        "per_output_token": per_output_tokens(timings),
-    }
     found: dict[str, Figure] = {}
-    for name, values in columns.items():
-        if not values:
+    for name, seconds in _COLUMNS.items():
+        ordered = np.sort(seconds(timings))
+        if not len(ordered):
             continue
-        low, high = mean_interval(values, seed=seed)
-        found[f"{name}_mean"] = Figure(value=float(np.mean(values)), low=low, high=high)
-        ordered = np.sort(values)
+        together = [float(np.mean(part)) for part in map(seconds, batches(timings, streams)) if part]
+        factor = mean_factor(together) or math.inf
+        mean = float(ordered.mean())
+        found[f"{name}_mean"] = Figure(value=mean, low=mean / factor, high=mean * factor)
         found |= {f"{name}_p{percent}": percentile(ordered, percent) for percent in PERCENTILES}
     return found
 

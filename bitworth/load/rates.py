@@ -9,11 +9,15 @@ last are.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bitworth.types import Timing
+
+#: Batches of requests from which on Student's interval of their mean is less than 3 standard errors either way.
+ENOUGH_BATCHES = 5
 
 
 def busy(timings: Sequence[Timing], streams: int | None) -> tuple[float, float]:
@@ -36,6 +40,27 @@ def busy(timings: Sequence[Timing], streams: int | None) -> tuple[float, float]:
         return whole
     began, ended = float(at[order][full[0]]), float(at[order][full[-1] + 1])
     return (began, ended) if ended > began else whole
+
+
+def batches(timings: Sequence[Timing], streams: int | None) -> list[Sequence[Timing]]:
+    """Requests in the order of their start, in batches of as many as a closed loop has at once, or one by one.
+
+    Requests that run together are slow together: what varies by itself is, about, the batch. Where the streams do not
+    divide the requests, batches are a little larger.
+    """
+    ordered = sorted(timings, key=lambda timing: timing.start_s)
+    edges = np.linspace(0, len(ordered), max(1, len(ordered) // (streams or 1)) + 1).astype(int)
+    return [ordered[begin:end] for begin, end in pairwise(edges)]
+
+
+def few_batches(requests: int, streams: int | None) -> str | None:
+    """What is wrong with so few requests in a closed loop of so many streams, in words; None where nothing is."""
+    if streams in (None, 1) or requests >= ENOUGH_BATCHES * streams:
+        return None
+    found = requests // streams
+    batches, have = ("one batch", "no interval") if found < 2 else (f"{found} batches", "wide intervals")
+    wanted = ENOUGH_BATCHES * streams
+    return f"{requests} requests in {streams} streams are {batches}, so costs have {have}; {wanted} requests would do"
 
 
 def parts(timings: Sequence[Timing], window: tuple[float, float]) -> NDArray[np.float64]:

@@ -19,6 +19,7 @@ from bitworth.errors import BitworthError, Unsupported
 from bitworth.load import goodput
 from bitworth.load.metrics import Metrics, metrics_of, succeeded
 from bitworth.load.prompts import ANY_VOCABULARY, Prompts, unseen_seed
+from bitworth.load.rates import few_batches
 from bitworth.load.telemetry import GpuMeter
 from bitworth.load.traces import Workload
 from bitworth.types import EngineFacts, Limits, Load, Measurement, Request, Shape, Timing
@@ -114,7 +115,7 @@ def run_load(
         metrics=tuple(metrics),
         facts=generator.facts,
         drift_pct=_drift_pct(metrics[0], metrics[-1]) if repeats > 1 else None,
-        notes=tuple(_notes(runner, metrics, (metrics[0], metrics[-1]))),
+        notes=tuple(_notes(runner, metrics, (metrics[0], metrics[-1]), loop_of(load))),
     )
 
 
@@ -227,7 +228,9 @@ def _sweep_notes(found: goodput.Sweep) -> list[str]:
     return []
 
 
-def _notes(runner: _Runner, metrics: Sequence[Metrics], ends: tuple[Metrics, Metrics]) -> list[str]:
+def _notes(
+    runner: _Runner, metrics: Sequence[Metrics], ends: tuple[Metrics, Metrics], loop: int | None = None
+) -> list[str]:
     """Doubts about the figures."""
     notes = []
     late = [row.late.at(99) for row in metrics if row.client_was_late and row.late is not None]
@@ -242,6 +245,8 @@ def _notes(runner: _Runner, metrics: Sequence[Metrics], ends: tuple[Metrics, Met
             f"Not steady: in {unsteady} of {len(metrics)} runs the latency rose or fell all the way; with a longer "
             "run the figures would be others."
         )
+    if few := few_batches(sum(row.requests for row in metrics), loop):
+        notes.append(f"{few}.")
     if _drifted(*ends):
         notes.append(f"Drift: at the end the first cell's mean latency had changed by {_drift_pct(*ends):+.0f} %.")
     if runner.miscounted:

@@ -78,8 +78,6 @@ def undrawable(candidate: Candidate, constraint: Constraint) -> str | None:
     bounds = cost.ci95_queries_per_usd
     if bounds is None or not all(map(math.isfinite, bounds)):
         return "its cost has no interval"
-    if cost.source == "measured" and cost.requests == 1:
-        return "its cost rests on one request"
     if candidate.judged and candidate.recovery is None:
         return "its accuracy was not measured"
     if candidate.recovery is not None and not _bounded(candidate.recovery):

@@ -2,9 +2,10 @@
 
 - `paired`: recovery with an interval, a verdict, and how many questions would settle it; questions may share passages.
 - `mcnemar`: the exact test of right and wrong answers.
-- `resampling`: bootstrap intervals of means and of recovery.
+- `resampling`: bootstrap intervals of recovery.
 - `independent`: a ratio of scores of different questions.
 - `noise`: what an engine changes by itself when it is asked again.
+- `means`: how sure a mean of times is.
 - `families`: several tests read together.
 - `settling`: a verdict that may be looked at after every batch of questions.
 
@@ -14,6 +15,7 @@ The methods, their sources and their limits are in docs/statistics.md.
 from bitworth.statistics.families import holm
 from bitworth.statistics.independent import independent_ratio
 from bitworth.statistics.mcnemar import mcnemar_exact
+from bitworth.statistics.means import mean_factor
 from bitworth.statistics.noise import noise_of
 from bitworth.statistics.paired import (
     Z95,
@@ -23,7 +25,7 @@ from bitworth.statistics.paired import (
     ratio_interval,
     verdict_of,
 )
-from bitworth.statistics.resampling import bootstrap_recovery, mean_interval
+from bitworth.statistics.resampling import bootstrap_recovery
 from bitworth.statistics.settling import Settlement, settle
 
 __all__ = [
@@ -34,7 +36,7 @@ __all__ = [
     "holm",
     "independent_ratio",
     "mcnemar_exact",
-    "mean_interval",
+    "mean_factor",
     "mean_recovery",
     "noise_of",
     "paired_recovery",

@@ -1,12 +1,12 @@
-"""Bootstrap intervals: of a mean, and of recovery as a second opinion on `paired`.
+"""Bootstrap intervals of recovery, a second opinion on `paired`.
 
-A resample of recovery draws whole clusters (single questions where there are none). Equal clusters are drawn together
+A resample draws whole clusters (single questions where there are none). Equal clusters are drawn together
 by their number, so a resample of right and wrong answers costs four numbers, however many questions there are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from statistics import NormalDist
 from typing import Literal
 
@@ -21,17 +21,6 @@ Method = Literal["percentile", "bca"]
 _AT_ONCE = 250_000
 """Numbers drawn at once, to bound memory."""
 _NORMAL = NormalDist()
-
-
-def mean_interval(values: Sequence[float], *, seed: int = 0, resamples: int = 2000) -> tuple[float, float]:
-    """95 % bootstrap interval of a mean (seconds, queries a second); one value gives itself twice."""
-    data = np.asarray(values, dtype=np.float64)
-    if len(data) < 2:
-        return float(data[0]), float(data[0])
-    random, count = np.random.default_rng(seed), len(data)
-    means = [data[random.integers(0, count, (some, count))].mean(1) for some in _steps(count, resamples)]
-    low, high = np.quantile(np.concatenate(means), [0.025, 0.975])
-    return float(low), float(high)
 
 
 def bootstrap_recovery(

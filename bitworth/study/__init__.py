@@ -166,6 +166,10 @@ class Study(Part):
         """The loads as values."""
         return [entry.load() for entry in self.loads]
 
+    def timed_loads(self) -> list[tuple[Load, int]]:
+        """The loads, each with how many requests count."""
+        return [(entry.load(), entry.requests or self.requests) for entry in self.loads]
+
     def hardware_values(self) -> list[Hardware]:
         """The hardware rows with the study's own prices."""
         return [entry.row() for entry in self.hardware]

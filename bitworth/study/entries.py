@@ -245,11 +245,15 @@ class UseCaseEntry(Part):
 
 
 class LoadEntry(Part):
-    """How requests arrive; `sweep` finds the highest rate whose percentile keeps to the limits."""
+    """How requests arrive; `sweep` finds the highest rate whose percentile keeps to the limits.
+
+    `requests` is how many count under this load, the study's number where it is not given.
+    """
 
     kind: Literal["synchronous", "throughput", "constant", "poisson", "sweep"]
     rate: float | None = Field(None, gt=0)
     streams: Count | None = None
+    requests: Count | None = None
     max_first_token_s: float | None = Field(None, gt=0)
     max_inter_token_s: float | None = Field(None, gt=0)
     max_latency_s: float | None = Field(None, gt=0)
@@ -267,7 +271,7 @@ class LoadEntry(Part):
 
     def load(self) -> Load:
         """The load as a value."""
-        fields = self.model_dump()
+        fields = self.model_dump(exclude={"requests"})
         limits = {name: fields.pop(name) for name in Limits.__dataclass_fields__}
         return Load(**fields, limits=Limits(**limits) if self.kind == "sweep" else None)
 
