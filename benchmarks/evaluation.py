@@ -1,8 +1,10 @@
 """Questions a second beside lm-eval's HF backend: the same model in float32, the same prompts, one process.
 
 Both score the same continuations of the same contexts, so their answers must be the same, question by question. The
-peer runs with the best of several batch sizes, found on a few questions first. MMLU counts twice: one subject whole,
-as a full run asks it (its questions share their five examples), and as many questions drawn from all 57 subjects.
+peer runs with the best of several batch sizes, found on a few questions first. Questions of a subject of MMLU share
+their five examples, so what counts is how many a subject has. It is asked three times: one subject whole, as in a full
+run (246 questions a subject in the mean), three subjects at some 33 each, as a draw of 2,000 from all 57 has, and a
+draw of no more questions than the other tasks have from all 57, one or two each.
 Start-up is a whole process: for the peer until it could ask (its tasks indexed, its model loaded), for bitworth until
 one question is answered.
 """
@@ -26,8 +28,16 @@ from bitworth.tasks.harness import load_questions
 from bitworth.types import TaskSpec
 
 BATCHES = (1, 4, 8, 16, 32)
-#: Name, whether one subject alone is asked, and how many times the peer's questions a second are aimed at.
-ASKED = (("arc_challenge", False, 2.2), ("hellaswag", False, 1.6), ("mmlu", True, 4.0), ("mmlu", False, 4.0))
+#: Name, title, how many of its subjects are asked (None: all), how many times the peer's questions a second are wanted.
+ASKED: tuple[tuple[str, str, int | None, float], ...] = (
+    ("arc_challenge", "arc_challenge", None, 2.2),
+    ("hellaswag", "hellaswag", None, 1.6),
+    ("mmlu", "mmlu, one subject", 1, 4.0),
+    ("mmlu", "mmlu, three subjects", 3, 4.0),
+    ("mmlu", "mmlu, all subjects thinly", None, 4.0),
+)
+#: What the mix is made of.
+MIXED = ("arc_challenge", "hellaswag", "mmlu, one subject")
 MIX = 3.0
 PEER_STARTS = """
 import sys
@@ -102,21 +112,20 @@ def measure(model: Path, data: Path, count: int, batches: tuple[int, ...]) -> li
     engine.packs()  # tried once a model
     peer = HFLM(pretrained=engine.model, tokenizer=engine.tokenizer, batch_size=1)
     rows = []
-    for name, one_subject, target in ASKED:
-        questions = chosen(name, data, count, one_subject=one_subject)
-        title = f"{name}, one subject" if one_subject else f"{name}, all subjects" if name == "mmlu" else name
+    for name, title, subjects, target in ASKED:
+        questions = chosen(name, data, count, subjects)
         note(f"{title}: {len(questions)} questions")
         rows.append(one_task(title, target, questions, engine, peer, batches))
     return rows
 
 
-def chosen(name: str, data: Path, count: int, *, one_subject: bool) -> list[tasks.Question]:
-    """The questions: of the first subject alone, or a seeded draw from all."""
+def chosen(name: str, data: Path, count: int, subjects: int | None) -> list[tasks.Question]:
+    """The questions: a seeded draw from the first so many subjects, or from all."""
     spec = TaskSpec(name=name, limit=count, shots=None if name == "mmlu" else 0)
     task = tasks.get(name)
     assert isinstance(task, tasks.TaskDef)
-    if one_subject:
-        task = replace(task, subsets=task.subsets[:1])
+    if subjects is not None:
+        task = replace(task, subsets=task.subsets[:subjects])
     questions = load_questions(task, spec, data).questions
     return [question for question in questions if isinstance(question, tasks.Question)]
 
@@ -178,7 +187,7 @@ def claims_of(rows: list[Row], ours_starts: float, peer_starts: float) -> list[C
             Claim(f"{row.name}: lm-eval at batch {row.batch}", "", row.questions / row.peer_s, "1/s", True),
             Claim(f"{row.name}: times lm-eval's", f">= {row.target:g}", ratio, "x", ratio >= row.target),
         ]
-    mix = [row for row in rows if not row.name.endswith("all subjects")]
+    mix = [row for row in rows if row.name in MIXED]
     total = sum(row.peer_s / row.questions for row in mix) / sum(row.ours_s / row.questions for row in mix)
     alike, asked = sum(row.alike for row in rows), sum(row.questions for row in rows)
     return [

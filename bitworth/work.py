@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import partial
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -65,6 +66,17 @@ def _check_versions(cell: Cell) -> None:
 def peak_rss_mib() -> float:
     """Most memory this process has held."""
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)
+
+
+def get_ready(checkpoint: Path) -> None:
+    """Load a model, and all that putting a task's questions to it in torch takes, before they are known.
+
+    Raises:
+        Exception: whatever the cell that asks will raise.
+    """
+    _model(checkpoint).packs()
+    for name in ("transformers.generation.utils", "datasets", "lm_eval.api.task"):
+        import_module(name)
 
 
 def _quantize(cell: Cell, root: Path, tell: Tell) -> dict[str, Any]:

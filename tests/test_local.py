@@ -8,6 +8,8 @@ import subprocess
 import sys
 import time
 from contextlib import closing
+from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -80,14 +82,15 @@ def test_progress_and_results_come_back_and_one_worker_serves_all() -> None:
     assert not psutil.pid_exists(first["pid"])
 
 
-def test_a_worker_may_import_ahead_and_goes_unused() -> None:
+@pytest.mark.parametrize("module", ["wave", "no_such_module"])
+def test_a_worker_may_get_ready_ahead_and_goes_unused(module: str) -> None:
     log = Log()
-    with closing(LocalExecutor(("wave", "no_such_module"))) as executor:
+    with closing(LocalExecutor(partial(import_module, module))) as executor:
         early = {process.pid for process in psutil.Process().children()}
         executor.run([cell("a")], work, ".", log)
     assert log.lines[-1][2]["pid"] in early
     before = psutil.Process().children()  # a tracker of multiprocessing's own stays
-    with closing(LocalExecutor(("wave",))):
+    with closing(LocalExecutor(partial(import_module, module))):
         assert len(psutil.Process().children()) == len(before) + 1
     assert psutil.Process().children() == before
 
@@ -159,3 +162,22 @@ def wait_for(condition: Any, seconds: float = 20) -> Any:
             return found
         time.sleep(0.05)
     raise AssertionError("it did not happen in time")
+
+
+def test_what_leaves_does_not_look_for_cycles_first() -> None:
+    """Registered first, so called last: by then everything is out of the collector's sight."""
+    code = (
+        "import atexit, gc; atexit.register(lambda: print(gc.get_freeze_count() > 1000)); "
+        "from bitworth.execute.processes import leave_at_once; leave_at_once()"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "True\n"
+
+
+def test_a_model_that_was_got_ready_is_the_one_that_is_asked(tiny_llama: Path) -> None:
+    from bitworth import work as real
+
+    real.get_ready(tiny_llama)
+    ready = real._model(tiny_llama)
+    assert real._model(tiny_llama) is ready
+    assert ready._packs is not None
+    real._models.clear()

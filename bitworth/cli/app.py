@@ -34,6 +34,7 @@ from bitworth.cli.tasks import tasks
 from bitworth.cli.view import view
 from bitworth.errors import Incomplete
 from bitworth.execute.parts import QUESTIONS
+from bitworth.execute.processes import leave_at_once
 from bitworth.ledger import Ledger
 
 if TYPE_CHECKING:
@@ -237,5 +238,6 @@ def _time(seconds: float) -> str:
 
 def main() -> None:
     """The `bitworth` command; alone it prints its help."""
+    leave_at_once()
     arguments = sys.argv[1:] or ["--help"]
     raise SystemExit(guarded(lambda: app(arguments, standalone_mode=False, prog_name="bitworth")))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from contextlib import closing
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -33,9 +34,6 @@ from bitworth.errors import BitworthError, WorkFailed
 from bitworth.execute.local import LocalExecutor
 from bitworth.ledger import Ledger, key_of, revive
 from bitworth.types import Answer, Cell, Divergence, TaskSpec
-
-#: What the worker needs to ask a model in torch: importing it takes as long as looking at the prompts beforehand.
-WORKER_IMPORTS = ("bitworth.engines.torch", "bitworth.tasks.harness", "transformers.generation.utils")
 
 if TYPE_CHECKING:
     from bitworth.planning import Subject
@@ -109,6 +107,7 @@ def evaluate(
     from bitworth import planning, sources
     from bitworth import tasks as task_registry
     from bitworth.similarity import check_measures
+    from bitworth.work import get_ready
 
     check_measures(similarity or ())
 
@@ -140,7 +139,7 @@ def evaluate(
     )
     fresh = out is None or any(Ledger(out).get(cell) is None for cell in cells if cell.kind == "evaluate")
     soon = specs and fresh and engine == "torch"
-    with closing(LocalExecutor(WORKER_IMPORTS if soon else ())) as executor:
+    with closing(LocalExecutor(partial(get_ready, Path(subject.path)) if soon else None)) as executor:
         if specs and (show or fresh) and not quiet:
             folder = sources.resolve_data(data, note=terminal.note)
             look_at_prompts(terminal, specs, folder, Path(subject.path), show)

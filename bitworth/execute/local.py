@@ -9,9 +9,8 @@ from __future__ import annotations
 import multiprocessing
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable
 from contextlib import suppress
-from importlib import import_module
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from typing import Any
@@ -25,15 +24,16 @@ from bitworth.types import Cell
 class LocalExecutor:
     """Runs cells in one worker process at a time."""
 
-    def __init__(self, imports: Sequence[str] = ()) -> None:
-        """Prepare; given modules, a worker starts at once and imports them while its driver is still busy.
+    def __init__(self, ready: Callable[[], object] | None = None) -> None:
+        """Prepare; given a function, a worker starts at once and calls it while its driver is still busy.
 
-        Such an executor is closed by whoever made it, in case it never comes to run anything.
+        What it raises is left to the cell that needs what failed. Such an executor is closed by whoever made it, in
+        case it never comes to run anything.
         """
         self._process: SpawnProcess | None = None
         self._pipe: Connection | None = None
-        if imports:
-            self._worker(imports)
+        if ready is not None:
+            self._worker(ready)
 
     def run(self, cells: Iterable[Cell | None], work: Work, root: str, watcher: Watcher) -> None:
         """Run each cell and report it; the worker is gone when this returns or raises."""
@@ -58,11 +58,11 @@ class LocalExecutor:
         except (EOFError, BrokenPipeError, ConnectionResetError):
             return None, self._death()
 
-    def _worker(self, imports: Sequence[str] = ()) -> Connection:
+    def _worker(self, ready: Callable[[], object] | None = None) -> Connection:
         if self._pipe is None:
             context = multiprocessing.get_context("spawn")
             self._pipe, theirs = context.Pipe()
-            self._process = context.Process(target=_serve, args=(theirs, os.getpid(), imports), name="bitworth-worker")
+            self._process = context.Process(target=_serve, args=(theirs, os.getpid(), ready), name="bitworth-worker")
             self._process.start()
             theirs.close()
         return self._pipe
@@ -87,12 +87,12 @@ class LocalExecutor:
         self._pipe, self._process = None, None
 
 
-def _serve(pipe: Connection, parent: int, imports: Sequence[str]) -> None:
+def _serve(pipe: Connection, parent: int, ready: Callable[[], object] | None) -> None:
     """The worker's loop: take a cell, run it, send back its result or the sentence that says why not."""
     settle_in(parent)
-    with suppress(ImportError):  # the cell that needs what is missing says so
-        for name in imports:
-            import_module(name)
+    if ready is not None:
+        with suppress(Exception):  # the cell that needs what failed says so
+            ready()
     while True:
         try:
             cell, work, root = pipe.recv()

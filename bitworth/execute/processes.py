@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import os
 import signal
 import threading
@@ -15,7 +17,13 @@ def settle_in(parent: int) -> None:
     """Call first in a process that works for `parent`: it leaves Ctrl-C to it, prints to stderr, and leaves with it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.dup2(2, 1)  # what libraries print must not end up in the driver's one JSON document
+    leave_at_once()
     threading.Thread(target=_leave_with, args=(parent,), daemon=True).start()
+
+
+def leave_at_once() -> None:
+    """Spare a process that ends the search for cycles among its modules: a second of it where torch is imported."""
+    atexit.register(gc.freeze)
 
 
 def cause_of_death(code: int, who: str) -> str:

@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.special import stdtrit
 
 #: e to more than this is no float.
 _MOST_EXPONENT = 700.0
@@ -18,6 +17,8 @@ def mean_factor(values: Sequence[float]) -> float | None:
     Student's interval of the mean's logarithm, with the standard error that the delta method gives it, so that no bound
     falls below zero however few the values are. A mean of zeros has none.
     """
+    from scipy.special import stdtrit  # a quarter of a second, which no command that only starts should wait for
+
     freedom = len(values) - 1
     if freedom < 1 or not any(values):
         return None
