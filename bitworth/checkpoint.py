@@ -26,8 +26,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     """The model's config.json.
 
     Raises:
-        BitworthError: no such folder, no config in it, not JSON, a model that needs code of its own, or not a decoder
-            that generates text.
+        BitworthError: no such folder, no config in it, one that cannot be read or is not JSON, a model that needs code
+            of its own, or not a decoder that generates text.
     """
     path = folder / "config.json"
     if not folder.is_dir():
@@ -36,7 +36,9 @@ def read_config(folder: Path) -> dict[str, Any]:
         config = config_of(path.read_bytes())
     except FileNotFoundError as error:
         raise BitworthError(f"{folder} is no model folder: it holds no config.json.") from error
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise BitworthError(f"{path} cannot be read: {error.strerror or error}.") from error
+    except ValueError as error:
         raise BitworthError(f"{path} cannot be read as JSON; fetch the model again.") from error
     refuse_code(folder, config)
     listed = config.get("architectures")

@@ -73,6 +73,12 @@ def test_folders_that_are_no_decoder_are_refused(tmp_path: Path, content: str | 
         read_config(tmp_path)
 
 
+def test_a_config_that_cannot_be_read_is_not_called_damaged(tmp_path: Path) -> None:
+    (tmp_path / "config.json").mkdir()
+    with pytest.raises(BitworthError, match=r"config.json cannot be read: Is a directory\."):
+        read_config(tmp_path)
+
+
 def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BitworthError, match="There is no model folder"):
         read_config(tmp_path / "nowhere")
