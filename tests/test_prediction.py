@@ -516,6 +516,14 @@ def test_a_bad_load_is_one_sentence(load: str) -> None:
         parse_load(load)
 
 
+@pytest.mark.parametrize("text", ["4", "poisson:4", "poisson@4"])
+def test_a_rate_is_written_as_for_a_benchmark_or_bare(text: str) -> None:
+    from bitworth.cli.predict import parse_load
+
+    assert parse_load(text) == Load(kind="poisson", rate=4)
+    assert parse_load("constant:0.5") == Load(kind="constant", rate=0.5)
+
+
 def test_nothing_here_imports_torch() -> None:
     import subprocess
     import sys

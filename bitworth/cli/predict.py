@@ -117,21 +117,21 @@ def _row_of(gpu: str, count: int, study: Path | None) -> Hardware:
 
 
 def parse_load(text: str) -> Load:
-    """`synchronous`, `throughput`, or a rate: `4` and `poisson@4` are Poisson arrivals, `constant@4` even ones.
+    """`synchronous`, `throughput`, or a rate: `4` and `poisson:4` are Poisson arrivals, `constant:4` even ones (or @).
 
     Raises:
         BitworthError: none of these.
     """
     if text in ("synchronous", "throughput"):
         return Load(kind="synchronous" if text == "synchronous" else "throughput")
-    kind, _, rate = text.rpartition("@")
+    kind, _, rate = text.replace("@", ":").rpartition(":")
     try:
         value = float(rate)
     except ValueError:
         value = 0.0
     if kind not in ("", "constant", "poisson") or not 0 < value < float("inf"):
         raise BitworthError(
-            f"load '{text}' is none of synchronous, throughput, RATE, constant@RATE, poisson@RATE (queries a second)."
+            f"load '{text}' is none of synchronous, throughput, RATE, constant:RATE, poisson:RATE (queries a second)."
         )
     return Load(kind="constant" if kind == "constant" else "poisson", rate=value)
 
