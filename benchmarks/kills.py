@@ -205,7 +205,7 @@ def plan(study: Study) -> tuple[Cell, ...]:
             inputs = {"checkpoint": format, "task": asdict(task)}
             title = f"{task.name} on {format}"
             cells.append(Cell(kind="evaluate", title=title, format=format, inputs=inputs, needs=needs))
-    for load in study.load_values():
+    for load, _ in study.timed_loads():
         for format in formats:
             inputs = {"checkpoint": format, "use_case": asdict(shape_of("rag")), "load": asdict(load)}
             title = f"rag, {load.name}, {format}"

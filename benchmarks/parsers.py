@@ -162,7 +162,7 @@ def _read_mapping(data: bytes) -> object:
 
 def _use(study: Any) -> object:
     """Everything that is made of a study before anything runs."""
-    values = (study.recipes(), study.calibration_spec(), study.task_specs(), study.load_values(), study.constraint())
+    values = (study.recipes(), study.calibration_spec(), study.task_specs(), study.timed_loads(), study.constraint())
     study.calibration.words()
     workloads = study.workload_values()
     shapes = [(one.use_case, one.context_tokens, one.shapes(4, seed=0)) for one in workloads]

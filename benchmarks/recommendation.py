@@ -67,7 +67,7 @@ def write_ledger(root: Path, wanted: int) -> int:
             flips = random.random(questions) < 0.01 * at
             cells.append(_answered(task, format, np.where(flips, ~right, right)))
     for use_case in (shape_of(entry.name) for entry in study.use_cases):
-        for load in study.load_values():
+        for load, _ in study.timed_loads():
             cells += [_timed(format, use_case, load, 1 + 0.1 * at, random) for at, format in enumerate(formats)]
     ledger = Ledger(root)
     ledger.write_study(study.model_dump(mode="json"), [cell for cell, _ in cells])

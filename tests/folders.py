@@ -62,7 +62,7 @@ def _answers(format: str, task: str, scores: Sequence[float], data: str) -> tupl
 
 
 def _timings(study: Study, format: str, seconds: Sequence[float]) -> tuple[Cell, dict[str, Any]]:
-    use_case, (load, *_) = shape_of(study.use_cases[0].name), study.load_values()
+    use_case, ((load, _), *_) = shape_of(study.use_cases[0].name), study.timed_loads()
     inputs = {
         "checkpoint": format,
         "use_case": asdict(use_case),

@@ -136,7 +136,7 @@ def test_every_study_parses(block: Block) -> None:
     assert all(recipe is None or recipe.name == name for name, recipe in study.recipes().items())
     assert study.task_specs() or "tasks" not in raw
     assert study.hardware_values()
-    assert study.load_values()
+    assert study.timed_loads()
 
 
 @pytest.mark.parametrize("block", all_blocks("json"))

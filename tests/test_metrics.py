@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
@@ -17,7 +16,6 @@ from bitworth.load.chunks import pack
 from bitworth.load.metrics import (
     BATCHES,
     TREND,
-    interval,
     keeps_to,
     metrics_of,
     per_output_token,
@@ -227,21 +225,6 @@ def test_the_order_of_starts_counts_not_that_of_the_list() -> None:
     rising = latencies(np.linspace(1, 2, 100).tolist())
     shuffled = [rising[index] for index in np.random.default_rng(0).permutation(100)]
     assert steady(shuffled) is False
-
-
-@settings(deadline=None)
-@given(st.lists(st.floats(-1e3, 1e3), min_size=2, max_size=40))
-def test_the_interval_is_students(values: list[float]) -> None:
-    stats = pytest.importorskip("scipy.stats")
-    found = interval(values)
-    assert found is not None
-    mean, error = np.mean(values), np.std(values, ddof=1) / math.sqrt(len(values))
-    half = stats.t.ppf(0.975, len(values) - 1) * error
-    assert found == pytest.approx((mean - half, mean + half), rel=2e-3, abs=2e-3 * half + 1e-9)
-
-
-def test_one_value_has_no_interval() -> None:
-    assert interval([1.0]) is None
 
 
 @given(st.lists(st.floats(0, 100), min_size=1, max_size=60), st.one_of(st.none(), st.integers(1, 20)))

@@ -15,6 +15,7 @@ from bitworth.statistics import (
     holm,
     mcnemar_exact,
     mean_factor,
+    mean_interval,
     mean_recovery,
     paired_recovery,
     ratio_interval,
@@ -111,6 +112,13 @@ def test_mcnemar_is_the_exact_binomial_test(pair: tuple[np.ndarray, np.ndarray])
     assert mcnemar_exact(baseline, quantized) == pytest.approx(expected)
 
 
+@given(st.lists(st.floats(-1e3, 1e3), min_size=2, max_size=40))
+def test_a_means_interval_is_students(values: list[float]) -> None:
+    mean, error = float(np.mean(values)), float(np.std(values, ddof=1)) / math.sqrt(len(values))
+    half = float(stats.t.ppf(0.975, len(values) - 1)) * error
+    assert mean_interval(values) == pytest.approx((mean - half, mean + half), rel=2e-3, abs=2e-3 * half + 1e-9)
+
+
 @given(st.lists(st.floats(0.01, 100), min_size=2, max_size=30))
 def test_a_means_factor_is_students_on_the_logarithm(values: list[float]) -> None:
     factor = mean_factor(values)
@@ -119,7 +127,8 @@ def test_a_means_factor_is_students_on_the_logarithm(values: list[float]) -> Non
     assert math.log(factor) == pytest.approx(stats.t.ppf(0.975, len(values) - 1) * relative, rel=1e-3, abs=1e-12)
 
 
-def test_what_is_too_little_has_no_factor() -> None:
+def test_what_is_too_little_has_no_interval() -> None:
+    assert mean_interval([]) is mean_interval([1.0]) is None
     assert mean_factor([]) is mean_factor([3.0]) is mean_factor([0.0, 0.0]) is None
     assert mean_factor([3.0, 3.0]) == 1
     assert mean_factor([0.0] * 40 + [1.0]) == pytest.approx(math.exp(stats.t.ppf(0.975, 40)), rel=1e-3)

@@ -56,7 +56,7 @@ def test_names_become_objects() -> None:
     rag, other = (workload.use_case for workload in study.workload_values())
     assert (rag.prompt_tokens, rag.output_tokens, rag.scale) == (103, 13, 0.1)
     assert (other.prompt_tokens, other.output_tokens) == (512, 64)
-    assert [load.name for load in study.load_values()] == ["synchronous", "throughput"]
+    assert [load.name for load, _ in study.timed_loads()] == ["synchronous", "throughput"]
     local, h100 = study.hardware_values()
     assert (local.usd_per_hour, local.price_source) == (0.2, "the study file")
     assert (h100.count, h100.usd_per_hour) == (2, 6.38)
@@ -242,7 +242,9 @@ def test_mixes_traces_and_sweeps_become_objects(tmp_path: Path) -> None:
     office, day = study.workload_values()
     assert [(case.prompt_tokens, weight) for case, weight in office.parts] == [(512, 2.0), (256, 1.0)]
     assert (office.name, day.name, day.trace[0].prompt_tokens, day.trace[0].at_s) == ("office", "day", 5, 0.0)
-    assert study.load_values() == [Load(kind="sweep", limits=Limits(max_first_token_s=0.5, percentile=99))]
+    assert [load for load, _ in study.timed_loads()] == [
+        Load(kind="sweep", limits=Limits(max_first_token_s=0.5, percentile=99))
+    ]
     assert parse_study(study.model_dump(mode="json")) == study
 
 

@@ -8,8 +8,9 @@ from typing import Any
 
 from bitworth.engines.schedule import loop_of
 from bitworth.load.goodput import Sweep, Trial
-from bitworth.load.metrics import PERCENTILES, Metrics, Spread, interval
+from bitworth.load.metrics import PERCENTILES, Metrics, Spread
 from bitworth.load.run import LoadRun
+from bitworth.statistics import mean_interval
 
 Json = dict[str, Any]
 
@@ -22,7 +23,7 @@ def load_as_json(run: LoadRun, usd_per_hour: float) -> Json:
         "streams": loop_of(run.load),
         "repeats": len(runs),
         "metrics": together,
-        "metrics_ci95": _combined(runs, interval) if len(runs) > 1 else None,
+        "metrics_ci95": _combined(runs, mean_interval) if len(runs) > 1 else None,
         "runs": runs,
         "sweep": None if run.sweep is None else _sweep(run.sweep),
         "drift_pct": run.drift_pct,

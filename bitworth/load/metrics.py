@@ -16,7 +16,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import stdtrit
 
 from bitworth.errors import WorkFailed
 from bitworth.load.chunks import token_gaps, unpack
@@ -209,18 +208,6 @@ def _batches(timings: Sequence[Timing]) -> Floats | None:
 def _error(timings: Sequence[Timing]) -> float | None:
     means = _batches(timings)
     return None if means is None else float(means.std(ddof=1)) / math.sqrt(BATCHES)
-
-
-def interval(values: Sequence[float]) -> tuple[float, float] | None:
-    """Student's 95 % interval of the mean over repeats; None for fewer than two."""
-    freedom = len(values) - 1
-    if freedom < 1:
-        return None
-    mean, half = (
-        float(np.mean(values)),
-        float(stdtrit(freedom, 0.975)) * float(np.std(values, ddof=1)) / math.sqrt(len(values)),
-    )
-    return mean - half, mean + half
 
 
 def _rate(count: float, seconds: float) -> float:

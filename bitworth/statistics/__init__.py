@@ -15,7 +15,7 @@ The methods, their sources and their limits are in docs/statistics.md.
 from bitworth.statistics.families import holm
 from bitworth.statistics.independent import independent_ratio
 from bitworth.statistics.mcnemar import mcnemar_exact
-from bitworth.statistics.means import mean_factor
+from bitworth.statistics.means import mean_factor, mean_interval
 from bitworth.statistics.noise import noise_of
 from bitworth.statistics.paired import (
     Z95,
@@ -37,6 +37,7 @@ __all__ = [
     "independent_ratio",
     "mcnemar_exact",
     "mean_factor",
+    "mean_interval",
     "mean_recovery",
     "noise_of",
     "paired_recovery",

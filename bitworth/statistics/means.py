@@ -1,4 +1,4 @@
-"""How sure a mean of times is."""
+"""How sure a mean is."""
 
 from __future__ import annotations
 
@@ -11,18 +11,29 @@ import numpy as np
 _MOST_EXPONENT = 700.0
 
 
+def mean_interval(values: Sequence[float]) -> tuple[float, float] | None:
+    """Student's 95 % interval of the mean of values that vary independently; None below two."""
+    if len(values) < 2:
+        return None
+    mean, reach = float(np.mean(values)), _reach(values)
+    return mean - reach, mean + reach
+
+
 def mean_factor(values: Sequence[float]) -> float | None:
     """The f of the 95 % interval mean / f to mean x f of positive values that vary independently; None below two.
 
     Student's interval of the mean's logarithm, with the standard error that the delta method gives it, so that no bound
     falls below zero however few the values are. A mean of zeros has none.
     """
+    if len(values) < 2 or not any(values):
+        return None
+    exponent = _reach(values) / float(np.mean(values))
+    return math.exp(exponent) if exponent < _MOST_EXPONENT else math.inf
+
+
+def _reach(values: Sequence[float]) -> float:
+    """Half the width of Student's 95 % interval of the mean of two or more values."""
     from scipy.special import stdtrit  # a quarter of a second, which no command that only starts should wait for
 
-    freedom = len(values) - 1
-    if freedom < 1 or not any(values):
-        return None
-    data = np.asarray(values, dtype=np.float64)
-    error = float(data.std(ddof=1)) / math.sqrt(len(data)) / float(data.mean())
-    exponent = float(stdtrit(freedom, 0.975)) * error
-    return math.exp(exponent) if exponent < _MOST_EXPONENT else math.inf
+    error = float(np.std(values, ddof=1)) / math.sqrt(len(values))
+    return float(stdtrit(len(values) - 1, 0.975)) * error

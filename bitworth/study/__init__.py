@@ -162,10 +162,6 @@ class Study(Part):
         """
         return [entry.workload() for entry in self.use_cases]
 
-    def load_values(self) -> list[Load]:
-        """The loads as values."""
-        return [entry.load() for entry in self.loads]
-
     def timed_loads(self) -> list[tuple[Load, int]]:
         """The loads, each with how many requests count."""
         return [(entry.load(), entry.requests or self.requests) for entry in self.loads]
