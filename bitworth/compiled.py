@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from functools import cache
 from itertools import pairwise
 from typing import Any
 
@@ -21,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bitworth.jit import kept
+from bitworth.threads import side_by_side
 from bitworth.types import Grid
 
 Floats = NDArray[np.float32]
@@ -95,21 +94,11 @@ def best_scale(
 
 
 def _by_rows(loop: Callable[..., None], by_row: tuple[NDArray[Any], ...], whole: tuple[Any, ...]) -> None:
-    """Run a compiled loop over runs of rows, a thread each, this one among them; `whole` goes to all."""
+    """Run a compiled loop over runs of rows, a thread each; `whole` goes to all."""
     count = len(by_row[0])
     threads = max(1, min(torch.get_num_threads(), count))
     edges = [count * index // threads for index in range(threads + 1)]
-    own, *others = ([values[slice(*edge)] for values in by_row] for edge in pairwise(edges))
-    begun = [_pool(threads).submit(loop, *part, *whole) for part in others]
-    loop(*own, *whole)
-    for done in begun:
-        done.result()
-
-
-@cache
-def _pool(threads: int) -> ThreadPoolExecutor:
-    """Threads that stay: many loops take no longer than starting some would."""
-    return ThreadPoolExecutor(threads)
+    side_by_side(lambda edge: loop(*(values[slice(*edge)] for values in by_row), *whole), list(pairwise(edges)))
 
 
 def _numpy(values: Tensor) -> Floats:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -25,11 +26,13 @@ from bitworth.quantizers.refine import refine
 from bitworth.quantizers.rtn import choose_scale
 from bitworth.quantizers.stats import InputStats, Rounded
 from bitworth.scales import Stored
+from bitworth.threads import side_by_side
 from bitworth.types import Gptq, Grid
 
 _FIRST_DAMPING, _MOST_DAMPING = 0.001, 1.0
 _SOLVED = 192  # columns of a triangle that is inverted by a solve
-_ROWS = 256  # that each thread rounds at a time: what is held of them is little beside the second moments
+_ROWS = 256  # that a thread rounds at a time: what is held of them is little beside the second moments
+_FEWEST_ROWS = 32  # with fewer, products would mostly read
 _TURNED = 1 << 20  # numbers of a matrix that are turned round at a time
 
 
@@ -54,16 +57,23 @@ def gptq(
     regrouped = settings.ordering == "group" and grid.granularity == "group"
     if regrouped and settings.sweeps:  # groups side by side
         hessian = hessian[order.unsqueeze(1), order]
-    runs = torch.split(weight_OI, rows_at_once() if weight_OI.device.type == "cpu" else len(weight_OI))
-    parts = []
-    for run_OI in runs:
+    on_cpu = weight_OI.device.type == "cpu"
+    runs = torch.split(weight_OI, _rows_a_run(len(weight_OI)) if on_cpu else len(weight_OI))
+
+    def rounded(run_OI: Tensor, factor: Tensor) -> tuple[Tensor, Tensor]:
         codes, scales = _ColumnLoop(run_OI.float(), grid, settings, stats, order, dtype).run(factor)
-        parts.append((compact_codes(codes if regrouped else codes[:, back], grid), scales))
+        return compact_codes(codes if regrouped else codes[:, back], grid), scales
+
+    def refined(at: int) -> tuple[Tensor, Tensor]:
+        target_OI = (runs[at][:, order] if regrouped else runs[at]).float()
+        codes, scales = parts[at]
+        codes, scales = refine(target_OI, codes, scales, grid, hessian, settings.sweeps, dtype=dtype)
+        return compact_codes(codes, grid), scales
+
+    parts = side_by_side(partial(rounded, factor=factor), runs)
     del factor  # as large as the Hessian, which refining needs alone
-    for at, run_OI in enumerate(runs if settings.sweeps else ()):
-        target_OI = (run_OI[:, order] if regrouped else run_OI).float()
-        codes, scales = refine(target_OI, *parts[at], grid, hessian, settings.sweeps, dtype=dtype)
-        parts[at] = compact_codes(codes, grid), scales
+    if settings.sweeps:
+        parts = side_by_side(refined, range(len(runs)))
     codes_OI, scale_OG = (torch.cat(each) for each in zip(*parts, strict=True))
     codes_OI = codes_OI[:, back] if regrouped else codes_OI
     group_of = (back // group_size_of(grid, len(order))).to(torch.int32) if regrouped else None
@@ -71,8 +81,13 @@ def gptq(
 
 
 def rows_at_once() -> int:
-    """How many rows are rounded together on a CPU."""
+    """How many rows are rounded at the same time on a CPU, at most."""
     return _ROWS * torch.get_num_threads()
+
+
+def _rows_a_run(rows: int) -> int:
+    """How many a thread rounds at a time, so that there is something for every thread."""
+    return min(_ROWS, max(_FEWEST_ROWS, -(-rows // torch.get_num_threads())))
 
 
 def alive_hessian(hessian: Tensor, notes: list[str]) -> Tensor:
