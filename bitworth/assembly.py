@@ -207,7 +207,7 @@ def costs_of(
         if reason is None:
             timings = tuple(revive(Timing, row) for row in result["timings"])
             rates = tuple(revive(RatePoint, row) for row in result.get("rates", ()))  # an older ledger has none
-            measurement = Measurement(timings=timings, facts=revive(EngineFacts, result["facts"]), rates=rates)
+            measurement = Measurement(runs=(timings,), facts=revive(EngineFacts, result["facts"]), rates=rates)
         for at, row in enumerate(hardware):
             place = (cell.format, use_case, load, at)
             if _timed_on(row, cell, measurement):

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,7 @@ from bitworth.hardware import is_this_machine
 from bitworth.load.metrics import succeeded
 from bitworth.load.percentiles import latency_figures
 from bitworth.load.prompts import ANY_VOCABULARY, ordinary_tokens, prompts_of, unseen_seed
-from bitworth.load.rates import batches, busy, parts
+from bitworth.load.rates import answered, batches
 from bitworth.load.run import run_load
 from bitworth.load.traces import Workload
 from bitworth.statistics import mean_factor
@@ -119,14 +119,14 @@ def measure(
                 generator, workload, load, requests=requests, warmup=warmup, seed=seed, vocabulary=vocabulary,
                 progress=progress,
             )  # fmt: skip
-            return replace(run.pooled, rates=run.sweep.points if run.sweep is not None else ())
+            return run.measurement
         use_case = workload.use_case
         prompts = prompts_of(use_case.prompt_tokens, warmup + requests, vocabulary, seed=unseen_seed())
         if warmup:
             generator.run(prompts[:warmup], use_case.output_tokens, Load(kind="synchronous"))
         timings = generator.run(prompts[warmup:], use_case.output_tokens, load, progress)
         succeeded(timings)
-        return Measurement(timings=tuple(timings), facts=generator.facts)
+        return Measurement(runs=(tuple(timings),), facts=generator.facts)
 
 
 def cost_of(
@@ -142,8 +142,9 @@ def cost_of(
 
     As in the paper, one request at a time gives 3600 / (latency x USD an hour), and any other load 3600 x queries a
     second / USD an hour, where queries a second are completed requests over the time from the first start to the last
-    end, or in a closed loop while all its streams were busy (`load.rates`). The interval says how far the mean would
-    move with other requests in the same run (`_spread`); requests that all ran together have none.
+    end, or in a closed loop while all its streams were busy (`load.rates`); of several runs it is the mean of theirs.
+    The interval says how far the mean would move with other requests in the same runs (`_spread`), whose batches are
+    taken together; requests that all ran together have none.
 
     Args:
         format: the checkpoint's name in the result.
@@ -170,12 +171,13 @@ def cost_of(
     if measurement is None:
         return QueryCost(**named, unsupported=unsupported or "It was not measured.")
     timings = succeeded(measurement.timings)
+    runs = [[timing for timing in run if timing.error is None] for run in measurement.runs]
     latencies = [timing.latency_s for timing in timings]
     firsts = [timing.first_token_s - timing.start_s for timing in timings if timing.first_token_s is not None]
     alone = load.kind == "synchronous"
-    rate = 1 / float(np.mean(latencies)) if alone else _answered_per_second(measurement.timings, load)
+    rate = 1 / float(np.mean(latencies)) if alone else _answered_per_second(measurement, load)
     per_usd = 3600 * rate / hardware.usd_per_hour
-    spread = _spread(timings, load)
+    spread = _spread(runs, load)
     return QueryCost(
         **named,
         latency_s=float(np.mean(latencies)),
@@ -186,17 +188,18 @@ def cost_of(
         ci95_queries_per_usd=None if spread is None else (per_usd / spread, per_usd * spread),
         requests=len(timings),
         facts=measurement.facts,
-        figures=latency_figures(timings, loop_of(load)),
+        figures=latency_figures(runs, loop_of(load)),
         rates=measurement.rates,
     )
 
 
-def _answered_per_second(timings: Sequence[Timing], load: Load) -> float:
-    began, ended = busy(timings, loop_of(load))
-    return float(parts(succeeded(timings), (began, ended)).sum()) / (ended - began)
+def _answered_per_second(measurement: Measurement, load: Load) -> float:
+    """The mean over the runs, each by itself: between two of them the server drains and is empty."""
+    found = [answered(run, loop_of(load)) for run in measurement.runs]
+    return fmean(float(part.sum()) / seconds for part, seconds in found)
 
 
-def _spread(timings: Sequence[Timing], load: Load) -> float | None:
+def _spread(runs: Sequence[Sequence[Timing]], load: Load) -> float | None:
     """The factor by which the rate may be lower or higher, at 95 %: that of a mean time which makes the rate.
 
     - One at a time, a rate is the inverse of the mean latency.
@@ -206,5 +209,7 @@ def _spread(timings: Sequence[Timing], load: Load) -> float | None:
     """
     streams = loop_of(load)
     if streams is None:
-        return mean_factor(np.diff(sorted(timing.end_s for timing in timings)).tolist())
-    return mean_factor([float(np.mean([t.latency_s for t in batch])) for batch in batches(timings, streams)])
+        gaps = [np.diff(sorted(timing.end_s for timing in run)) for run in runs]
+        return mean_factor(np.concatenate(gaps).tolist())
+    found = [batch for run in runs for batch in batches(run, streams)]
+    return mean_factor([float(np.mean([timing.latency_s for timing in batch])) for batch in found])

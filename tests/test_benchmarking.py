@@ -36,7 +36,7 @@ def timed(*spans: tuple[float, float], first_s: float = 0.1) -> Measurement:
         Timing(start_s=start, first_token_s=start + first_s, end_s=end, prompt_tokens=32, output_tokens=4)
         for start, end in spans
     )
-    return Measurement(timings=tuple(timings), facts=FACTS)
+    return Measurement(runs=(tuple(timings),), facts=FACTS)
 
 
 def failed(measurement: Measurement, *indices: int) -> Measurement:
@@ -45,7 +45,7 @@ def failed(measurement: Measurement, *indices: int) -> Measurement:
         replace(timing, error="HTTP 500") if index in indices else timing
         for index, timing in enumerate(measurement.timings)
     )
-    return replace(measurement, timings=tuple(timings))
+    return replace(measurement, runs=(tuple(timings),))
 
 
 def test_one_at_a_time_costs_what_the_paper_says() -> None:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import heapq
+import math
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import pairwise
 
 import numpy as np
 import pytest
+from scipy import stats
 
+from bitworth.benchmarking import cost_of
 from bitworth.engines.fake import FakeGenerator
 from bitworth.engines.generator import Progress
 from bitworth.errors import BitworthError, Unsupported, WorkFailed
+from bitworth.hardware import hardware
+from bitworth.load.document import load_as_json
 from bitworth.load.run import run_load
 from bitworth.load.traces import Workload
 from bitworth.types import EngineFacts, Limits, Load, Request, Shape, Timing, UseCase
@@ -110,17 +115,57 @@ def test_repeats_have_arrivals_of_their_own_and_a_seed_brings_them_back() -> Non
     assert arrivals(5) == [first, second]
 
 
-def test_repeats_are_pooled_one_after_another() -> None:
-    run = run_load(QUEUE, ONE, POISSON, requests=20, repeats=3)
-    assert len(run.metrics) == len(run.timings) == 3
-    pooled = run.pooled.timings
-    assert len(pooled) == 60
-    for before, after in pairwise(range(0, 60, 20)):
-        assert max(t.end_s for t in pooled[before:after]) <= min(t.start_s for t in pooled[after : after + 20]) + 1e-9
-    for one, moved in zip([t for part in run.timings for t in part], pooled, strict=True):
-        assert moved.latency_s == pytest.approx(one.latency_s)
-        assert moved.start_s - moved.due_s == pytest.approx(one.start_s - one.due_s)  # type: ignore[operator]
-        assert moved.first_token_s - moved.start_s == pytest.approx(one.first_token_s - one.start_s)  # type: ignore[operator]
+class Streams:
+    """An engine whose requests take ten seconds, more or less, however many run."""
+
+    facts = EngineFacts(engine="test", kernel="k", device="d")
+
+    def __init__(self, seed: int) -> None:
+        self._random = np.random.default_rng(seed)
+
+    def run(
+        self, prompts: Sequence[Sequence[int]], output_tokens: int, load: Load, progress: Progress | None = None
+    ) -> list[Timing]:
+        raise AssertionError("requests of their own are replayed")
+
+    def replay(self, requests: Sequence[Request], streams: int, progress: Progress | None = None) -> list[Timing]:
+        free, timings = [0.0] * streams, []
+        for request in requests:
+            start = heapq.heappop(free)
+            end = start + self._random.gamma(16, 10 / 16)
+            heapq.heappush(free, end)
+            timings.append(
+                Timing(
+                    start_s=start,
+                    first_token_s=None,
+                    end_s=end,
+                    prompt_tokens=len(request.prompt),
+                    output_tokens=request.output_tokens,
+                )
+            )
+        return timings
+
+
+def test_a_rate_is_the_same_however_often_it_is_measured() -> None:
+    """64 streams of ten seconds a request are 6.4 a second; what drains between repeats is no part of it."""
+    load, row = Load(kind="throughput", streams=64), replace(hardware("local"), usd_per_hour=2.0)
+    for repeats in (1, 3, 10):
+        run = run_load(Streams(repeats), ONE, load, requests=320, warmup=0, repeats=repeats)
+        cost = cost_of("f", run.measurement, SMALL, load, row)
+        assert cost.queries_per_second == pytest.approx(6.4, rel=0.04)
+        document = load_as_json(run, row.usd_per_hour)
+        assert cost.queries_per_usd == pytest.approx(document["metrics"]["queries_per_usd"])
+        # Student's, of five batches a repeat.
+        ordered = [sorted(timings, key=lambda timing: timing.start_s) for timings in run.timings]
+        means = [np.mean([t.latency_s for t in part[at : at + 64]]) for part in ordered for at in range(0, 320, 64)]
+        reach = stats.t.ppf(0.975, len(means) - 1) * stats.sem(means) / np.mean(means)
+        assert len(means) == 5 * repeats
+        for low, high in (
+            cost.ci95_queries_per_usd,
+            (cost.figures["latency_mean"].low, cost.figures["latency_mean"].high),
+        ):
+            assert math.log(high / low) / 2 == pytest.approx(reach)
+        assert cost.requests == 320 * repeats
 
 
 def test_throughput_keeps_its_streams_busy() -> None:

@@ -41,11 +41,11 @@ def test_figures_of_timings() -> None:
         Timing(start_s=at, first_token_s=at + 0.2, end_s=at + 0.2 + 0.1 * at, prompt_tokens=3, output_tokens=5)
         for at in (1.0, 2.0, 3.0)
     ]
-    found = latency_figures(timings)
+    found = latency_figures([timings])
     assert found["latency_mean"].value == pytest.approx(0.4)
     assert found["first_token_p50"].value == pytest.approx(0.2)
     assert found["per_output_token_p50"].value == pytest.approx(0.05)
     assert found["latency_p99"].high == math.inf
     assert all(row.origin == "measured" and row.low <= row.value <= row.high for row in found.values())
     bare = [Timing(start_s=0.0, first_token_s=None, end_s=1.0, prompt_tokens=1, output_tokens=1)]
-    assert set(latency_figures(bare)) == {f"latency_{name}" for name in ("mean", "p50", "p90", "p95", "p99")}
+    assert set(latency_figures([bare])) == {f"latency_{name}" for name in ("mean", "p50", "p90", "p95", "p99")}

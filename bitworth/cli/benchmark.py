@@ -281,7 +281,7 @@ def _measured(
     except Unsupported as reason:
         cost = cost_of("checkpoint", None, workload.use_case, load, row, unsupported=str(reason))
         return cost_as_json(cost)
-    cost = cost_of("checkpoint", run.pooled, workload.use_case, load, row)
+    cost = cost_of("checkpoint", run.measurement, workload.use_case, load, row)
     if out is not None:
         write_atomic(out / "timings.jsonl", _lines(run))
     return cost_as_json(cost) | {"client": client, **load_as_json(run, row.usd_per_hour)}

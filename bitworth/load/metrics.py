@@ -19,7 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from bitworth.errors import WorkFailed
 from bitworth.load.chunks import token_gaps, unpack
-from bitworth.load.rates import busy, parts
+from bitworth.load.rates import answered
 from bitworth.load.telemetry import GpuUse
 from bitworth.types import Limits, Timing
 
@@ -114,8 +114,7 @@ def metrics_of(timings: Sequence[Timing], *, streams: int | None = None, gpu: Gp
     seconds = max(t.end_s for t in good) - min(t.start_s for t in good)
     gaps, sizes = [token_gaps(t.chunks) for t in good], [unpack(t.chunks)[1] for t in good]
     chunks = np.concatenate(sizes)
-    began, ended = busy(timings, streams)
-    part = parts(good, (began, ended))
+    part, under_load = answered(timings, streams)
     return Metrics(
         requests=len(good),
         failed=len(timings) - len(good),
@@ -126,9 +125,9 @@ def metrics_of(timings: Sequence[Timing], *, streams: int | None = None, gpu: Gp
         per_output_token=spread(per_output_tokens(good)),
         late=spread([max(0.0, t.start_s - t.due_s) for t in timings if t.due_s is not None]),
         tokens_per_chunk=float(chunks.mean()) if chunks.size else None,
-        queries_per_second=_rate(float(part.sum()), ended - began),
-        prompt_tokens_per_second=_rate(float(part @ [t.prompt_tokens for t in good]), ended - began),
-        output_tokens_per_second=_rate(float(part @ [t.output_tokens for t in good]), ended - began),
+        queries_per_second=_rate(float(part.sum()), under_load),
+        prompt_tokens_per_second=_rate(float(part @ [t.prompt_tokens for t in good]), under_load),
+        output_tokens_per_second=_rate(float(part @ [t.output_tokens for t in good]), under_load),
         steady=steady(good),
         latency_error_s=_error(good),
         gpu=gpu,

@@ -32,21 +32,23 @@ _COLUMNS: Mapping[str, Callable[[Sequence[Timing]], list[float]]] = {
 }
 
 
-def latency_figures(timings: Sequence[Timing], streams: int | None = None) -> Mapping[str, Figure]:
+def latency_figures(runs: Sequence[Sequence[Timing]], streams: int | None = None) -> Mapping[str, Figure]:
     """Seconds by name (`latency_mean`, `first_token_p95`, ...) of requests that succeeded, with 95 % intervals.
 
     Quantities that no request tells have no figures.
 
     Args:
-        timings: of the requests.
+        runs: the requests of each repeat; none of one ran together with any of another.
         streams: of a closed loop, whose requests run together; None for requests that have times of their own.
     """
+    timings = [timing for run in runs for timing in run]
+    groups = [batch for run in runs for batch in batches(run, streams)]
     found: dict[str, Figure] = {}
     for name, seconds in _COLUMNS.items():
         ordered = np.sort(seconds(timings))
         if not len(ordered):
             continue
-        together = [float(np.mean(part)) for part in map(seconds, batches(timings, streams)) if part]
+        together = [float(np.mean(part)) for part in map(seconds, groups) if part]
         factor = mean_factor(together) or math.inf
         mean = float(ordered.mean())
         found[f"{name}_mean"] = Figure(value=mean, low=mean / factor, high=mean * factor)

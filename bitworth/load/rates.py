@@ -42,6 +42,12 @@ def busy(timings: Sequence[Timing], streams: int | None) -> tuple[float, float]:
     return (began, ended) if ended > began else whole
 
 
+def answered(timings: Sequence[Timing], streams: int | None) -> tuple[NDArray[np.float64], float]:
+    """How much of each request that succeeded counts, and the seconds in which as much was answered; see `busy`."""
+    began, ended = busy(timings, streams)
+    return parts([timing for timing in timings if timing.error is None], (began, ended)), ended - began
+
+
 def batches(timings: Sequence[Timing], streams: int | None) -> list[Sequence[Timing]]:
     """Requests in the order of their start, in batches of as many as a closed loop has at once, or one by one.
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from bitworth.engines.generator import Driver, Generator, Progress, Replayer
 from bitworth.engines.schedule import arrivals, loop_of, streams_of
@@ -52,14 +52,10 @@ class LoadRun:
     notes: tuple[str, ...] = ()
 
     @property
-    def pooled(self) -> Measurement:
-        """All repeats as one measurement, each moved to after the one before it."""
-        moved: list[Timing] = []
-        for timings in self.timings:
-            start = min(timing.start_s for timing in timings)
-            offset = max((timing.end_s for timing in moved), default=start) - start
-            moved += [_moved(timing, offset) for timing in timings]
-        return Measurement(timings=tuple(moved), facts=self.facts)
+    def measurement(self) -> Measurement:
+        """What was measured, without its metrics and doubts."""
+        rates = self.sweep.points if self.sweep is not None else ()
+        return Measurement(runs=self.timings, facts=self.facts, rates=rates)
 
 
 def run_load(
@@ -255,17 +251,6 @@ def _notes(
     if failed:
         notes.append(f"{failed} requests failed and are left out of the figures.")
     return notes
-
-
-def _moved(timing: Timing, offset_s: float) -> Timing:
-    first, due = timing.first_token_s, timing.due_s
-    return replace(
-        timing,
-        start_s=timing.start_s + offset_s,
-        end_s=timing.end_s + offset_s,
-        first_token_s=None if first is None else first + offset_s,
-        due_s=None if due is None else due + offset_s,
-    )
 
 
 def _drift_pct(first: Metrics, last: Metrics) -> float:

@@ -82,7 +82,7 @@ def cost(row: Row, use_case: str, table: LoadTable, machine: Hardware, *, timing
         device=f"{machine.count} x {machine.name}",
         versions={"vllm": "0.6.4.post1"},
     )
-    found = cost_of(row.name, Measurement(timings=(asked,), facts=facts), shape, table.load, machine)
+    found = cost_of(row.name, Measurement(runs=((asked,),), facts=facts), shape, table.load, machine)
     latency = found.latency_s if table.load.kind == "synchronous" else None
     return replace(found, ci95_queries_per_usd=None, latency_s=latency, latency_p90_s=None, requests=0)
 

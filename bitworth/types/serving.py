@@ -174,12 +174,18 @@ class RatePoint:
 class Measurement:
     """What an engine did under a load: one Timing a request (warm-up left out), and what produced them.
 
-    A sweep's timings are those of its best rate, `rates` what it saw at each.
+    Each repeat is a run with a clock of its own; most measurements have one. A sweep's run is that of its best rate,
+    `rates` what it saw at each.
     """
 
-    timings: tuple[Timing, ...]
+    runs: tuple[tuple[Timing, ...], ...]
     facts: EngineFacts
     rates: tuple[RatePoint, ...] = ()
+
+    @property
+    def timings(self) -> tuple[Timing, ...]:
+        """Those of all runs."""
+        return tuple(timing for run in self.runs for timing in run)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
