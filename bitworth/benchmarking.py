@@ -22,7 +22,7 @@ from bitworth.hardware import is_this_machine
 from bitworth.load.metrics import succeeded
 from bitworth.load.percentiles import latency_figures
 from bitworth.load.prompts import ANY_VOCABULARY, ordinary_tokens, prompts_of, unseen_seed
-from bitworth.load.rates import answered, batches
+from bitworth.load.rates import SHARED, answered, batches, pace
 from bitworth.load.run import run_load
 from bitworth.load.traces import Workload
 from bitworth.statistics import mean_factor
@@ -141,8 +141,8 @@ def cost_of(
     """Latencies, queries a second and queries a dollar, with its 95 % interval.
 
     As in the paper, one request at a time gives 3600 / (latency x USD an hour), and any other load 3600 x queries a
-    second / USD an hour, where queries a second are completed requests over the time from the first start to the last
-    end, or in a closed loop while all its streams were busy (`load.rates`); of several runs it is the mean of theirs.
+    second / USD an hour, where queries a second are those answered while all streams of a closed loop were busy, or
+    the pace at which requests at times of their own were answered (`load.rates`); of several runs, the mean of theirs.
     The interval says how far the mean would move with other requests in the same runs (`_spread`), whose batches are
     taken together; requests that all ran together have none.
 
@@ -205,11 +205,10 @@ def _spread(runs: Sequence[Sequence[Timing]], load: Load) -> float | None:
     - One at a time, a rate is the inverse of the mean latency.
     - With n streams in a closed loop it is n over the mean latency (Little's law). Requests that run together are
       slow together, so it is batches of n that are averaged, and a single batch says nothing.
-    - Other loads' is the inverse of the mean gap between completions.
+    - Other loads' is the inverse of the mean pace, from one tenth of the requests to the next.
     """
     streams = loop_of(load)
     if streams is None:
-        gaps = [np.diff(sorted(timing.end_s for timing in run)) for run in runs]
-        return mean_factor(np.concatenate(gaps).tolist())
+        return mean_factor(np.concatenate([pace(run) for run in runs]).tolist(), inflation=SHARED)
     found = [batch for run in runs for batch in batches(run, streams)]
     return mean_factor([float(np.mean([timing.latency_s for timing in batch])) for batch in found])

@@ -146,6 +146,57 @@ def test_the_interval_holds_the_true_rate_about_as_often_as_it_says(run, load, r
     assert 0.92 <= held / 200 <= 0.985
 
 
+def served(starts: Sequence[float], seconds: Sequence[float], servers: int) -> list[tuple[float, float]]:
+    """Requests that wait for the first free one of so many servers, in order; the first tenth is a ramp."""
+    free, spans = [0.0] * servers, []
+    for start, needed in zip(starts, seconds, strict=True):
+        end = max(min(free), start) + needed
+        free[free.index(min(free))] = end
+        spans.append((start, end))
+    return spans[len(spans) // 11 :]
+
+
+POISSON_4, CONSTANT_4 = Load(kind="poisson", rate=4.0), Load(kind="constant", rate=4.0)
+
+
+@pytest.mark.parametrize("load", [POISSON_4, CONSTANT_4], ids=lambda load: load.kind)
+@pytest.mark.parametrize(
+    ("rate", "spread", "servers", "near"),
+    [
+        (4.0, lambda _: 20.0, 1000, 0.03),  # twenty seconds whatever comes
+        (4.0, lambda random: random.gamma(16, 20 / 16), 1000, 0.08),
+        (4.0, lambda random: random.exponential(0.2), 1, 0.04),  # a server at eight tenths of what it can
+        (1.0, lambda _: 1.0, 1, 0.02),  # four times as many requests as can be answered
+        (2.0, lambda random: random.exponential(10.0), 20, 0.04),
+    ],
+    ids=["delay", "varied", "busy", "overloaded", "overloaded servers"],
+)
+def test_the_rate_of_an_open_load_holds_no_latency(  # type: ignore[no-untyped-def]
+    load: Load, rate: float, spread, servers: int, near: float
+) -> None:
+    """The long-run rate of a simulated server is the arrivals' or the server's own, whichever is lower."""
+    rates, held = [], 0
+    for seed in range(200):
+        random = np.random.default_rng(seed)
+        gaps = random.exponential(0.25, 220) if load.kind == "poisson" else np.full(220, 0.25)
+        cost = cost_of(
+            "f", timed(*served(np.cumsum(gaps), [spread(random) for _ in gaps], servers)), SHAPE, load, LOCAL
+        )
+        low, high = cost.ci95_queries_per_usd or (math.nan, math.nan)
+        held += low * (1 - 1e-9) <= 3600 * rate / LOCAL.usd_per_hour <= high * (1 + 1e-9)
+        rates.append(cost.queries_per_second)
+    assert np.mean(rates) == pytest.approx(rate, rel=near)
+    assert held >= 0.9 * 200
+
+
+def test_requests_of_a_mix_that_overtake_one_another_spread_no_rate_out() -> None:
+    random = np.random.default_rng(0)
+    starts = np.arange(400) / 4
+    spans = list(zip(starts, starts + random.choice([2.0, 60.0], 400), strict=True))
+    cost = cost_of("f", timed(*spans), SHAPE, CONSTANT_4, LOCAL)
+    assert cost.queries_per_second == pytest.approx(4.0, rel=0.15)  # 2.5 from the first to the last end
+
+
 @pytest.mark.parametrize("batches", [2, 3, 6])
 def test_few_batches_that_ran_in_step_are_as_unsure_as_they_are_few(batches: int) -> None:
     """What one batch's requests share is not learned twice: thirty-two requests in two batches are two values."""

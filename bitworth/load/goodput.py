@@ -140,7 +140,7 @@ def judge(rate: float, timings: Sequence[Timing], limits: Limits) -> Trial:
         rate=rate,
         metrics=metrics,
         broken=tuple(_broken(timings, limits)),
-        goodput_per_second=kept / metrics.seconds if metrics is not None and metrics.seconds > 0 else 0.0,
+        goodput_per_second=kept / metrics.requests * metrics.queries_per_second if metrics is not None else 0.0,
         timings=tuple(timings),
         void=f"the client itself was {1000 * late:.0f} ms late" if late > LATE_S else None,
     )

@@ -101,7 +101,7 @@ def metrics_of(timings: Sequence[Timing], *, streams: int | None = None, gpu: Gp
 
     Args:
         timings: of the requests that count, warm-up left out.
-        streams: of a closed loop, whose rates are those while all of them were busy (`rates`).
+        streams: of a closed loop, None for requests at times of their own; `rates` says how each is counted.
         gpu: what the GPUs took meanwhile.
 
     Raises:

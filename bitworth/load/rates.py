@@ -1,9 +1,14 @@
-"""The time in which a run was under the load that was asked for, and the part of each request that lies in it.
+"""How many requests a second a run answered, of which part of each request, and in what batches requests vary.
 
 A closed loop runs dry: once the last request has been sent, streams fall idle one after another, and what is answered
 meanwhile is answered by a server that is less and less busy: the shorter the run, the slower the server seems (figures
 in docs/load.md). So a closed loop counts from the moment when all its streams are first busy to the moment when they
 last are.
+
+Requests at times of their own come to a server that works on others before and after: from the first start to the last
+end is one latency too long. Their rate is that at which they came or that at which they were answered, whichever is
+lower, from the middle of the first tenth of them to the middle of the last. Answers are taken in the order in which
+requests came, so that long and short requests of a mix, which overtake one another, spread no rate out.
 """
 
 from __future__ import annotations
@@ -20,18 +25,23 @@ from bitworth.types import Timing
 ENOUGH_BATCHES = 5
 
 
-def busy(timings: Sequence[Timing], streams: int | None) -> tuple[float, float]:
-    """When the load begins and ends, seconds.
+#: Batches of requests at times of their own.
+TENTHS = 10
+#: Gaps from batch to batch share the batch between them: neighbours of a random walk's correlate by a quarter, which
+#: makes the variance of their mean half again that of independent ones.
+SHARED = 1.5
+
+
+def busy(timings: Sequence[Timing], streams: int) -> tuple[float, float]:
+    """When all streams of a closed loop are first and last busy, seconds.
 
     Args:
         timings: of all requests of a run, of which one succeeded; failed ones keep a stream busy too.
-        streams: of a closed loop; None for others, which are counted from the first start to the last end of those that
-            succeeded. So is a loop whose streams never were all busy at once.
+        streams: of the loop. Where they never were all busy at once, it is from the first start to the last end of the
+            requests that succeeded.
     """
     good = [timing for timing in timings if timing.error is None]
-    whole = min(timing.start_s for timing in good), max(timing.end_s for timing in good)
-    if streams is None:
-        return whole
+    whole = _whole(good)
     starts, ends = (np.array([getattr(t, name) for t in timings]) for name in ("start_s", "end_s"))
     at, change = np.concatenate((ends, starts)), np.repeat((-1, 1), len(timings))
     order = np.lexsort((change, at))  # of one moment, what ends before what starts
@@ -43,9 +53,43 @@ def busy(timings: Sequence[Timing], streams: int | None) -> tuple[float, float]:
 
 
 def answered(timings: Sequence[Timing], streams: int | None) -> tuple[NDArray[np.float64], float]:
-    """How much of each request that succeeded counts, and the seconds in which as much was answered; see `busy`."""
-    began, ended = busy(timings, streams)
-    return parts([timing for timing in timings if timing.error is None], (began, ended)), ended - began
+    """How much of each request that succeeded counts, and the seconds in which as much was answered.
+
+    Args:
+        timings: of all requests of a run, of which one succeeded.
+        streams: of a closed loop (see `busy`); None for requests at times of their own (see `pace`).
+    """
+    good = [timing for timing in timings if timing.error is None]
+    if streams is not None:
+        began, ended = busy(timings, streams)
+        return parts(good, (began, ended)), ended - began
+    paces = pace(good)
+    began, ended = _whole(good)
+    return np.ones(len(good)), len(good) * float(paces.mean()) if paces.size else ended - began
+
+
+def pace(timings: Sequence[Timing]) -> NDArray[np.float64]:
+    """Seconds a request at which requests with times of their own were answered, from each tenth of them to the next.
+
+    No server answers more than it is sent: where the last requests were faster than the first, as happens by chance,
+    every pace is longer by as much as makes their mean the pace at which requests came. There is none where fewer than
+    two requests succeeded or all were answered at once.
+    """
+    if len({timing.end_s for timing in timings}) < 2:
+        return np.zeros(0)
+    ordered = sorted(timings, key=lambda t: (t.start_s if t.due_s is None else t.due_s, t.end_s))
+    tenths = np.array_split(np.arange(len(ordered)), min(TENTHS, len(ordered)))
+    apart = np.diff([tenth.mean() for tenth in tenths])
+    came, left = (
+        np.diff([np.mean([getattr(ordered[at], name) for at in tenth]) for tenth in tenths]) / apart
+        for name in ("start_s", "end_s")
+    )
+    found: NDArray[np.float64] = left + max(0.0, came.mean() - left.mean())
+    return found
+
+
+def _whole(good: Sequence[Timing]) -> tuple[float, float]:
+    return min(timing.start_s for timing in good), max(timing.end_s for timing in good)
 
 
 def batches(timings: Sequence[Timing], streams: int | None) -> list[Sequence[Timing]]:

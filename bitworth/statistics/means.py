@@ -19,15 +19,17 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float] | None:
     return mean - reach, mean + reach
 
 
-def mean_factor(values: Sequence[float]) -> float | None:
+def mean_factor(values: Sequence[float], *, inflation: float = 1.0) -> float | None:
     """The f of the 95 % interval mean / f to mean x f of positive values that vary independently; None below two.
+
+    Where values depend on each other, `inflation` is their mean's variance over that of the mean of independent ones.
 
     Student's interval of the mean's logarithm, with the standard error that the delta method gives it, so that no bound
     falls below zero however few the values are. A mean of zeros has none.
     """
     if len(values) < 2 or not any(values):
         return None
-    exponent = _reach(values) / float(np.mean(values))
+    exponent = math.sqrt(inflation) * _reach(values) / float(np.mean(values))
     return math.exp(exponent) if exponent < _MOST_EXPONENT else math.inf
 
 
