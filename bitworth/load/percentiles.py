@@ -1,8 +1,10 @@
 """Latencies of requests as figures: means and percentiles, with their intervals.
 
-A mean's interval is that of batches that run together. A percentile's is that of order statistics: it assumes no
-distribution, only requests that are alike and independent. Where the requests are too few for a bound, there is none:
-the 99th percentile of 16 requests is unbounded above (`requests_for` says how many it takes).
+A mean's interval is that of batches: of requests that run together, or of tenths of those that come at times of their
+own, whose latencies follow one another in a queue. A percentile's is that of order statistics: it assumes no
+distribution, only requests that are alike and independent. Where the tenths show that requests are not independent, it
+is wider by as much as they vary more. Where the requests are too few for a bound, there is none: the 99th percentile of
+16 requests is unbounded above (`requests_for` says how many it takes).
 
 >>> requests_for(95), requests_for(99)
 (72, 368)
@@ -14,16 +16,16 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
-from scipy.special import bdtr
+from scipy.special import bdtr, chdtri, ndtri, stdtrit
 
-from bitworth.load.metrics import PERCENTILES, first_tokens, per_output_tokens
+from bitworth.load.metrics import PERCENTILES, Floats, first_tokens, per_output_tokens
 from bitworth.load.rates import batches
 from bitworth.statistics import mean_factor
 from bitworth.types import Figure, Timing
 
 _TAIL = 0.025
-
+#: Batches that differ more than those of independent requests would once in so many times show dependence.
+_CHANCE = 0.05
 
 _COLUMNS: Mapping[str, Callable[[Sequence[Timing]], list[float]]] = {
     "latency": lambda timings: [timing.latency_s for timing in timings],
@@ -48,29 +50,54 @@ def latency_figures(runs: Sequence[Sequence[Timing]], streams: int | None = None
         ordered = np.sort(seconds(timings))
         if not len(ordered):
             continue
-        together = [float(np.mean(part)) for part in map(seconds, groups) if part]
-        factor = mean_factor(together) or math.inf
+        parts = [np.array(part) for part in map(seconds, groups) if part]
+        factor = mean_factor([float(part.mean()) for part in parts]) or math.inf
         mean = float(ordered.mean())
         found[f"{name}_mean"] = Figure(value=mean, low=mean / factor, high=mean * factor)
-        found |= {f"{name}_p{percent}": percentile(ordered, percent) for percent in PERCENTILES}
+        queued = parts if streams is None else ()
+        found |= {f"{name}_p{percent}": percentile(ordered, percent, queued) for percent in PERCENTILES}
     return found
 
 
-def percentile(ordered: NDArray[np.float64], percent: float) -> Figure:
+def percentile(ordered: Floats, percent: float, batches: Sequence[Floats] = ()) -> Figure:
     """A percentile of ascending values, linear between order statistics, and its distribution-free 95 % interval.
 
     The k-th smallest of n lies above the percentile with the probability that fewer than k fall below it, a binomial's.
+
+    Args:
+        ordered: the values.
+        percent: which percentile.
+        batches: the same values in the order of time, to see whether they depend on those before.
     """
-    n = len(ordered)
-    below = bdtr(np.arange(n + 1), n, percent / 100)  # below[k]: at most k of n fall below the percentile
+    n, share = len(ordered), percent / 100
+    value = float(np.quantile(ordered, share))
+    below = bdtr(np.arange(n + 1), n, share)  # below[k]: at most k of n fall below the percentile
     first = int(np.searchsorted(below, _TAIL, side="right"))
     last = int(np.searchsorted(below, 1 - _TAIL, side="left")) + 1
+    further = _widening(batches, value, share) - 1
+    first, last = first - math.ceil(further * (n * share - first)), last + math.ceil(further * (last - n * share))
     low = float(ordered[first - 1]) if first >= 1 else 0.0
     high = float(ordered[last - 1]) if last <= n else math.inf
-    value = float(np.quantile(ordered, percent / 100))
     return Figure(value=value, low=min(low, value), high=max(high, value))
 
 
+def _widening(batches: Sequence[Floats], value: float, share: float) -> float:
+    """By how much an interval is longer than that of independent values, of which `share` lie below `value`.
+
+    It is 1 where the shares below in each batch differ no more than chance explains; else the root of how much more
+    they vary, with Student's quantile, since that is known from the batches alone.
+    """
+    free = len(batches) - 1
+    if free < 1:
+        return 1.0
+    size = sum(map(len, batches)) / len(batches)
+    shares = [np.mean(batch <= value) for batch in batches]
+    excess = float(np.var(shares, ddof=1)) * size / (share * (1 - share))
+    if excess <= chdtri(free, _CHANCE) / free:
+        return 1.0
+    return math.sqrt(excess) * float(stdtrit(free, 1 - _TAIL) / ndtri(1 - _TAIL))
+
+
 def requests_for(percent: float) -> int:
-    """Fewest requests whose slowest bounds the percentile from above, in a two-sided 95 % interval."""
+    """Fewest independent requests whose slowest bounds the percentile from above, in a two-sided 95 % interval."""
     return math.ceil(math.log(_TAIL) / math.log(percent / 100))

@@ -27,6 +27,8 @@ ENOUGH_BATCHES = 5
 
 #: Batches of requests at times of their own.
 TENTHS = 10
+#: Fewer requests than this are no batch of those, so few requests have few batches and a wide interval.
+LEAST_BATCH = 2
 #: Gaps from batch to batch share the batch between them: neighbours of a random walk's correlate by a quarter, which
 #: makes the variance of their mean half again that of independent ones.
 SHARED = 1.5
@@ -93,13 +95,14 @@ def _whole(good: Sequence[Timing]) -> tuple[float, float]:
 
 
 def batches(timings: Sequence[Timing], streams: int | None) -> list[Sequence[Timing]]:
-    """Requests in the order of their start, in batches of as many as a closed loop has at once, or one by one.
+    """Requests in the order of their start, in batches of as many as a closed loop has at once, or in tenths.
 
-    Requests that run together are slow together: what varies by itself is, about, the batch. Where the streams do not
-    divide the requests, batches are a little larger.
+    What varies by itself is, about, the batch: requests that run together are slow together, and those that come at
+    times of their own wait in one queue. Where the batches do not divide the requests, some are a little larger.
     """
     ordered = sorted(timings, key=lambda timing: timing.start_s)
-    edges = np.linspace(0, len(ordered), max(1, len(ordered) // (streams or 1)) + 1).astype(int)
+    found = len(ordered) // streams if streams is not None else min(TENTHS, len(ordered) // LEAST_BATCH)
+    edges = np.linspace(0, len(ordered), max(1, found) + 1).astype(int)
     return [ordered[begin:end] for begin, end in pairwise(edges)]
 
 
