@@ -21,7 +21,7 @@ from bitworth.errors import BitworthError, Unsupported
 from bitworth.hardware import is_this_machine
 from bitworth.load.metrics import succeeded
 from bitworth.load.percentiles import latency_figures
-from bitworth.load.prompts import ANY_VOCABULARY, ordinary_tokens, prompts_of, unseen_seed
+from bitworth.load.prompts import ANY_VOCABULARY, ordinary_tokens
 from bitworth.load.rates import SHARED, answered, batches, pace
 from bitworth.load.run import run_load
 from bitworth.load.traces import Workload
@@ -83,9 +83,9 @@ def measure(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Measurement:
-    """Time synthetic requests; warm-up requests come first, one at a time, and are left out.
+    """Time synthetic requests; see `run_load`, which says what comes first and is left out.
 
-    A sweep gives the requests of the highest rate that keeps to its limits. Sweeps, mixes and traces are `loads`' work.
+    A sweep gives the requests of the highest rate that keeps to its limits.
 
     Args:
         checkpoint: a model folder, or an engine that is running already.
@@ -93,8 +93,8 @@ def measure(
         load: how requests arrive.
         engine: see `engines.open_generator`.
         requests: how many count.
-        warmup: how many come before.
-        seed: of shapes and arrivals of a mix, a sweep or a trace; prompts are new each time.
+        warmup: how many come before, one at a time.
+        seed: of shapes and arrivals; prompts are new each time.
         progress: called with (requests done, total).
 
     Raises:
@@ -114,19 +114,11 @@ def measure(
             if isinstance(checkpoint, Path)
             else checkpoint
         )
-        if load.kind in ("sweep", "trace") or len(workload.parts) != 1:
-            run = run_load(
-                generator, workload, load, requests=requests, warmup=warmup, seed=seed, vocabulary=vocabulary,
-                progress=progress,
-            )  # fmt: skip
-            return run.measurement
-        use_case = workload.use_case
-        prompts = prompts_of(use_case.prompt_tokens, warmup + requests, vocabulary, seed=unseen_seed())
-        if warmup:
-            generator.run(prompts[:warmup], use_case.output_tokens, Load(kind="synchronous"))
-        timings = generator.run(prompts[warmup:], use_case.output_tokens, load, progress)
-        succeeded(timings)
-        return Measurement(runs=(tuple(timings),), facts=generator.facts)
+        run = run_load(
+            generator, workload, load, requests=requests, warmup=warmup, seed=seed, vocabulary=vocabulary,
+            progress=progress,
+        )  # fmt: skip
+        return run.measurement
 
 
 def cost_of(

@@ -169,7 +169,7 @@ def _own_text(cell: Cell, size: Size, rates: Rates, forward: float) -> float:
 
 def _requests(cell: Cell, size: Size, rates: Rates, forward: float) -> float:
     use_case: dict[str, int] = cell.inputs["use_case"]
-    requests: int = cell.inputs["requests"] + 1
+    requests: int = 1 + math.ceil(cell.inputs["requests"] * (1 + cell.inputs.get("ramp", 0)))
     streams: int = cell.inputs["load"]["streams"] or 1
     step = max(forward * min(streams, requests), 4 * (size.linear + size.head) / rates.bytes)
     rounds = -(-requests // streams)

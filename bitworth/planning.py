@@ -19,6 +19,7 @@ from bitworth.errors import BitworthError
 from bitworth.hardware import machine
 from bitworth.ledger import key_of, revive
 from bitworth.load.rates import few_batches
+from bitworth.load.run import RAMP
 from bitworth.load.traces import Workload, read_trace
 from bitworth.sources import Note, silent
 from bitworth.study import Study
@@ -35,6 +36,8 @@ from bitworth.types import (
     UseCase,
 )
 
+RATED = ("throughput", "constant", "poisson")
+"""Loads of several requests at once, other than sweeps and traces."""
 ABSENT = "absent"
 """In place of the fingerprint of rows that cannot be had."""
 
@@ -322,6 +325,8 @@ def benchmark_cell(
         where["trace"] = str(trace.resolve())
     elif len(workload.parts) > 1:
         inputs["mix"] = [{"use_case": asdict(case), "weight": weight} for case, weight in workload.parts]
+    elif load.kind in RATED and engine != "torch":
+        inputs["ramp"] = RAMP  # once it was not sent; mixes and sweeps always had it, and keep their keys
     title = f"{workload.name}, {load.name}, {subject.format}"
     if place is not None and "hardware" in place:
         title += f" on {place['hardware']}"

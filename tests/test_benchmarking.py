@@ -15,13 +15,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from bitworth.benchmarking import benchmark, cost_of, measure, ordinary_tokens, prompts_of
+from bitworth.benchmarking import benchmark, cost_of, measure, ordinary_tokens
 from bitworth.engines.fake import FakeGenerator
 from bitworth.engines.generator import Progress
 from bitworth.engines.schedule import loop_of, streams_of
 from bitworth.errors import BitworthError, Unsupported, WorkFailed
 from bitworth.hardware import hardware
-from bitworth.types import EngineFacts, Load, Measurement, Timing, UseCase
+from bitworth.load.run import run_load
+from bitworth.load.traces import Workload
+from bitworth.types import EngineFacts, Load, Measurement, Request, Timing, UseCase
 
 SHAPE = UseCase(name="32/4", prompt_tokens=32, output_tokens=4)
 SYNCHRONOUS = Load(kind="synchronous")
@@ -234,11 +236,9 @@ class Recorder(FakeGenerator):
 
     __slots__ = ("calls", "error")
 
-    def run(
-        self, prompts: Sequence[Sequence[int]], output_tokens: int, load: Load, progress: Progress | None = None
-    ) -> list[Timing]:
-        self.calls.append((prompts, output_tokens, load))
-        timings = super().run(prompts, output_tokens, load, progress)
+    def replay(self, requests: Sequence[Request], streams: int, progress: Progress | None = None) -> list[Timing]:
+        self.calls.append((requests, streams))
+        timings = super().replay(requests, streams, progress)
         return [replace(t, error=self.error) for t in timings]
 
 
@@ -247,13 +247,26 @@ def test_measures_what_was_asked_after_a_warm_up() -> None:
     found = measure(
         engine, SHAPE, THROUGHPUT, requests=5, warmup=2, progress=lambda done, total: seen.append((done, total))
     )
-    (warm, tokens, first), (prompts, _, second) = engine.calls
-    assert (len(warm), len(prompts), tokens) == (2, 5, 4)
-    assert (first, second) == (SYNCHRONOUS, THROUGHPUT)
-    assert len({tuple(prompt) for prompt in [*warm, *prompts]}) == 7
+    (warm, one), (sent, several) = engine.calls
+    assert (len(warm), one, len(sent), several) == (2, 1, 6, 4)  # a tenth more, rounded up, comes first
+    assert {request.output_tokens for request in [*warm, *sent]} == {4}
+    assert len({tuple(request.prompt) for request in [*warm, *sent]}) == 8
     assert len(found.timings) == 5
-    assert seen == [(done, 5) for done in range(1, 6)]
+    assert seen == [(done, 6) for done in range(1, 7)]
     assert found.facts.engine == "fake"
+
+
+@pytest.mark.parametrize("load", [SYNCHRONOUS, THROUGHPUT, POISSON_4, CONSTANT_4], ids=lambda load: load.kind)
+def test_a_study_sends_what_the_command_line_sends(load: Load) -> None:
+    studied, commanded = Recorder(), Recorder()
+    measure(studied, SHAPE, load, requests=100)
+    run_load(commanded, Workload(name=SHAPE.name, parts=((SHAPE, 1.0),)), load, requests=100)
+    sent, likewise = (
+        [([(len(r.prompt), r.output_tokens, r.at_s) for r in requests], streams) for requests, streams in engine.calls]
+        for engine in (studied, commanded)
+    )
+    assert sent == likewise
+    assert [len(requests) for requests, _ in sent] == [1, 100 if load == SYNCHRONOUS else 110]
 
 
 def test_measuring_fails_with_its_requests() -> None:
@@ -261,18 +274,6 @@ def test_measuring_fails_with_its_requests() -> None:
         measure(Recorder(error="boom"), SHAPE, SYNCHRONOUS)
     with pytest.raises(BitworthError, match="at least 1 request"):
         measure(FakeGenerator(), SHAPE, SYNCHRONOUS, requests=0)
-
-
-@settings(max_examples=50)
-@given(length=st.integers(1, 40), count=st.integers(1, 60), size=st.integers(2, 90), seed=st.integers(0, 2**31))
-def test_prompts_differ_from_their_first_token_on(length: int, count: int, size: int, seed: int) -> None:
-    vocabulary = range(10, 10 + size)
-    prompts = prompts_of(length, count, vocabulary, seed=seed)
-    assert [len(prompt) for prompt in prompts] == [length] * count
-    assert {token for prompt in prompts for token in prompt} <= set(vocabulary)
-    firsts = [prompt[0] for prompt in prompts]
-    assert len(set(firsts)) == min(count, size)
-    assert prompts == prompts_of(length, count, vocabulary, seed=seed)
 
 
 def test_ordinary_tokens_leave_out_the_special(tiny_llama: Path) -> None:

@@ -24,6 +24,8 @@ def test_prompts_are_as_long_as_asked_and_start_apart(lengths: list[int], size: 
     drawn = [prompts.draw(length) for length in lengths]
     assert [len(prompt) for prompt in drawn] == lengths
     assert {token for prompt in drawn for token in prompt} <= set(vocabulary)
+    again = Prompts(vocabulary, seed=seed)
+    assert [again.draw(length) for length in lengths] == drawn
     for begin in range(0, len(drawn), size):
         firsts = [prompt[0] for prompt in drawn[begin : begin + size]]
         assert len(set(firsts)) == len(firsts)

@@ -23,12 +23,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from bitworth import kv_cache, schemes
-from bitworth.benchmarking import benchmark, prompts_of
+from bitworth.benchmarking import benchmark
 from bitworth.engines import vllm
 from bitworth.engines.torch import TorchModel, load_exact
 from bitworth.engines.vllm import cause_of_death, interpreter, serve
 from bitworth.errors import BitworthError, Unsupported, WorkFailed
 from bitworth.hardware import cpu_flags, hardware, overflows_int8
+from bitworth.load.prompts import Prompts
 from bitworth.schemes.config import quantization_config
 from bitworth.types import Calibration, Load, UseCase
 
@@ -418,6 +419,11 @@ def test_vllms_products_overflow_where_we_say() -> None:
     assert (float(ran.stdout.split()[-1]) > 1e-3) == overflows_int8()
 
 
+def drawn(count: int, length: int, *, seed: int) -> list[list[int]]:
+    prompts = Prompts(range(256), seed=seed)
+    return [prompts.draw(length).tolist() for _ in range(count)]
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("installed")
 @pytest.mark.parametrize("format", ["baseline", "w8a8-int-rtn", "w8a8-fp", "w8a8-int-static-rtn"])
@@ -426,7 +432,7 @@ def test_vllm_serves_each_format_and_computes_what_the_exact_engine_does(models:
         pytest.skip("vLLM's INT8 products overflow on this processor, and are refused")
     sixteen_bits = "int" in format and "amx_int8" in cpu_flags()  # are all that vLLM's INT8 kernel for AMX takes
     with serve(models[format], context_tokens=64, device="cpu", dtype=None if sixteen_bits else "float32") as server:
-        prompts = prompts_of(32, 12, range(256), seed=0)
+        prompts = drawn(12, 32, seed=0)
         alone = server.run(prompts[:3], 8, Load(kind="synchronous"))
         together = server.run(prompts, 8, Load(kind="throughput", streams=4))
         contexts = [[a, b] for a, b in pairwise(range(65))]
@@ -466,7 +472,7 @@ def test_vllm_takes_the_scales_of_a_key_value_cache(
     scheme = replace(schemes.get("w8a8-int"), kv_cache=schemes.FP8_CACHE)
     config["quantization_config"] = quantization_config(scheme, ["re:.*"], None)
     (folder / "config.json").write_text(json.dumps(config))
-    contexts = prompts_of(24, 8, range(256), seed=1)
+    contexts = drawn(8, 24, seed=1)
     with serve(folder, context_tokens=64, device="cpu", dtype="float32") as server:
         told = prompt_logprobs(server.url, contexts, at=23)
 

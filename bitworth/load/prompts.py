@@ -53,18 +53,6 @@ def unseen_seed() -> int:
     return secrets.randbits(63)
 
 
-def prompts_of(length: int, count: int, vocabulary: Sequence[int], *, seed: int) -> list[list[int]]:
-    """`count` prompts of `length` random tokens; first tokens repeat only when the vocabulary is used up.
-
-    Prompts alike at their start would be answered from a server's prefix cache, as real requests would not be.
-    """
-    generator = np.random.default_rng(seed)
-    tokens = np.asarray(vocabulary)
-    prompts = generator.choice(tokens, (count, length))
-    prompts[:, 0] = np.resize(generator.permutation(tokens), count)
-    return [[int(token) for token in prompt] for prompt in prompts]
-
-
 def ordinary_tokens(checkpoint: Path) -> list[int]:
     """Ids that the model embeds and its tokenizer does not call special, ascending.
 
