@@ -22,7 +22,7 @@ from bitworth.types import EngineFacts, Sampling
 def read_guidellm(path: Path) -> object:
     """A report, and the metrics of its runs."""
     runs = read_report(path)
-    return [metrics_of(run.timings) for run in runs if any(timing.error is None for timing in run.timings)]
+    return [metrics_of(run.timings, whole=True) for run in runs if any(timing.error is None for timing in run.timings)]
 
 
 def read_stream(data: bytes) -> object:

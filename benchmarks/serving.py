@@ -29,6 +29,7 @@ from bitworth.engines.generator import Driver, Generator
 from bitworth.engines.guidellm import GuideLlm
 from bitworth.errors import WorkFailed
 from bitworth.hardware import LOCAL, hardware, overflows_int8
+from bitworth.load.metrics import metrics_of
 from bitworth.load.prompts import ordinary_tokens
 from bitworth.load.run import LoadRun, run_load
 from bitworth.load.traces import Workload
@@ -187,11 +188,11 @@ def misfit(deployment: Deployment, seen: Observation) -> list[float]:
 
 
 def simulated(deployment: Deployment, load: Load, measured: Sequence[Timing]) -> tuple[float, float]:
-    """Completed requests a second and mean latency of requests sent when the measured ones were."""
+    """Requests answered a second, counted as measured ones are, and their mean latency, sent when those were."""
     sent = [timing.start_s for timing in measured]
     timings = simulate(Fleet(deployment=deployment), SHAPE, load, times=[at - sent[0] for at in sent])
-    latencies = [timing.latency_s for timing in timings]
-    return len(timings) / (max(t.end_s for t in timings) - min(t.start_s for t in timings)), fmean(latencies)
+    found = metrics_of(timings)
+    return found.queries_per_second, found.latency.mean_s
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ def _row(run: GuideRun, usd_per_hour: float | None) -> dict[str, Any]:
         succeeded(run.timings)
     except WorkFailed as error:
         return {**row, "unusable": str(error), "metrics": None}
-    return {**row, "unusable": None, "metrics": metrics_as_json(metrics_of(run.timings), usd_per_hour)}
+    return {**row, "unusable": None, "metrics": metrics_as_json(metrics_of(run.timings, whole=True), usd_per_hour)}
 
 
 def _shown(rows: list[dict[str, Any]]) -> RenderableType:

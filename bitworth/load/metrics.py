@@ -96,13 +96,16 @@ def succeeded(timings: Sequence[Timing]) -> list[Timing]:
     return good
 
 
-def metrics_of(timings: Sequence[Timing], *, streams: int | None = None, gpu: GpuUse | None = None) -> Metrics:
+def metrics_of(
+    timings: Sequence[Timing], *, streams: int | None = None, gpu: GpuUse | None = None, whole: bool = False
+) -> Metrics:
     """The metrics of requests sent in one run, of which at least one succeeded.
 
     Args:
         timings: of the requests that count, warm-up left out.
         streams: of a closed loop, None for requests at times of their own; `rates` says how each is counted.
         gpu: what the GPUs took meanwhile.
+        whole: count rates from the first start to the last end, whatever the load was, as GuideLLM does.
 
     Raises:
         ValueError: none succeeded.
@@ -114,7 +117,7 @@ def metrics_of(timings: Sequence[Timing], *, streams: int | None = None, gpu: Gp
     seconds = max(t.end_s for t in good) - min(t.start_s for t in good)
     gaps, sizes = [token_gaps(t.chunks) for t in good], [unpack(t.chunks)[1] for t in good]
     chunks = np.concatenate(sizes)
-    part, under_load = answered(timings, streams)
+    part, under_load = (np.ones(len(good)), seconds) if whole else answered(timings, streams)
     return Metrics(
         requests=len(good),
         failed=len(timings) - len(good),
