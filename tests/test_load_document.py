@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
+from dataclasses import replace
 from statistics import fmean
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_telemetry import Nvml
 
 from bitworth.engines.fake import FakeGenerator
+from bitworth.load import telemetry
 from bitworth.load.document import load_as_json, metrics_as_json, spread_as_json
 from bitworth.load.metrics import metrics_of
 from bitworth.load.run import run_load
 from bitworth.load.telemetry import GpuUse
 from bitworth.load.traces import Workload
 from bitworth.report.document import plain
-from bitworth.types import Limits, Load, Timing, UseCase
+from bitworth.types import Limits, Load, Request, Timing, UseCase
 
 ONE = Workload(name="32/4", parts=((UseCase(name="32/4", prompt_tokens=32, output_tokens=4), 1.0),))
 QUEUE = FakeGenerator(prefill_s=0.0, decode_s=0.0025, servers=1)
@@ -58,10 +63,33 @@ def test_costs_are_the_hours_price_over_what_an_hour_gives(
 
 
 def test_energy_is_a_query_s_share() -> None:
-    found = metrics_as_json(metrics_of(alone(10, 1.0), gpu=GpuUse(devices=2, memory_mib=512.0, energy_j=500.0)))
-    assert (found["gpu_memory_mib"], found["gpu_energy_j"], found["gpu_energy_j_per_query"]) == (512.0, 500.0, 50.0)
-    without = metrics_as_json(metrics_of(alone(10, 1.0), gpu=GpuUse(devices=1, memory_mib=1.0, energy_j=None)))
-    assert without["gpu_energy_j_per_query"] is None
+    use = GpuUse(devices=2, memory_mib=512.0, energy_j=500.0, requests=11)
+    found = metrics_as_json(metrics_of(alone(10, 1.0), gpu=use))
+    assert (found["gpu_memory_mib"], found["gpu_energy_j"], found["gpu_energy_j_per_query"]) == (512.0, 500.0, 500 / 11)
+    for unknown in (replace(use, energy_j=None), replace(use, requests=0)):
+        assert metrics_as_json(metrics_of(alone(10, 1.0), gpu=unknown))["gpu_energy_j_per_query"] is None
+
+
+@pytest.mark.parametrize(
+    "load", [Load(kind="synchronous"), Load(kind="poisson", rate=10.0)], ids=lambda load: load.kind
+)
+def test_requests_that_come_before_share_the_energy(monkeypatch: pytest.MonkeyPatch, load: Load) -> None:
+    """GPUs that take five joules a request, whether it counts or not."""
+    sent = 0
+
+    def answer(self: FakeGenerator, requests: Sequence[Request], *rest: Any) -> list[Timing]:
+        nonlocal sent
+        sent += len(requests)
+        return replay(self, requests, *rest)
+
+    replay = FakeGenerator.replay
+    monkeypatch.setattr(FakeGenerator, "replay", answer)
+    nvml = Nvml()
+    monkeypatch.setattr(nvml, "nvmlDeviceGetTotalEnergyConsumption", lambda _: 2500 * sent)  # millijoules, two devices
+    monkeypatch.setattr(telemetry, "_installed", lambda: nvml)
+    metrics = load_as_json(run_load(QUEUE, ONE, load, requests=50, meter_gpu=True), 2.0)["metrics"]
+    assert metrics["gpu_energy_j_per_query"] == pytest.approx(5.0)
+    assert metrics["gpu_energy_j"] == 5 * (50 if load.kind == "synchronous" else 55)
 
 
 def test_what_is_not_known_is_null() -> None:

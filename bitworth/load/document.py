@@ -56,7 +56,7 @@ def metrics_as_json(metrics: Metrics, usd_per_hour: float | None = None) -> Json
         "usd_per_million_tokens": _usd_per_million(usd_per_hour, prompt + output),
         "gpu_memory_mib": gpu.memory_mib if gpu else None,
         "gpu_energy_j": gpu.energy_j if gpu else None,
-        "gpu_energy_j_per_query": gpu.energy_j / metrics.requests if gpu and gpu.energy_j is not None else None,
+        "gpu_energy_j_per_query": gpu.energy_j_per_request if gpu else None,
         "client_late_s": spread_as_json(metrics.late),
         "client_was_late": metrics.client_was_late,
         "steady": metrics.steady,

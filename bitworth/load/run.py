@@ -102,6 +102,7 @@ def run_load(
     for _ in range(repeats):
         with GpuMeter(on=meter_gpu) as meter:
             timings.append(runner.run(load, requests))
+            meter.requests = runner.answered
         succeeded(timings[-1])
         metrics.append(metrics_of(timings[-1], streams=loop_of(load), gpu=meter.use))
     return LoadRun(
@@ -124,6 +125,8 @@ class _Runner:
         self.generator, self.workload = generator, workload
         self._prompts, self._seed, self._progress = prompts, seed, progress
         self.miscounted = self.runs = 0
+        #: Of the last run's requests, those that do not count included.
+        self.answered = 0
 
     def warm_up(self, count: int) -> list[Timing]:
         """Requests that run alone."""
@@ -144,17 +147,25 @@ class _Runner:
         several = load.kind != "synchronous" and isinstance(self.generator, Replayer | Driver)
         ramp = math.ceil(RAMP * count) if several else 0
         if isinstance(self.generator, Driver):
-            return self._driven(load, ramp + count, seed)[ramp:]
-        if self.workload.trace:
-            return self._counted(self._send(self.workload.trace, 1, self._progress), self.workload.trace)
-        shapes = list(self.workload.shapes(ramp + count, seed=seed))
-        if load.rate is not None:
-            times = arrivals(load, len(shapes), seed)
-            shapes = [
-                Shape(prompt_tokens=shape.prompt_tokens, output_tokens=shape.output_tokens, at_s=at)
-                for shape, at in zip(shapes, times, strict=True)
-            ]
-        return self._counted(self._send(shapes, streams_of(load), self._progress)[ramp:], shapes[ramp:])
+            timings = self._driven(load, ramp + count, seed)
+            self.answered = _answered(timings)
+            return timings[ramp:]
+        ramp = 0 if self.workload.trace else ramp
+        shapes = self.workload.trace or self._shapes(load, ramp + count, seed)
+        timings = self._send(shapes, streams_of(load), self._progress)
+        self.answered = _answered(timings)
+        return self._counted(timings[ramp:], shapes[ramp:])
+
+    def _shapes(self, load: Load, count: int, seed: int) -> Sequence[Shape]:
+        """Requests of the workload at the load's times, where it has any."""
+        shapes = self.workload.shapes(count, seed=seed)
+        if load.rate is None:
+            return shapes
+        times = arrivals(load, len(shapes), seed)
+        return [
+            Shape(prompt_tokens=shape.prompt_tokens, output_tokens=shape.output_tokens, at_s=at)
+            for shape, at in zip(shapes, times, strict=True)
+        ]
 
     def _driven(self, load: Load, count: int, seed: int) -> list[Timing]:
         if len(self.workload.parts) != 1 or not isinstance(self.generator, Driver):
@@ -251,6 +262,10 @@ def _notes(
     if failed:
         notes.append(f"{failed} requests failed and are left out of the figures.")
     return notes
+
+
+def _answered(timings: Sequence[Timing]) -> int:
+    return sum(timing.error is None for timing in timings)
 
 
 def _drift_pct(first: Metrics, last: Metrics) -> float:

@@ -19,15 +19,24 @@ SAMPLE_S = 0.1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GpuUse:
-    """Most memory in use and the energy taken, over all devices."""
+    """Most memory in use and the energy taken, over all devices, and the requests that were answered meanwhile."""
 
     devices: int
     memory_mib: float
     energy_j: float | None
+    requests: int
+
+    @property
+    def energy_j_per_request(self) -> float | None:
+        """Its share of the energy, None where that or any answer is missing."""
+        return self.energy_j / self.requests if self.energy_j is not None and self.requests else None
 
 
 class GpuMeter:
-    """Measures while it is entered; `use` is then what was taken, None where there is no NVIDIA GPU or no NVML."""
+    """Measures while it is entered; `use` is then what was taken, None where there is no NVIDIA GPU or no NVML.
+
+    Who sends requests meanwhile says in `requests` how many were answered, those that count in no other figure too.
+    """
 
     def __init__(self, nvml: Any = None, *, on: bool = True) -> None:
         """Measure through `nvml`, unless off; None takes nvidia-ml-py where it is installed."""
@@ -37,6 +46,7 @@ class GpuMeter:
         self._thread: threading.Thread | None = None
         self._memory = 0.0
         self._joules = 0.0
+        self.requests = 0
         self.use: GpuUse | None = None
 
     def __enter__(self) -> GpuMeter:
@@ -64,7 +74,7 @@ class GpuMeter:
         before, after = self._counters, self._counted()
         counted = None if before is None or after is None else (after - before) / 1000
         energy = counted if counted is not None else self._joules or None
-        self.use = GpuUse(devices=len(self._handles), memory_mib=self._memory, energy_j=energy)
+        self.use = GpuUse(devices=len(self._handles), memory_mib=self._memory, energy_j=energy, requests=self.requests)
         self._nvml.nvmlShutdown()
 
     def _watch(self) -> None:
