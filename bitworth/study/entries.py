@@ -267,6 +267,8 @@ class LoadEntry(Part):
         if (self.kind == "sweep") != limited:
             need = "needs a limit" if self.kind == "sweep" else "takes no limits"
             raise ValueError(f"load `{self.kind}` {need} (max_first_token_s, max_inter_token_s, max_latency_s)")
+        if self.streams is not None and self.kind != "throughput":
+            raise ValueError(f"load `{self.kind}` takes no streams; requests at once are those of `throughput`")
         return self
 
     def load(self) -> Load:
