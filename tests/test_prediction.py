@@ -416,6 +416,18 @@ def test_three_devices_cannot_share_eight_heads() -> None:
         predict(MODELS["70B"], "w8a8-int", hardware("A100", 3), use_case("rag"), ALONE)
 
 
+@pytest.mark.parametrize(("gpu", "count", "sizes", "enough"), [("H100", 3, "3", 2), ("A6000", 6, "6", 4)])
+def test_heads_that_keep_a_model_from_its_devices_are_said(gpu: str, count: int, sizes: str, enough: int) -> None:
+    """The devices have room for it together, and each even part of them that could share the heads has too little."""
+    with pytest.raises(BitworthError) as caught:
+        predict(MODELS["70B"], "bf16", hardware(gpu, count), use_case("rag"), FULL)
+    assert str(caught.value) == (
+        f"64 attention heads cannot be shared by {sizes} devices; {enough} x {gpu} would hold the model in bf16 and "
+        "one request, which need 132 GiB."
+    )
+    assert predict(MODELS["70B"], "bf16", hardware(gpu, enough), use_case("rag"), FULL).copies == 1
+
+
 # --- predictions --------------------------------------------------------------------------------------------------
 
 
