@@ -293,7 +293,7 @@ class HardwareEntry(Part):
     processors: Count | None = None
     clock_ghz: float | None = Field(None, gt=0)
     link_gb_s: float | None = Field(None, gt=0)
-    capability: str | None = Field(None, pattern=r"^\d+\.\d$|^gfx\d+$")
+    capability: str | None = Field(None, pattern=r"^\d+\.\d$|^gfx\d{2,3}[0-9a-f]$")
 
     @model_validator(mode="after")
     def _known(self) -> HardwareEntry:
