@@ -20,11 +20,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from aiohttp import web
 from safetensors.torch import load_file, save_file
+from test_http import served
 
 from bitworth import kv_cache, schemes
 from bitworth.benchmarking import benchmark, prompts_of
 from bitworth.engines import vllm, vllm_devices
+from bitworth.engines.fake import FakeServer
 from bitworth.engines.torch import TorchModel, load_exact
 from bitworth.engines.vllm import cause_of_death, interpreter, serve
 from bitworth.engines.vllm_devices import environment_for, words_for
@@ -73,7 +76,8 @@ class Server(FakeServer):
         return await super()._completions(request)
 
 print("Selected SomeKernel for Scheme", flush=True)
-web.run_app(Server().application(), host="127.0.0.1", port=int(sys.argv[sys.argv.index("--port") + 1]), print=None)
+port, name = (sys.argv[sys.argv.index(option) + 1] for option in ("--port", "--served-model-name"))
+web.run_app(Server(models=[name]).application(), host="127.0.0.1", port=int(port), print=None)
 '''
 
 
@@ -135,6 +139,9 @@ def test_serves_times_and_leaves_nothing(fake: Path, monkeypatch: pytest.MonkeyP
     assert "--load-format safetensors" in " ".join(said["argv"])
     assert "OPENAI_API_KEY" not in said["env"]
     assert said["env"]["VLLM_CPU_OMP_THREADS_BIND"] == ",".join(map(str, sorted(os.sched_getaffinity(0))))
+    assert said["argv"][said["argv"].index("--served-model-name") + 1] == server.model
+    with serve(fake, context_tokens=77) as another:
+        assert another.model != server.model
 
 
 @pytest.mark.parametrize(
@@ -158,6 +165,32 @@ def test_a_server_that_does_not_start(fake: Path, kind: type[BitworthError], cau
         pytest.fail("it never serves")
     assert type(caught.value) is kind
     assert gone(processes(fake))
+
+
+@pytest.mark.parametrize("models", [["other"], [], ["bitworth-0"]])
+def test_another_server_on_the_port_is_never_taken_for_ours(
+    fake: Path, monkeypatch: pytest.MonkeyPatch, models: list[str]
+) -> None:
+    """It is up long before ours would be, and ours cannot have the port."""
+    neighbour = FakeServer(models=models)
+    with served(neighbour) as url:
+        monkeypatch.setattr(vllm, "_free_port", lambda: int(url.rpartition(":")[2]))
+        with pytest.raises(WorkFailed, match="another program took the server's port"), serve(fake, context_tokens=8):
+            pytest.fail("it never serves")
+    assert neighbour.requests == []
+    assert gone(processes(fake))
+
+
+def test_what_is_no_list_of_models_is_no_server_of_ours() -> None:
+    class Odd(FakeServer):
+        async def _models(self, request: web.Request) -> web.Response:
+            return web.Response(text=answers.pop())
+
+    answers = ['{"data": [{"id": "ours"}]}', '{"data": [{"name": "ours"}]}', '{"data": 3}', "[" * 100_000, "<html>", ""]
+    with served(Odd()) as url:
+        port = int(url.rpartition(":")[2])
+        assert [vllm._healthy(port, "ours") for _ in range(6)] == [False] * 5 + [True]
+    assert not vllm._healthy(port, "ours")
 
 
 def test_pickled_weights_start_no_server(fake: Path) -> None:
@@ -206,7 +239,7 @@ def test_kill_9_leaves_no_server(fake: Path, victim: str) -> None:
 
 @pytest.mark.parametrize("fake", ["deaf"], indirect=True)
 def test_an_interrupt_while_starting_stops_the_deaf_server_at_once(fake: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(port: int) -> bool:
+    def interrupted(port: int, name: str) -> bool:
         if (fake.parent / "said").exists():
             raise KeyboardInterrupt
         return False

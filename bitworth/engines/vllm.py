@@ -12,6 +12,7 @@ import http.client
 import json
 import os
 import re
+import secrets
 import signal
 import socket
 import subprocess
@@ -30,7 +31,7 @@ from bitworth.engines.generator import Progress
 from bitworth.engines.http import HttpGenerator
 from bitworth.engines.vllm_devices import count_of, environment_for, place_of, words_for
 from bitworth.errors import BitworthError, Unsupported, WorkFailed
-from bitworth.guard.documents import config_of
+from bitworth.guard.documents import MOST_NESTED, config_of, json_of
 from bitworth.guard.models import no_safetensors
 from bitworth.hardware import cpu_flags, installed_gpu
 from bitworth.preflight.server import doubt_about, refuse_overflow
@@ -43,6 +44,8 @@ READY_S = 900.0
 GRACE_S = 10.0
 #: A dying engine takes its server along within seconds.
 DYING_S = 10.0
+#: Bytes of a list of models that are read.
+_MOST_LISTED = 2**20
 
 _VERSIONS = """
 import importlib.metadata as m, json
@@ -163,13 +166,14 @@ def serve(
         raise BitworthError(no_safetensors(checkpoint))
     doubt = _doubt(checkpoint, place, context_tokens, device, versions)
     flags = _flags(checkpoint, place, context_tokens, device, dtype)
-    port = _free_port()
+    port, name = _free_port(), f"bitworth-{secrets.token_hex(8)}"
     command = [python, "-m", "vllm.entrypoints.openai.api_server", "--model", str(checkpoint)]
     command += ["--load-format", "safetensors"]  # vLLM's own choice falls back on pickles
-    command += ["--host", "127.0.0.1", "--port", str(port), *flags]
+    # Another server may take the port before vLLM does, or share it, as vLLM lets its own do: the name tells ours.
+    command += ["--host", "127.0.0.1", "--port", str(port), "--served-model-name", name, *flags]
     with _Process(command, environment_for(place, device), place) as process:
         try:
-            process.wait_healthy(port, ready_s)
+            process.wait_healthy(port, name, ready_s)
         except WorkFailed as error:
             raise WorkFailed(f"{error} {doubt}".rstrip()) from error
         url = f"http://127.0.0.1:{port}/v1"
@@ -179,7 +183,7 @@ def serve(
             device=words_for(place, device),
             versions=versions,
         )
-        server = VllmServer(HttpGenerator(url, facts=facts, send_key=False), process, url)
+        server = VllmServer(HttpGenerator(url, model=name, facts=facts, send_key=False), process, url)
         server.run([[1]], 1, Load(kind="synchronous"))
         process.ready = True
         yield server
@@ -248,14 +252,14 @@ class _Process:
         if kind is None or not issubclass(kind, WorkFailed):
             self.log.unlink(missing_ok=True)
 
-    def wait_healthy(self, port: int, ready_s: float) -> None:
-        """Return once /health answers 200.
+    def wait_healthy(self, port: int, name: str, ready_s: float) -> None:
+        """Return once /health answers 200 and the server there has the model under that name, so it is this one.
 
         Raises:
             BitworthError: it died, or took too long.
         """
         deadline = time.monotonic() + ready_s
-        while not _healthy(port):
+        while not _healthy(port, name):
             self.check_alive()
             if time.monotonic() > deadline:
                 raise WorkFailed(f"The vLLM server was not ready after {ready_s:g} s; its log is {self.log}.")
@@ -343,12 +347,25 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _healthy(port: int) -> bool:
+def _healthy(port: int, name: str) -> bool:
+    """Whether the server there is up, and has a model of that name."""
+    if _answer(port, "/health") is None:
+        return False
+    try:
+        listing = json_of(_answer(port, "/v1/models") or b"", nested=MOST_NESTED)
+        return any(row["id"] == name for row in listing["data"])
+    except (ValueError, KeyError, TypeError):
+        return False
+
+
+def _answer(port: int, path: str) -> bytes | None:
+    """What a server here answers; None where it does not, or not with 200."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
     try:
-        connection.request("GET", "/health")
-        return connection.getresponse().status == 200
+        connection.request("GET", path)
+        answer = connection.getresponse()
+        return answer.read(_MOST_LISTED) if answer.status == 200 else None
     except (OSError, http.client.HTTPException):
-        return False  # not yet
+        return None  # not yet
     finally:
         connection.close()
