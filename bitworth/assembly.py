@@ -253,7 +253,7 @@ def settings_of(study: Study) -> dict[str, str]:
 
 
 def _requests(study: Study) -> list[str]:
-    return [f"{requests} ({load.name})" for load, requests in study.timed_loads()]
+    return [f"{requests} under {load.name}" for load, requests in study.timed_loads()]
 
 
 def _cost(

@@ -18,7 +18,7 @@ import shutil
 import subprocess
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import pairwise
+from itertools import pairwise, takewhile
 
 import psutil
 
@@ -148,8 +148,22 @@ def is_of(row: Hardware, names: Sequence[str]) -> bool:
     return bool(names) and all(_is_model(row.name, name) for name in names)
 
 
-def gpus() -> tuple[str, ...]:
-    """Full names of the NVIDIA GPUs that programs started here may use; none where the driver does not answer."""
+def visible_gpus() -> tuple[str, ...] | None:
+    """The GPUs, by number or UUID, that programs started here may use, in CUDA's order; None where all may be used.
+
+    CUDA reads its list up to the first entry that names none, such as -1.
+    """
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        return None
+    return tuple(takewhile(lambda one: one and not one.startswith("-"), (one.strip() for one in visible.split(","))))
+
+
+def gpus(only: Sequence[str] | None = None) -> tuple[str, ...]:
+    """Full names of the NVIDIA GPUs that programs started here may use; none where the driver does not answer.
+
+    With `only`, those of these, by number or UUID.
+    """
     program = shutil.which("nvidia-smi")
     if program is None:
         return ()
@@ -159,10 +173,9 @@ def gpus() -> tuple[str, ...]:
     except (OSError, subprocess.SubprocessError):
         return ()  # a driver that does not work gives programs no GPU either
     rows = [[field.strip() for field in line.split(",", 2)] for line in listing.splitlines() if line.count(",") >= 2]
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is None:
+    wanted = visible_gpus() if only is None else only
+    if wanted is None:
         return tuple(name for _, _, name in rows)
-    wanted = [field.strip() for field in visible.split(",") if field.strip()]
     return tuple(name for one in wanted for index, uuid, name in rows if one == index or uuid.startswith(one))
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from bitworth.engines.schedule import streams_of
 from bitworth.errors import BitworthError
 from bitworth.prediction import Range, predict, read_architecture
 from bitworth.recommendation import predicted_cost, predicted_figure
@@ -52,7 +53,9 @@ class PredictedRows:
         if not one_shape or load.kind not in _LOADS:
             raise BitworthError("mixes, traces and sweeps are measured only.")
         scheme, group_size = self._scheme(format)
-        found = predict(read_architecture(self.config), scheme, row, use_case, load, group_size=group_size)
+        # As many streams as are measured where the load does not say: rows beside each other are under one load.
+        asked = replace(load, streams=streams_of(load)) if load.kind == "throughput" else load
+        found = predict(read_architecture(self.config), scheme, row, use_case, asked, group_size=group_size)
         seconds = {
             "latency_mean": _figure(found.latency_s),
             "latency_p90": _figure(found.latency_p90_s),

@@ -99,7 +99,8 @@ def written(folder: Path, row: Observation, **changes: Any) -> Path:
 def test_the_verb_foretells_from_what_benchmark_wrote(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     true = deployment().with_constants(constants_of(0.5, 400, 2e-3, 0.2))
     folders = [written(tmp_path / str(index), row) for index, row in enumerate(timed_on(true))]
-    assert read_observation(folders[2]).load == LOADS[2]
+    named = written(tmp_path / "named", timed_on(true)[2], load=LOADS[2].name)
+    assert [read_observation(folder).load for folder in (folders[2], named)] == [LOADS[2], LOADS[2]]
     (tmp_path / "config.json").write_text(
         json.dumps(
             {

@@ -120,7 +120,7 @@ def test_a_gpu_row_is_this_machine_when_name_and_count_match(smi, found, row, sa
 
 @pytest.mark.parametrize(
     ("visible", "names"),
-    [("0", ["A"]), ("1,0", ["B", "A"]), ("GPU-1", ["B"]), ("", []), ("-1", [])],
+    [("0", ["A"]), ("1,0", ["B", "A"]), ("GPU-1", ["B"]), ("", []), ("-1", []), ("1,-1,0", ["B"])],
 )
 def test_only_visible_gpus_count(smi, monkeypatch: pytest.MonkeyPatch, visible: str, names: list[str]) -> None:  # type: ignore[no-untyped-def]
     smi("A", "B")

@@ -89,6 +89,13 @@ def test_asks_for_exactly_the_tokens_of_exactly_the_prompt() -> None:
     assert generator.facts.engine == f"{url}/v1"
 
 
+def test_a_model_that_is_known_is_asked_for_whatever_the_server_lists() -> None:
+    server = FakeServer(models=["another"])
+    with served(server) as url:
+        HttpGenerator(url, model="mine").run([[1]], 1, SYNCHRONOUS)
+    assert [asked["model"] for asked in server.requests] == ["mine"]
+
+
 def test_throughput_keeps_all_streams_busy_and_no_more() -> None:
     server = FakeServer(first_s=0.05)
     with served(server) as url:

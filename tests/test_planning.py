@@ -238,7 +238,8 @@ def test_loads_have_requests_of_their_own_and_few_batches_are_told(tiny_study: d
     assert told == []
     plan_cells(parse_study({**study, "loads": ["synchronous", {**many, "requests": 40}]}), note=told.append)
     assert told == [
-        "throughput: 40 requests in 16 streams are 2 batches, so costs have wide intervals; 80 requests would do"
+        "throughput (16 streams): 40 requests in 16 streams are 2 batches, so costs have wide intervals; 80 requests "
+        "would do"
     ]
 
 

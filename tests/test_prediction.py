@@ -21,7 +21,7 @@ from bitworth.prediction.fitting import fit, held_out, predicted, ratio_errors, 
 from bitworth.prediction.formats import kernel
 from bitworth.prediction.roofline import Deployment
 from bitworth.prediction.serving import Fleet, Server, fleets
-from bitworth.prediction.simulation import most, simulate, simulated, sustained
+from bitworth.prediction.simulation import closed_loop, most, simulate, simulated, sustained
 from bitworth.types import Load, UseCase
 from bitworth.workloads import NAMES as CASES
 from bitworth.workloads import use_case
@@ -357,6 +357,24 @@ def test_streams_in_step_answer_about_as_many_in_the_long_run(gpu: str, name: st
     assert 0 < full.first_token_s < full.latency_s
 
 
+@pytest.mark.parametrize("streams", [1, 2, 7, 8, 64])
+def test_streams_of_a_fleet_are_those_of_its_copies(streams: int) -> None:
+    """Requests of all copies in one list, as a load generator sees them; copies that lack a stream idle."""
+    case, fleet = use_case("rag"), Fleet.of(deployed(gpu="H100"), copies=4)
+    found, latencies, rate = closed_loop(fleet, case, streams), [], 0.0
+    for at in range(4):
+        own = streams // 4 + (at < streams % 4)
+        if own:
+            load = Load(kind="throughput", streams=own)
+            timings = simulate(Fleet.of(deployed(gpu="H100")), case, load, seconds=300.0)[own:]
+            latencies += [timing.latency_s for timing in timings]
+            rate += len(timings) / (timings[-1].end_s - timings[0].start_s)
+    assert found.rate == pytest.approx(rate, rel=0.02)
+    assert found.latency_s == pytest.approx(np.mean(latencies), rel=0.02)
+    assert found.latency_p90_s == pytest.approx(np.quantile(latencies, 0.9), rel=0.05)
+    assert found.latency_s == pytest.approx(streams / found.rate)  # Little's law
+
+
 def test_a_full_cache_sends_requests_back_and_finishes_them_all() -> None:
     """Room for five requests half answered: more start than can end at once, and none is lost."""
     case = UseCase(name="x", prompt_tokens=100, output_tokens=400)
@@ -398,6 +416,18 @@ def test_three_devices_cannot_share_eight_heads() -> None:
         predict(MODELS["70B"], "w8a8-int", hardware("A100", 3), use_case("rag"), ALONE)
 
 
+@pytest.mark.parametrize(("gpu", "count", "sizes", "enough"), [("H100", 3, "3", 2), ("A6000", 6, "6", 4)])
+def test_heads_that_keep_a_model_from_its_devices_are_said(gpu: str, count: int, sizes: str, enough: int) -> None:
+    """The devices have room for it together, and each even part of them that could share the heads has too little."""
+    with pytest.raises(BitworthError) as caught:
+        predict(MODELS["70B"], "bf16", hardware(gpu, count), use_case("rag"), FULL)
+    assert str(caught.value) == (
+        f"64 attention heads cannot be shared by {sizes} devices; {enough} x {gpu} would hold the model in bf16 and "
+        "one request, which need 132 GiB."
+    )
+    assert predict(MODELS["70B"], "bf16", hardware(gpu, enough), use_case("rag"), FULL).copies == 1
+
+
 # --- predictions --------------------------------------------------------------------------------------------------
 
 
@@ -415,6 +445,35 @@ def test_ranges_hold_nine_in_ten_of_the_tables(load: Load) -> None:
     kind = "synchronous" if load is ALONE else "throughput"
     within = [abs(math.log(predicted(cell, FITTED) / cell.value)) <= SPREADS[kind] for cell in cells(kind)]
     assert sum(within) >= 0.9 * len(within)
+
+
+def test_streams_are_simulated_as_they_are_asked_for() -> None:
+    """Few streams wait less and answer less than a full server; a percentile is above the mean that it was."""
+
+    def under(streams: int | None) -> tuple[float, float, float]:
+        load = Load(kind="throughput", streams=streams)
+        found = predict(MODELS["8B"], "bf16", hardware("H100"), use_case("rag"), load)
+        assert (found.load, found.copies) == (load.name, 1)
+        return found.latency_s.value, found.queries_per_second.value, found.latency_p90_s.value
+
+    (two, _, _), (eight, _, _), (many, rate, p90), (full, most, full_p90) = map(under, (2, 8, 64, None))
+    assert (two, eight, many, full) == pytest.approx((1.09, 1.33, 3.58, 11.33), abs=0.01)
+    assert (rate, most) == pytest.approx((17.9, 22.6), abs=0.05)
+    assert p90 > many
+    assert full_p90 > full
+    alone = predict(MODELS["8B"], "bf16", hardware("H100"), use_case("rag"), ALONE).latency_s.value
+    assert under(1)[0] == pytest.approx(alone, rel=0.01)
+
+
+def test_streams_choose_how_devices_are_split() -> None:
+    """Few requests are answered sooner by devices that share them, many by copies side by side."""
+    split = [
+        predict(MODELS["8B"], "bf16", hardware("H100", 4), use_case("rag"), Load(kind="throughput", streams=streams))
+        for streams in (1, 512)
+    ]
+    assert [found.copies for found in split] == [1, 4]
+    with pytest.raises(BitworthError, match="100,000 streams are too many to simulate; give 65,536 or fewer"):
+        predict(MODELS["8B"], "bf16", hardware("H100"), use_case("rag"), Load(kind="throughput", streams=100_000))
 
 
 def test_at_a_rate_latency_grows_towards_saturation() -> None:
@@ -506,6 +565,21 @@ def test_the_verb_prints_one_document(tmp_path: Path, capsys: pytest.CaptureFixt
     by_format = {row["format"]: row for row in document["scale"]}
     assert by_format["w8a8-int"]["usd_per_month"] < by_format["bf16"]["usd_per_month"]
     assert "no fp8" in by_format["w8a8-fp"]["unsupported"]
+
+
+def test_the_verb_takes_streams_as_a_benchmark_does(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from bitworth.cli.predict import parse_load
+    from bitworth.cli.predict import predict as verb
+
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA_70B))
+    verb(tmp_path, "rag", format="w8a8-int", gpu="A100", count=2, load="throughput", streams=8, json=True)
+    document = json.loads(capsys.readouterr().out)
+    load = Load(kind="throughput", streams=8)
+    found = predict(read_architecture(LLAMA_70B), "w8a8-int", hardware("A100", 2), use_case("rag"), load)
+    assert (document["load"], document["latency_s"]) == ("throughput (8 streams)", found.latency_s.value)
+    for text, kind in (("synchronous", "synchronous"), ("4", "poisson")):
+        with pytest.raises(BitworthError, match=f"--streams is for --load throughput; {kind} has no streams"):
+            parse_load(text, 8)
 
 
 @pytest.mark.parametrize("load", ["fast", "0", "-1", "nan", "inf", "constant@", "burst@3"])

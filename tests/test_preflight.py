@@ -30,6 +30,7 @@ from bitworth.preflight.memory import memory_of, stored_bytes
 from bitworth.preflight.server import doubt_about
 from bitworth.preflight.shapes import Matrix, Split, matrices, split_of, unsplittable
 from bitworth.schemes.config import quantization_config
+from bitworth.study import HardwareEntry
 from bitworth.types import Hardware, UseCase
 from bitworth.workloads import use_case
 
@@ -291,6 +292,18 @@ def test_what_devices_cannot_share(change: dict[str, int], tensor: int, why: str
         ("mxfp4a16", "10.0", None, {}, ("fallback", "FlashInferMxFp4")),
         ("w8a8-fp", "gfx942", None, {}, ("native", "RowWiseTorchFP8ScaledMM")),
         ("w8a8-fp", "gfx908", None, {}, ("no", None)),
+        ("w8a8-fp", "gfx90a", None, {}, ("no", None)),
+        ("w8a8-fp", "gfx950", None, {}, ("native", "RowWiseTorchFP8ScaledMM")),
+        ("w8a8-fp", "gfx1100", None, {}, ("no", None)),
+        ("w8a8-fp", "gfx1201", None, {}, ("native", "RowWiseTorchFP8ScaledMM")),
+        ("w8a8-fp-static", "gfx1151", None, {}, ("no", None)),
+        ("w8a8-int", "gfx90a", None, {}, ("native", "TritonInt8ScaledMM")),
+        ("w8a8-int", "gfx1100", None, {}, ("native", "TritonInt8ScaledMM")),
+        ("w4a16-int", "gfx90a", 128, {}, ("native", "TritonW4A16")),
+        ("w4a16-int", "gfx1100", 128, {}, ("native", "RDNA3W4A16")),
+        ("w4a16-int", "gfx1201", 128, {}, ("native", "RDNAHybridW4A16")),
+        ("w4a16-int", "gfx1201", 256, {}, ("native", "TritonW4A16")),
+        ("w4a16-int", "gfx1250", 128, {}, ("native", "TritonW4A16")),
         ("w8a8-fp-static", "gfx942", None, {}, ("fallback", "ChannelWiseTorchFP8ScaledMM")),
         ("nvfp4a16", "gfx942", None, {}, ("no", None)),
         ("w4a16-int", "gfx942", 128, {"outputs": 6140}, ("no", None)),
@@ -341,6 +354,19 @@ def test_reasons_are_sentences() -> None:
         "w4a8-fp": "vLLM's kernels for w4a8-fp need a compute capability of 9.0 only, and this device has 8.0",
         "nvfp4a16": "vLLM has no kernel for nvfp4a16 on such devices (gfx942)",
     }
+
+
+@pytest.mark.parametrize("target", ["gfx906", "gfx90a", "gfx942", "gfx950", "gfx1100", "gfx1201", "gfx1310"])
+def test_amds_devices_are_read_by_their_names(target: str) -> None:
+    """All run what is not quantized, those to come too; what some cannot is said by their names."""
+    entry = HardwareEntry(name="mine", usd_per_hour=1.0, memory_gib=96, capability=target)
+    assert check(MODELS["8B"], "bf16", entry.row(), RAG).verdict.kernels == ("hipBLASLt",)
+    found = check(MODELS["8B"], "w8a8-fp", entry.row(), RAG).verdict
+    if found.runs == "no":
+        assert found.why == (
+            "vLLM's kernels for w8a8-fp need an AMD device of gfx942 or gfx950 or gfx12, and this one is " + target
+        )
+    assert (found.runs == "no") is (target not in ("gfx942", "gfx950", "gfx1201"))
 
 
 def test_every_format_is_judged_on_every_device() -> None:

@@ -91,7 +91,7 @@ def test_everything_the_study_asks_for_has_a_figure(finished: Path, study: Study
     assert len(result.costs) == 2 * 4
     assert [(r.use_case.name, r.load) for r in result.recommendations] == [
         ("16/4", "synchronous"),
-        ("16/4", "throughput"),
+        ("16/4", "throughput (4 streams)"),
     ]
     assert result.machine["cores"]
     assert (finished / "report.html").stat().st_size > 5000

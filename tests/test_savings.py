@@ -8,10 +8,14 @@ from pathlib import Path
 
 import pytest
 
+from bitworth.benchmarking import cost_of
+from bitworth.gating import Where
+from bitworth.hardware import hardware
 from bitworth.load.savings import savings
+from bitworth.recommendation import recommend
 from bitworth.report.document import result_as_json
 from bitworth.report.markdown import render_markdown
-from bitworth.types import QueryCost
+from bitworth.types import Constraint, EngineFacts, Load, Measurement, QueryCost, Timing
 from bitworth.workloads import NAMES, use_case
 
 #: Table 5, 8B on an A6000: seconds and queries per dollar, use case by use case.
@@ -52,6 +56,33 @@ def test_the_papers_cost_reductions_come_out() -> None:
     assert int8.use_cases == NAMES
     # Alone, a query costs its latency: the ratios agree within the rounding of the printed latencies.
     assert int8.latency_reduction == pytest.approx(int8.cost_reduction, rel=0.02)
+
+
+def closed_loop(format: str, streams: int, seconds: float) -> QueryCost:
+    """As many requests at once as there are streams, each of so many seconds."""
+    timings = tuple(
+        Timing(start_s=at * seconds, first_token_s=None, end_s=(at + 1) * seconds, prompt_tokens=8, output_tokens=4)
+        for at in range(5)
+        for _ in range(streams)
+    )
+    facts = EngineFacts(engine="fake", kernel="none", device="none")
+    load = Load(kind="throughput", streams=streams)
+    return cost_of(format, Measurement(timings=timings, facts=facts), use_case("rag"), load, hardware("A6000"))
+
+
+def test_loads_of_different_streams_are_never_compared_with_each_other() -> None:
+    rows = [
+        closed_loop(format, streams, seconds / faster)
+        for streams, seconds in ((8, 1.5), (64, 3.0))
+        for format, faster in (("baseline", 1.0), ("w8a8-fp", 1.5))
+    ]
+    eight, many = savings(rows)
+    assert (eight.load, many.load) == ("throughput (8 streams)", "throughput (64 streams)")
+    assert (eight.speedup, many.speedup) == pytest.approx((1.5, 1.5))
+    decided = recommend(rows, [], Constraint())
+    assert [(found.load, len(found.options)) for found in decided] == [(eight.load, 2), (many.load, 2)]
+    assert all("1.50 times" in found.why for found in decided)
+    assert [Where(load=eight.load).takes(row) for row in rows] == [True, True, False, False]
 
 
 def test_fewer_devices_are_compared_with_those_of_the_baseline() -> None:

@@ -16,6 +16,7 @@ from bitworth.schemes import FP8_CACHE
 from bitworth.study import load_study, parse_study
 from bitworth.types import Awq, Calibration, CalibrationSource, Clip, Gptq, GptqScale, Limits, Load
 
+EIGHT = {"kind": "throughput", "streams": 8}
 MINIMAL: dict[str, Any] = {"model": "demo:smollm2", "formats": ["baseline", "w8a8-fp"]}
 
 
@@ -56,7 +57,7 @@ def test_names_become_objects() -> None:
     rag, other = (workload.use_case for workload in study.workload_values())
     assert (rag.prompt_tokens, rag.output_tokens, rag.scale) == (103, 13, 0.1)
     assert (other.prompt_tokens, other.output_tokens) == (512, 64)
-    assert [load.name for load, _ in study.timed_loads()] == ["synchronous", "throughput"]
+    assert [load.name for load, _ in study.timed_loads()] == ["synchronous", "throughput (4 streams)"]
     local, h100 = study.hardware_values()
     assert (local.usd_per_hour, local.price_source) == (0.2, "the study file")
     assert (h100.count, h100.usd_per_hour) == (2, 6.38)
@@ -137,6 +138,11 @@ def test_calibration_that_makes_no_sense(asked: dict[str, Any], said: str) -> No
         ({"loads": [{"kind": "synchronous", "rate": 2}]}, "takes no rate"),
         ({"loads": ["busy"]}, "loads.0.kind"),
         ({"loads": ["throughput", "throughput"]}, "load `throughput` is listed twice"),
+        ({"loads": [EIGHT, {**EIGHT, "requests": 80}]}, "load `throughput (8 streams)` is listed twice"),
+        (
+            {"loads": [{"kind": "synchronous", "streams": 8}]},
+            "load `synchronous` takes no streams; requests at once are those of `throughput`",
+        ),
         ({"constraints": {"min_recovery_pct": 0.99}}, "constraints.min_recovery_pct: input should be greater than"),
         ({"constraints": {"confidence_pct": 0.95}}, "constraints.confidence_pct: input should be greater than"),
         ({"hardware": ["H100"], "constraints": {"available": {"h100": 4}}}, "did you mean 'H100'?"),

@@ -20,13 +20,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from aiohttp import web
 from safetensors.torch import load_file, save_file
+from test_http import served
 
 from bitworth import kv_cache, schemes
 from bitworth.benchmarking import benchmark
-from bitworth.engines import vllm
+from bitworth.engines import vllm, vllm_devices
+from bitworth.engines.fake import FakeServer
 from bitworth.engines.torch import TorchModel, load_exact
 from bitworth.engines.vllm import cause_of_death, interpreter, serve
+from bitworth.engines.vllm_devices import environment_for, words_for
 from bitworth.errors import BitworthError, Unsupported, WorkFailed
 from bitworth.hardware import cpu_flags, hardware, overflows_int8
 from bitworth.load.prompts import Prompts
@@ -73,7 +77,8 @@ class Server(FakeServer):
         return await super()._completions(request)
 
 print("Selected SomeKernel for Scheme", flush=True)
-web.run_app(Server().application(), host="127.0.0.1", port=int(sys.argv[sys.argv.index("--port") + 1]), print=None)
+port, name = (sys.argv[sys.argv.index(option) + 1] for option in ("--port", "--served-model-name"))
+web.run_app(Server(models=[name]).application(), host="127.0.0.1", port=int(port), print=None)
 '''
 
 
@@ -118,7 +123,8 @@ def _runs(pid: int) -> bool:
 
 def test_serves_times_and_leaves_nothing(fake: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
-    monkeypatch.setattr(vllm, "cpu_flags", lambda: frozenset({"avx2"}))
+    for module in (vllm, vllm_devices):
+        monkeypatch.setattr(module, "cpu_flags", lambda: frozenset({"avx2"}))
     with serve(fake, context_tokens=77) as server:
         timings = server.run([[1, 2], [3, 4]], 3, Load(kind="throughput", streams=2))
         pids, log = processes(fake), server._process.log
@@ -134,6 +140,9 @@ def test_serves_times_and_leaves_nothing(fake: Path, monkeypatch: pytest.MonkeyP
     assert "--load-format safetensors" in " ".join(said["argv"])
     assert "OPENAI_API_KEY" not in said["env"]
     assert said["env"]["VLLM_CPU_OMP_THREADS_BIND"] == ",".join(map(str, sorted(os.sched_getaffinity(0))))
+    assert said["argv"][said["argv"].index("--served-model-name") + 1] == server.model
+    with serve(fake, context_tokens=77) as another:
+        assert another.model != server.model
 
 
 @pytest.mark.parametrize(
@@ -157,6 +166,32 @@ def test_a_server_that_does_not_start(fake: Path, kind: type[BitworthError], cau
         pytest.fail("it never serves")
     assert type(caught.value) is kind
     assert gone(processes(fake))
+
+
+@pytest.mark.parametrize("models", [["other"], [], ["bitworth-0"]])
+def test_another_server_on_the_port_is_never_taken_for_ours(
+    fake: Path, monkeypatch: pytest.MonkeyPatch, models: list[str]
+) -> None:
+    """It is up long before ours would be, and ours cannot have the port."""
+    neighbour = FakeServer(models=models)
+    with served(neighbour) as url:
+        monkeypatch.setattr(vllm, "_free_port", lambda: int(url.rpartition(":")[2]))
+        with pytest.raises(WorkFailed, match="another program took the server's port"), serve(fake, context_tokens=8):
+            pytest.fail("it never serves")
+    assert neighbour.requests == []
+    assert gone(processes(fake))
+
+
+def test_what_is_no_list_of_models_is_no_server_of_ours() -> None:
+    class Odd(FakeServer):
+        async def _models(self, request: web.Request) -> web.Response:
+            return web.Response(text=answers.pop())
+
+    answers = ['{"data": [{"id": "ours"}]}', '{"data": [{"name": "ours"}]}', '{"data": 3}', "[" * 100_000, "<html>", ""]
+    with served(Odd()) as url:
+        port = int(url.rpartition(":")[2])
+        assert [vllm._healthy(port, "ours") for _ in range(6)] == [False] * 5 + [True]
+    assert not vllm._healthy(port, "ours")
 
 
 def test_pickled_weights_start_no_server(fake: Path) -> None:
@@ -205,7 +240,7 @@ def test_kill_9_leaves_no_server(fake: Path, victim: str) -> None:
 
 @pytest.mark.parametrize("fake", ["deaf"], indirect=True)
 def test_an_interrupt_while_starting_stops_the_deaf_server_at_once(fake: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(port: int) -> bool:
+    def interrupted(port: int, name: str) -> bool:
         if (fake.parent / "said").exists():
             raise KeyboardInterrupt
         return False
@@ -331,26 +366,59 @@ def test_products_that_overflow_are_never_served(
 
 def test_a_server_on_a_cpu_with_amx_asks_for_its_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """After what is on the path already, whose own customization comes first."""
-    monkeypatch.setattr(vllm, "cpu_flags", lambda: frozenset({"amx_tile"}))
+    monkeypatch.setattr(vllm_devices, "cpu_flags", lambda: frozenset({"amx_tile"}))
     monkeypatch.setenv("PYTHONPATH", "mine")
-    environment = vllm._environment("CPU", None)
+    environment = environment_for("CPU", None)
     mine, tiles = environment["PYTHONPATH"].split(os.pathsep)
-    assert (mine, vllm._environment("GPU", None)["PYTHONPATH"]) == ("mine", "mine")
+    assert (mine, environment_for("GPU", None)["PYTHONPATH"]) == ("mine", "mine")
     assert Path(tiles, "sitecustomize.py").is_file()
     told = "import sys; print(sys.modules['sitecustomize'].__file__)"
     ended = subprocess.run([sys.executable, "-c", told], env=environment, capture_output=True, text=True, check=True)
     assert Path(ended.stdout.strip()).parent == Path(tiles)
-    monkeypatch.setattr(vllm, "cpu_flags", lambda: frozenset({"avx512f"}))
-    assert vllm._environment("CPU", None)["PYTHONPATH"] == "mine"
+    monkeypatch.setattr(vllm_devices, "cpu_flags", lambda: frozenset({"avx512f"}))
+    assert environment_for("CPU", None)["PYTHONPATH"] == "mine"
 
 
 def test_on_gpus_the_visible_ones_share_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(vllm, "gpus", lambda: ("NVIDIA A100", "NVIDIA A100"))
+    monkeypatch.setattr(vllm_devices, "gpus", lambda: ("NVIDIA A100", "NVIDIA A100"))
     flags = vllm._flags(tmp_path, "GPU", 64, None, None)
     assert flags[-4:] == ["--dtype", "auto", "--tensor-parallel-size", "2"]
     assert vllm._flags(tmp_path, "GPU", 64, "cuda:1", None)[-1] == "1"
-    assert vllm._environment("GPU", "cuda:1")["CUDA_VISIBLE_DEVICES"] == "1"
-    assert "VLLM_CPU_KVCACHE_SPACE" not in vllm._environment("GPU", None)
+    assert "VLLM_CPU_KVCACHE_SPACE" not in environment_for("GPU", None)
+
+
+@pytest.mark.parametrize(
+    ("inherited", "given", "used"),
+    [
+        (None, "1", "B"),
+        ("4,5", "5", "F"),
+        ("GPU-e, GPU-b", "GPU-b", "B"),
+        ("MIG-x,MIG-y", "MIG-y", "GPU"),
+    ],
+)
+def test_a_named_gpu_is_counted_among_those_that_are_visible(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, inherited: str | None, given: str, used: str
+) -> None:
+    """As torch does: GPU 1 is somebody else's where a job was given 4 and 5."""
+    rows = "\n".join(f"{at}, GPU-{name.lower()}-0, {name}" for at, name in enumerate("ABCDEF"))
+    (tmp_path / "nvidia-smi").write_text(f"#!/bin/sh\necho '{rows}'\n")
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if inherited is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", inherited)
+    environment = environment_for("GPU", "cuda:1")
+    assert (environment["CUDA_VISIBLE_DEVICES"], words_for("GPU", "cuda:1")) == (given, used)
+    assert environment_for("GPU", None).get("CUDA_VISIBLE_DEVICES") == inherited
+    if inherited == "4,5":
+        assert words_for("GPU", None) == "E, F"
+
+
+@pytest.mark.parametrize(("inherited", "count"), [("4,5", "2"), ("4,5,-1,6", "2"), ("", "none")])
+def test_a_gpu_beyond_the_visible_ones_is_refused(monkeypatch: pytest.MonkeyPatch, inherited: str, count: str) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", inherited)
+    with pytest.raises(BitworthError, match=f"no cuda:2 among the GPUs that CUDA_VISIBLE_DEVICES .* it has {count}"):
+        environment_for("GPU", "cuda:2")
 
 
 # --- vLLM itself ------------------------------------------------------------------------------------------------------

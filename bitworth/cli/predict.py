@@ -35,6 +35,9 @@ def predict(
     gpu: Annotated[str, typer.Option(help="A row of the catalogue.", autocompletion=names.devices)] = "H100",
     count: Annotated[int, typer.Option(help="Devices of that row.", min=1)] = 1,
     load: Annotated[str, typer.Option(help="synchronous, throughput, or queries a second.")] = "synchronous",
+    streams: Annotated[
+        int | None, typer.Option(help="Requests at once under throughput (as many as can be answered).", min=1)
+    ] = None,
     group_size: Annotated[
         int | None, typer.Option(help="Weights that share a scale in w4a16-int (128).", min=1)
     ] = None,
@@ -63,10 +66,11 @@ def predict(
     if usd_per_hour is not None:
         row = replace(row, usd_per_hour=usd_per_hour, price_source="the command line")
     architecture, case = prediction.read_architecture(config), shape_of(use_case)
+    arrival = parse_load(load, streams)
     settings: dict[str, Any] = {"group_size": group_size}
     if timed:
         row, settings["constants"] = _calibrated(architecture, format, row, timed, group_size)
-    found = prediction.predict(architecture, format, row, case, parse_load(load), **settings)
+    found = prediction.predict(architecture, format, row, case, arrival, **settings)
     for note in found.notes:
         terminal.note(note)
     document = as_document(found)
@@ -116,14 +120,21 @@ def _row_of(gpu: str, count: int, study: Path | None) -> Hardware:
     return row
 
 
-def parse_load(text: str) -> Load:
+def parse_load(text: str, streams: int | None = None) -> Load:
     """`synchronous`, `throughput`, or a rate: `4` and `poisson:4` are Poisson arrivals, `constant:4` even ones (or @).
 
     Raises:
-        BitworthError: none of these.
+        BitworthError: none of these, or streams without throughput.
     """
-    if text in ("synchronous", "throughput"):
-        return Load(kind="synchronous" if text == "synchronous" else "throughput")
+    if text == "throughput":
+        return Load(kind="throughput", streams=streams)
+    found = Load(kind="synchronous") if text == "synchronous" else _rated(text)
+    if streams is not None:
+        raise BitworthError(f"--streams is for --load throughput; {found.kind} has no streams.")
+    return found
+
+
+def _rated(text: str) -> Load:
     kind, _, rate = text.replace("@", ":").rpartition(":")
     try:
         value = float(rate)

@@ -84,7 +84,7 @@ def open_completer(
         from bitworth.engines.vllm import serve
 
         with serve(checkpoint, context_tokens=context_tokens, device=device) as server:
-            yield HttpCompleter(server.url, checkpoint, facts=server.facts, send_key=False)
+            yield HttpCompleter(server.url, checkpoint, model=server.model, facts=server.facts, send_key=False)
     elif engine == "torch":
         from bitworth.engines.torch import load_exact
 

@@ -175,7 +175,7 @@ def _load(strategy: Mapping[str, Any]) -> str:
     kind = str(strategy["type_"])
     if kind in ("constant", "poisson", "async"):
         return f"{'constant' if kind == 'async' else kind}@{float(strategy['rate']):g}"
-    return f"throughput ({strategy['streams']} streams)" if kind == "concurrent" else kind
+    return Load(kind="throughput", streams=int(strategy["streams"])).name if kind == "concurrent" else kind
 
 
 def _timing(row: Mapping[str, Any], began: float, *, timed: bool) -> Timing:

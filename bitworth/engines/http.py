@@ -55,6 +55,7 @@ class HttpGenerator:
         url: str,
         *,
         name: str | None = None,
+        model: str | None = None,
         facts: EngineFacts | None = None,
         decode: Callable[[Sequence[int]], str] | None = None,
         send_key: bool = True,
@@ -68,6 +69,7 @@ class HttpGenerator:
         Args:
             url: of the server, with or without `/v1`.
             name: the model's, where the server has several; None takes its only one.
+            model: the name to ask for, whatever the server lists; it is not asked then.
             facts: what to say of the server; None asks the server.
             decode: token ids to text, for servers that take no token ids.
             send_key: whether to send the key of the environment.
@@ -85,7 +87,7 @@ class HttpGenerator:
         self._timeout = aiohttp.ClientTimeout(total=total_s, sock_read=idle_s, sock_connect=min(idle_s, 30.0))
         self._as_text = False
         self._extras = set(EXTRAS)
-        self._model, versions = event_loop(self._discover(name, wait_s))
+        self._model, versions = (model, {}) if model is not None else event_loop(self._discover(name, wait_s))
         self._facts = facts or EngineFacts(
             engine=self._url,
             kernel="the server's own",

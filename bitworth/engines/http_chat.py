@@ -44,7 +44,7 @@ class HttpChat(HttpGenerator):
         """
         self._settings: dict[str, int] = {"max_tokens": max_tokens, "temperature": 0}
         self._pause_s = pause_s
-        super().__init__(url, name=model)
+        super().__init__(url, model=model)  # taken at its name: not every service lists what it has
 
     @property
     def temperature(self) -> float | None:
@@ -86,10 +86,6 @@ class HttpChat(HttpGenerator):
                 return response.status, cause, _seconds(response.headers.get("Retry-After"))
         except (aiohttp.ClientError, OSError, ValueError) as error:
             return 0, self._without_key(connection(error, self._timeout)), 0.0
-
-    async def _discover(self, name: str | None, wait_s: float) -> tuple[str, dict[str, str]]:
-        """A model that is named is taken at its name: not every service lists what it has."""
-        return (name, {}) if name is not None else await super()._discover(name, wait_s)
 
     def _adapt(self, cause: str, sent: Mapping[str, int]) -> bool:
         """Whether what a server refuses can be left out: newer models take no `max_tokens`, some no temperature."""

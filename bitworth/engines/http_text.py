@@ -26,15 +26,22 @@ class HttpCompleter(HttpGenerator):
     """A model behind a URL that writes; see `engines.generator.Completer`."""
 
     def __init__(
-        self, url: str, checkpoint: Path, *, facts: EngineFacts | None = None, send_key: bool = True, **waits: float
+        self,
+        url: str,
+        checkpoint: Path,
+        *,
+        model: str | None = None,
+        facts: EngineFacts | None = None,
+        send_key: bool = True,
+        **waits: float,
     ) -> None:
-        """Find the server's model, which must be the checkpoint's; see `HttpGenerator`.
+        """Find the server's model, which must be the checkpoint's, where `model` does not name it; see `HttpGenerator`.
 
         Raises:
             BitworthError: the checkpoint has no tokenizer, or see `HttpGenerator`.
         """
         self._tokenizer = load_tokenizer(checkpoint)
-        super().__init__(url, name=checkpoint.name, facts=facts, send_key=send_key, **waits)  # type: ignore[arg-type]
+        super().__init__(url, name=checkpoint.name, model=model, facts=facts, send_key=send_key, **waits)  # type: ignore[arg-type]
 
     @property
     def has_chat_template(self) -> bool:

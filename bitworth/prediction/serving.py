@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -67,17 +68,22 @@ def fleets(deployment: Deployment, case: UseCase, server: Server = DEFAULT) -> l
     """Every way to split the devices into copies whose cache holds a request; copies of 1, 2, 4, 8 devices or machines.
 
     Raises:
-        BitworthError: the model fits in none.
+        BitworthError: there is none, because the model fits in none or its heads cannot be shared by so many devices.
     """
-    total, found = deployment.hardware.count, []
+    total = deployment.hardware.count
+    tokens = case.prompt_tokens + case.output_tokens
+    roomy = []
     for each in (size for size in range(1, total + 1) if total % size == 0):
         if each > DEVICES_A_MACHINE and each % DEVICES_A_MACHINE:
             continue
         one = replace(deployment, hardware=share_of(deployment.hardware, each))
-        if splits(one) and one.cache_tokens >= case.prompt_tokens + case.output_tokens:
-            found.append(Fleet.of(one, total // each, server))
-    if not found:
+        if one.cache_tokens >= tokens:
+            roomy.append(one)
+    if not roomy:
         raise BitworthError(too_big(deployment, case))
+    found = [Fleet.of(one, total // one.hardware.count, server) for one in roomy if splits(one)]
+    if not found:
+        raise BitworthError(_unshared(deployment, case, sorted({one.tensor for one in roomy})))
     return found
 
 
@@ -93,18 +99,38 @@ def share_of(row: Hardware, count: int) -> Hardware:
 
 def too_big(deployment: Deployment, case: UseCase) -> str:
     """The sentence that says by how much a model does not fit, and how many devices would do."""
-    d, row = deployment, deployment.hardware
-    tokens = case.prompt_tokens + case.output_tokens
-    needed = (d.weight_bytes + tokens * d.cache_bytes_a_token) / 2**30
-    room = row.count * d.usable_gib
-    for count in (1, 2, 4, 8, 16, 32, 64):
-        larger = replace(d, hardware=share_of(row, count))
-        if count > row.count and splits(larger) and larger.cache_tokens >= tokens:
-            would = f"{count} x {row.name} would hold it"
-            break
-    else:
-        would = "give devices with more memory, or a format with fewer bits"
+    row = deployment.hardware
+    count = _enough(deployment, case)
+    would = "give devices with more memory, or a format with fewer bits"
+    if count is not None:
+        would = f"{count} x {row.name} would hold it"
     return (
-        f"The model in {d.kernel.name} and one request need {needed:.0f} GiB, and {row.count} x {row.name} "
-        f"offer{'s' if row.count == 1 else ''} {room:.0f} GiB; {would}."
+        f"The model in {deployment.kernel.name} and one request need {_needed_gib(deployment, case):.0f} GiB, and "
+        f"{row.words} offer{'s' if row.count == 1 else ''} {row.count * deployment.usable_gib:.0f} GiB; {would}."
     )
+
+
+def _unshared(deployment: Deployment, case: UseCase, sizes: Sequence[int]) -> str:
+    """The sentence that says that the only copies that have room, of so many devices, cannot share the heads."""
+    count = _enough(deployment, case)
+    would = "give a number of devices that divides them"
+    if count is not None:
+        what = f"the model in {deployment.kernel.name} and one request"
+        needed = _needed_gib(deployment, case)
+        would = f"{count} x {deployment.hardware.name} would hold {what}, which need {needed:.0f} GiB"
+    devices = " or ".join(map(str, sizes))
+    return f"{deployment.architecture.heads} attention heads cannot be shared by {devices} devices; {would}."
+
+
+def _needed_gib(deployment: Deployment, case: UseCase) -> float:
+    tokens = case.prompt_tokens + case.output_tokens
+    return (deployment.weight_bytes + tokens * deployment.cache_bytes_a_token) / 2**30
+
+
+def _enough(deployment: Deployment, case: UseCase) -> int | None:
+    """The least number of such devices that hold the model and one request as one copy; None where none does."""
+    for count in (1, 2, 4, 8, 16, 32, 64):
+        one = replace(deployment, hardware=share_of(deployment.hardware, count))
+        if splits(one) and one.cache_tokens >= case.prompt_tokens + case.output_tokens:
+            return count
+    return None

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -22,7 +23,8 @@ from bitworth.prediction.roofline import Deployment
 from bitworth.prediction.serving import Fleet, fleets
 from bitworth.types import Load, Timing, UseCase
 
-_WAVES = 6  # answers to each stream of a full load, the first of which does not count
+_WAVES = 6  # answers to each stream of a closed loop, the first of which does not count
+MOST_STREAMS = 2**16  # beyond what a server runs at once they only queue
 
 
 class Run(NamedTuple):
@@ -34,11 +36,14 @@ class Run(NamedTuple):
 
 
 class Sustained(NamedTuple):
-    """A fleet under full load, for ever: queries a second, mean latency and mean time to a first token, seconds."""
+    """A fleet under a closed loop, for ever: queries a second; mean and 90th percentile of latency, mean time to a
+    first token, seconds.
+    """
 
     fleet: Fleet
     rate: float
     latency_s: float
+    latency_p90_s: float
     first_token_s: float
 
 
@@ -120,17 +125,56 @@ def sustained(fleet: Fleet, case: UseCase) -> Sustained:
     run = _run(fleet, case, sent, streams, _WAVES * streams, math.inf, wanted=wanted)
     late = len(run.ended) - streams
     rate = late / float(run.ended[-1] - run.ended[streams - 1])
+    p90 = float(np.quantile(run.ended[streams:] - run.sent[streams:], 0.9))
     first = float(np.mean(run.first[streams:] - run.sent[streams:]))
-    return Sustained(fleet, fleet.copies * rate, streams / rate, first)  # Little's law: no stream ever rests
+    return Sustained(fleet, fleet.copies * rate, streams / rate, p90, first)  # Little's law: no stream ever rests
 
 
-def most(deployment: Deployment, case: UseCase) -> Sustained:
-    """The split of the devices that answers most queries a second under full load.
+def closed_loop(fleet: Fleet, case: UseCase, streams: int) -> Sustained:
+    """So many streams over the whole fleet, all of which begin together, as a load generator's do.
+
+    Copies share them as evenly as they can, so that there are copies of two kinds at most.
 
     Raises:
-        BitworthError: the model fits in none.
+        BitworthError: the cache does not hold one request, or there are too many streams.
     """
-    return max((sustained(fleet, case) for fleet in fleets(deployment, case)), key=lambda found: found.rate)
+    if streams > MOST_STREAMS:
+        raise BitworthError(f"{streams:,} streams are too many to simulate; give {MOST_STREAMS:,} or fewer.")
+    each, more = divmod(streams, fleet.copies)
+    kinds = [(copies, own) for copies, own in ((more, each + 1), (fleet.copies - more, each)) if copies and own]
+    latencies, firsts, shares = [], [], []  # of requests, and how many a second each stands for
+    for copies, own in kinds:
+        load = Load(kind="throughput", streams=own)
+        run = simulated(replace(fleet, copies=1), case, load, requests=_WAVES * own)
+        sent, first, ended = (times[own:] for times in run)
+        latencies.append(ended - sent)
+        firsts.append(first - sent)
+        rate = copies * own / float(np.mean(ended - sent))  # Little's law
+        shares.append(np.full(len(ended), rate / len(ended)))
+    share, latency = np.concatenate(shares), np.concatenate(latencies)
+    rate = float(np.sum(share))
+    first_token_s = float(np.sum(share * np.concatenate(firsts))) / rate
+    return Sustained(fleet, rate, streams / rate, _quantile(latency, share, 0.9), first_token_s)
+
+
+def _quantile(values: Floats, weights: Floats, share: float) -> float:
+    """The least of the values that, with those below it, weigh at least that share of all."""
+    order = np.argsort(values)
+    below = np.cumsum(weights[order])
+    return float(values[order][np.searchsorted(below, share * below[-1])])
+
+
+def most(deployment: Deployment, case: UseCase, streams: int | None = None) -> Sustained:
+    """The split of the devices that answers most queries a second in a closed loop of so many streams.
+
+    Without a number there are as many streams as run at once.
+
+    Raises:
+        BitworthError: the model fits in none, or there are too many streams.
+    """
+    splits = fleets(deployment, case)
+    runs = (sustained(fleet, case) if streams is None else closed_loop(fleet, case, streams) for fleet in splits)
+    return max(runs, key=lambda found: found.rate)
 
 
 def _run(

@@ -26,9 +26,10 @@ _RANK: dict[Runs, int] = {"native": 0, "fallback": 1, "unknown": 2, "no": 3}
 class Rule:
     """What a kernel asks for: a device, sizes of groups, multiples of inputs and outputs on each device.
 
-    `lowest` and `highest` are compute capabilities without their point, or steps of `_STEPS` on processors. A kernel is
-    `native` when it computes in the format's own arithmetic; `note` says what another one does instead. On the
-    capabilities in `overflows` it runs, and its products are wrong.
+    `lowest` and `highest` are compute capabilities without their point, or steps of `_STEPS` on processors; `targets`
+    are how the names of AMD's devices begin (`gfx12` for `gfx1201`), which is how vLLM tells them apart, and none means
+    all, those to come too. A kernel is `native` when it computes in the format's own arithmetic; `note` says what
+    another one does instead. On the capabilities in `overflows` it runs, and its products are wrong.
     """
 
     kernel: str
@@ -36,6 +37,7 @@ class Rule:
     place: Place = "cuda"
     lowest: int = 0
     highest: int = 999
+    targets: tuple[str, ...] = ()
     native: bool = True
     groups: tuple[int, ...] | None = None
     inputs: int = 1
@@ -58,6 +60,7 @@ class Verdict:
 _WEIGHTS_ONLY = "weights are turned back into 16 bits on the way, so only memory is saved, not arithmetic"
 _SLOW = "its product is emulated, which is correct but slow"
 _FP8, _INT8 = ("w8a8-fp", "w8a8-fp-static"), ("w8a8-int", "w8a8-int-static")
+_AMD_FP8 = ("gfx942", "gfx950", "gfx12")
 _HUMMING = "only where the package humming-kernels is installed"
 #: Instruction sets of processors (`Hardware.capability`) by their width.
 _STEPS = {"cpu": 0, "avx2": 1, "avx2_vnni": 1, "avx512f": 2, "avx512_vnni": 2, "avx512_bf16": 3}
@@ -115,16 +118,25 @@ RULES: tuple[Rule, ...] = (
         note="vLLM does not tell it from MXFP4 and quantizes activations too, so accuracy is MXFP4's",
     ),
     Rule(kernel="hipBLASLt", formats=("bf16",), place="rocm"),
-    Rule(kernel="RowWiseTorchFP8ScaledMM", formats=("w8a8-fp",), place="rocm", lowest=942),
+    Rule(kernel="RowWiseTorchFP8ScaledMM", formats=("w8a8-fp",), place="rocm", targets=_AMD_FP8),
     Rule(
         kernel="ChannelWiseTorchFP8ScaledMM",
         formats=("w8a8-fp-static",),
         place="rocm",
-        lowest=942,
+        targets=_AMD_FP8,
         native=False,
         note="scales are applied after the product, in a pass of their own",
     ),
     Rule(kernel="TritonInt8ScaledMM", formats=_INT8, place="rocm"),
+    Rule(kernel="RDNA3W4A16", formats=("w4a16-int",), place="rocm", targets=("gfx1100",), outputs=8),
+    Rule(
+        kernel="RDNAHybridW4A16",
+        formats=("w4a16-int",),
+        place="rocm",
+        targets=("gfx11", "gfx120"),
+        groups=(32, 64, 128),
+        inputs=16,
+    ),
     Rule(kernel="TritonW4A16", formats=("w4a16-int",), place="rocm", groups=(32, 64, 128, 256), outputs=8),
     Rule(kernel="EmulationNvFp4", formats=("nvfp4",), place="rocm", native=False, note=_SLOW),
     Rule(
@@ -156,7 +168,7 @@ def judge(name: str, scheme: Scheme | None, layers: Sequence[Matrix], capability
         return Verdict(runs="unknown", why="the device's compute capability is not known", sure=False)
     place, generation = _place(capability)
     rows = [row for row in RULES if name in row.formats and row.place == place]
-    usable = [row for row in rows if row.lowest <= generation <= row.highest]
+    usable = [row for row in rows if row.lowest <= generation <= row.highest and _is_target(row, capability)]
     if not usable:
         return Verdict(runs="no", why=_nowhere(name, capability, rows))
     if overflows(name, capability):
@@ -171,13 +183,17 @@ def overflows(name: str, capability: str | None) -> bool:
 
 
 def _place(capability: str) -> tuple[Place, int]:
-    """`8.6` is 86 of CUDA, `gfx942` 942 of ROCm, `avx2` a step of processors."""
+    """`8.6` is 86 of CUDA, `avx2` a step of processors; ROCm's devices have names instead (`targets`)."""
     if capability in _STEPS:
         return "cpu", _STEPS[capability]
     if capability.startswith("gfx"):
-        return "rocm", int(capability.removeprefix("gfx"))
+        return "rocm", 0
     major, _, minor = capability.partition(".")
     return "cuda", 10 * int(major) + int(minor or 0)
+
+
+def _is_target(row: Rule, capability: str) -> bool:
+    return not row.targets or capability.startswith(row.targets)
 
 
 def _nowhere(name: str, capability: str, rows: Sequence[Rule]) -> str:
@@ -186,6 +202,9 @@ def _nowhere(name: str, capability: str, rows: Sequence[Rule]) -> str:
         return f"vLLM has no kernel for {name} on such devices ({capability})"
     if rows[0].place == "cpu":
         return f"vLLM has no kernel for {name} on processors without AVX-512"
+    if rows[0].place == "rocm":
+        targets = " or ".join(dict.fromkeys(target for row in rows for target in row.targets))
+        return f"vLLM's kernels for {name} need an AMD device of {targets}, and this one is {capability}"
     low, high = min(row.lowest for row in rows), max(row.highest for row in rows)
     least = f"from {low / 10:.1f}" + ("" if high == 999 else f" and below {(high + 1) / 10:.1f}")
     least = f"of {low / 10:.1f} only" if low == high else least

@@ -104,10 +104,10 @@ class Study(Part):
                 raise ValueError(f"{what} `{twice[0]}` is listed twice; give each its own name")
         if BASELINE not in [f.name for f in self.formats]:
             raise ValueError(f"formats must include `{BASELINE}`: every recovery and saving is against it")
-        loads = [entry.load() for entry in self.loads]
-        again = next((load for load in loads if loads.count(load) > 1), None)
+        loads = [entry.load().name for entry in self.loads]  # by which all rows are told apart
+        again = next((name for name in loads if loads.count(name) > 1), None)
         if again is not None:
-            raise ValueError(f"load `{again.name}` is listed twice")
+            raise ValueError(f"load `{again}` is listed twice")
         self.check_counted(self.constraints.recovery_of)
         self.check_available(self.constraints.available)
         odd = next((name for name in self.traffic if name not in [u.name for u in self.use_cases]), None)

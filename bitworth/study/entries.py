@@ -267,6 +267,8 @@ class LoadEntry(Part):
         if (self.kind == "sweep") != limited:
             need = "needs a limit" if self.kind == "sweep" else "takes no limits"
             raise ValueError(f"load `{self.kind}` {need} (max_first_token_s, max_inter_token_s, max_latency_s)")
+        if self.streams is not None and self.kind != "throughput":
+            raise ValueError(f"load `{self.kind}` takes no streams; requests at once are those of `throughput`")
         return self
 
     def load(self) -> Load:
@@ -291,7 +293,7 @@ class HardwareEntry(Part):
     processors: Count | None = None
     clock_ghz: float | None = Field(None, gt=0)
     link_gb_s: float | None = Field(None, gt=0)
-    capability: str | None = Field(None, pattern=r"^\d+\.\d$|^gfx\d+$")
+    capability: str | None = Field(None, pattern=r"^\d+\.\d$|^gfx\d{2,3}[0-9a-f]$")
 
     @model_validator(mode="after")
     def _known(self) -> HardwareEntry:

@@ -73,9 +73,14 @@ class Load:
 
     @property
     def name(self) -> str:
-        """`synchronous`, `throughput`, `constant@4`, `poisson@4`, `sweep (p95 of first token <= 0.5 s)`, `trace`."""
+        """`throughput (8 streams)`, `constant@4`, `sweep (p95 of first token <= 0.5 s)`, or the kind alone.
+
+        Loads that ask for different things have different names: rows of a study are told apart by them.
+        """
         if self.limits is not None:
             return f"{self.kind} ({self.limits.words})"
+        if self.kind == "throughput" and self.streams is not None:
+            return f"{self.kind} ({self.streams} stream{'s' if self.streams > 1 else ''})"
         return self.kind if self.rate is None else f"{self.kind}@{self.rate:g}"
 
 
