@@ -14,6 +14,7 @@ from typing import Any
 
 from bitworth import fingerprint, sources, tasks
 from bitworth.engines import NAMES as ENGINES
+from bitworth.engines import is_url
 from bitworth.engines.schedule import loop_of
 from bitworth.errors import BitworthError
 from bitworth.hardware import machine
@@ -232,12 +233,14 @@ def evaluate_cell(
     batch: tuple[int, int] | None = None,
     engine: str = "torch",
     unsafe: bool = False,
+    compared: bool = False,
     repeat: int = 0,
 ) -> Cell:
     """One task's questions put to one checkpoint.
 
     With `batch` that stretch of their seeded order (`tasks.load`); with `unsafe` programs that the model writes run
-    even where nothing isolates them. From `repeat` 1 on it is the same asked again, for the engine's noise.
+    even where nothing isolates them. What is `compared` with another model's answers comes, at a URL, from the model
+    of the folder's name alone. From `repeat` 1 on it is the same asked again, for the engine's noise.
     """
     if batch is not None:
         spec = replace(spec, limit=None)
@@ -256,6 +259,8 @@ def evaluate_cell(
     if batch is not None:
         inputs["batch"] = list(batch)
         title = f"{spec.name} from question {batch[0] + 1} on, {subject.format}"
+    if compared and is_url(engine):
+        inputs["by_name"] = True
     if repeat:
         inputs["repeat"] = repeat
         title = f"{title}, asked again ({repeat + 1})"
@@ -263,11 +268,18 @@ def evaluate_cell(
 
 
 def repeated_cells(
-    subject: Subject, spec: TaskSpec, data: Path | None, found: str, *, engine: str = "torch", unsafe: bool = False
+    subject: Subject,
+    spec: TaskSpec,
+    data: Path | None,
+    found: str,
+    *,
+    engine: str = "torch",
+    unsafe: bool = False,
+    compared: bool = False,
 ) -> list[Cell]:
     """One task's questions put to one checkpoint as often as the spec says."""
     return [
-        evaluate_cell(subject, spec, data, found, engine=engine, unsafe=unsafe, repeat=repeat)
+        evaluate_cell(subject, spec, data, found, engine=engine, unsafe=unsafe, compared=compared, repeat=repeat)
         for repeat in range(spec.repeats or 1)
     ]
 
@@ -366,8 +378,12 @@ def evaluation_cells(
     """
     asked = evaluation_inputs(specs, data, note=note, partly=True)
     both = [baseline, subject] if baseline is not None else [subject]
+    compared = baseline is not None
     cells = [
-        cell for who in both for entry in asked for cell in repeated_cells(who, *entry, engine=engine, unsafe=unsafe)
+        cell
+        for who in both
+        for entry in asked
+        for cell in repeated_cells(who, *entry, engine=engine, unsafe=unsafe, compared=compared)
     ]
     if text is not None:
         file = sources.resolve_file(text, "divergence text", note=note)

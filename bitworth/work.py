@@ -156,7 +156,8 @@ def _evaluate(cell: Cell, root: Path, tell: Tell) -> dict[str, Any]:
     )
     prompts = asdict(check_prompts(loaded, tokenizer, context_tokens(checkpoint, tokenizer)))
     loaded = _part_of(loaded, cell.where.get("part"))
-    with _engine(cell.where.get("engine"), checkpoint, loaded, cell.inputs.get("device")) as model:
+    named = cell.inputs.get("by_name", False)
+    with _engine(cell.where.get("engine"), checkpoint, loaded, cell.inputs.get("device"), by_name=named) as model:
         answers = answer_questions(model, loaded, progress=tell)
     found = {"answers": [asdict(a) for a in answers], "task": dict(loaded.facts), "facts": asdict(model.facts)}
     return {**found, "prompts": prompts}
@@ -173,7 +174,7 @@ def _part_of(loaded: Loaded | LoadedOpen, part: str | None) -> Loaded | LoadedOp
 
 @contextmanager
 def _engine(
-    name: str | None, checkpoint: Path, task: Loaded | LoadedOpen, device: str | None
+    name: str | None, checkpoint: Path, task: Loaded | LoadedOpen, device: str | None, *, by_name: bool = False
 ) -> Iterator[TorchModel | Completer]:
     """The exact engine (no name), or another, which can only write.
 
@@ -192,7 +193,8 @@ def _engine(
     _models.clear()  # a server should have the memory to itself
     tokenizer = load_tokenizer(checkpoint)
     longest = max(len(encode_prompt(tokenizer, question.prompt)) for question in task.questions)
-    with open_completer(name, checkpoint, context_tokens=longest + task.sampling.max_tokens) as completer:
+    room = longest + task.sampling.max_tokens
+    with open_completer(name, checkpoint, context_tokens=room, by_name=by_name) as completer:
         yield completer
 
 

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from aiohttp import web
+from test_http import served
 from test_tasks import arc_row, write_jsonl
 
 from bitworth import cli, running, tasks
 from bitworth.cli import tasks as cli_tasks
 from bitworth.cli.console import guarded
+from bitworth.engines.fake import FakeServer
 from bitworth.planning import ABSENT
 from bitworth.study import parse_study
 from bitworth.types import Answer
@@ -145,3 +149,60 @@ def test_recoveries_of_a_suite_are_of_what_is_above_chance() -> None:
     assert row["task"] == "leaderboard-v2"
     low, high = row["ci95_pct"]
     assert low < row["recovery_pct"] < high
+
+
+def another(model: Path, tmp_path: Path) -> Path:
+    """A model with other contents than that one's."""
+    folder = tmp_path / "other"
+    shutil.copytree(model, folder)
+    (folder / "special_tokens_map.json").write_text(json.dumps({"unk_token": "other"}))
+    return folder
+
+
+class Right(FakeServer):
+    """Knows the answer."""
+
+    def _whole(self, asked: dict[str, Any]) -> web.Response:
+        return web.json_response({"choices": [{"index": 0, "text": "C", "finish_reason": "stop"}]})
+
+
+def test_two_models_are_not_compared_on_a_server_that_has_one(
+    call: Run, tiny_llama: Path, data: Path, tmp_path: Path
+) -> None:
+    """It would answer for both, and recovery would be 100 %."""
+    other = another(tiny_llama, tmp_path)
+    asked = ("--task", "arc_challenge_llama", "--limit", "2", "--data", data, "--against", other)
+    with served(FakeServer(models=(tiny_llama.name,))) as url:
+        code, out, err = call("evaluate", tiny_llama, *asked, "--engine", url)
+    assert (code, out) == (2, "")
+    assert f"serves {tiny_llama.name} and nothing called other" in " ".join(err.split())
+    assert "compare the two folders with `bitworth diff`" in " ".join(err.split())
+
+
+def test_models_that_are_compared_are_asked_by_their_names(
+    call: Run, tiny_llama: Path, data: Path, tmp_path: Path
+) -> None:
+    other = another(tiny_llama, tmp_path)
+    server = FakeServer(models=("other", tiny_llama.name))
+    asked = ("--task", "arc_challenge_llama", "--limit", "2", "--data", data, "--against", other)
+    with served(server) as url:
+        code, out, _ = call("evaluate", tiny_llama, *asked, "--engine", url, "--json")
+    assert code == 0
+    assert {row["checkpoint"]: row["served"] for row in json.loads(out)["tasks"]} == {"baseline": None, "model": None}
+    assert [asked["model"] for asked in server.requests].count("other") == 2
+    assert [asked["model"] for asked in server.requests].count(tiny_llama.name) == 2
+
+
+def test_a_served_model_of_another_name_is_warned_of(call: Run, tiny_llama: Path, data: Path, tmp_path: Path) -> None:
+    """Alone it is taken; what two such runs kept can be compared, as the refusal above advises."""
+    asked = ("--task", "arc_challenge_llama", "--limit", "2", "--data", data)
+    folders = [tmp_path / name for name in ("one", "two")]
+    with served(Right()) as url:
+        for folder in folders:
+            code, out, err = call("evaluate", tiny_llama, *asked, "--engine", url, "--out", folder, "--json")
+            assert code == 0
+            assert [row["served"] for row in json.loads(out)["tasks"]] == ["fake"]
+            assert "serves fake, which is not called as the checkpoint's folder" in " ".join(err.split())
+    code, out, _ = call("diff", *folders, "--json")
+    assert code == 0
+    assert [row["task"] for row in json.loads(out)["scores"]] == ["arc_challenge_llama"]

@@ -29,7 +29,7 @@ from bitworth.cli.tasks import (
     task_figures,
     task_tables,
 )
-from bitworth.cli.written import sampled, written_figures
+from bitworth.cli.written import check_compared, sampled, served_words, written_figures
 from bitworth.errors import BitworthError, WorkFailed
 from bitworth.execute.local import LocalExecutor
 from bitworth.ledger import Ledger, key_of, revive
@@ -137,6 +137,7 @@ def evaluate(
         unsafe=unsafe_code_execution,
         note=terminal.note,
     )
+    check_compared(engine, subject, baseline, cells, out)
     fresh = out is None or any(Ledger(out).get(cell) is None for cell in cells if cell.kind == "evaluate")
     soon = specs and fresh and engine == "torch"
     with closing(LocalExecutor(partial(get_ready, Path(subject.path)) if soon else None)) as executor:
@@ -153,6 +154,8 @@ def evaluate(
     document["seconds"] = round(time.monotonic() - began, 2)
     if show:
         document["shown"] = first_answers(results, specs, show)
+    for line in served_words(document["tasks"], engine):
+        terminal.note(line)
     terminal.answer(document, lambda: _evaluation_table(document))
     if missing:
         raise typer.Exit(WorkFailed.exit_code)  # the document says what is missing
@@ -181,6 +184,7 @@ def _evaluation(
             answers[cell.format] += found
             row = {"task": found[0].task, "checkpoint": cell.format}
             row |= task_figures(found[0].task, found, result["task"]) | written_figures(result["task"])
+            row["served"] = result.get("facts", {}).get("served")
             document["tasks"].append(row | {"prompts": result.get("prompts")})
         elif cell.format == "model":
             document |= asdict(revive(Divergence, result["divergence"]))
