@@ -162,7 +162,7 @@ def another(model: Path, tmp_path: Path) -> Path:
 class Right(FakeServer):
     """Knows the answer."""
 
-    def _whole(self, asked: dict[str, Any]) -> web.Response:
+    def _whole(self, _: dict[str, Any]) -> web.Response:
         return web.json_response({"choices": [{"index": 0, "text": "C", "finish_reason": "stop"}]})
 
 
@@ -206,3 +206,23 @@ def test_a_served_model_of_another_name_is_warned_of(call: Run, tiny_llama: Path
     code, out, _ = call("diff", *folders, "--json")
     assert code == 0
     assert [row["task"] for row in json.loads(out)["scores"]] == ["arc_challenge_llama"]
+
+
+def test_asking_until_settled_takes_the_engine_and_refuses_what_it_does_not_show(
+    call: Run, tiny_llama: Path, data: Path, tmp_path: Path
+) -> None:
+    other = another(tiny_llama, tmp_path)
+    asked = ("--task", "arc_challenge_llama", "--data", data, "--against", other, "--until-settled")
+    code, _, err = call("evaluate", tiny_llama, *asked, "--show", "1")
+    assert code == 2
+    assert "--show in a run of its own" in " ".join(err.split())
+    server = Right(models=("other", tiny_llama.name))
+    with served(server) as url:
+        code, out, _ = call("evaluate", tiny_llama, *asked, "--engine", url, "--json")
+    assert code == 0
+    assert len(server.requests) == 2 * 30
+    assert json.loads(out)["settlements"][0]["verdict"] == "holds"
+    with served(FakeServer()) as url:
+        code, _, err = call("evaluate", tiny_llama, *asked, "--engine", url)
+    assert code == 2
+    assert "serves fake and nothing called other" in " ".join(err.split())

@@ -100,10 +100,8 @@ def evaluate(
         raise BitworthError("There is nothing to evaluate; name a task with --task, or a text with --text.")
     if similarity and (against is None or until_settled):
         raise BitworthError("--similarity compares what is written with what --against BASELINE writes, in one run.")
-    if repeats > 1 and until_settled:
-        raise BitworthError(
-            "--until-settled asks each question once; measure noise with --repeats in a run of its own."
-        )
+    if until_settled:
+        _check_settling(text, repeats, show)
     from bitworth import planning, sources
     from bitworth import tasks as task_registry
     from bitworth.similarity import check_measures
@@ -119,10 +117,18 @@ def evaluate(
     subject = planning.checkpoint_subject(model, "model", note=terminal.note)
     baseline = planning.checkpoint_subject(against, "baseline", note=terminal.note) if against else None
     if until_settled:
-        if text is not None:
-            raise BitworthError("--until-settled stops at a verdict on tasks; measure --text in a run of its own.")
         evaluate_until_settled(
-            terminal, subject, baseline, specs, data=data, min_recovery=min_recovery, about=about, batch=batch, out=out
+            terminal,
+            subject,
+            baseline,
+            specs,
+            data=data,
+            min_recovery=min_recovery,
+            about=about,
+            batch=batch,
+            engine=engine,
+            unsafe=unsafe_code_execution,
+            out=out,
         )
         return
     cells = planning.evaluation_cells(
@@ -137,8 +143,9 @@ def evaluate(
         unsafe=unsafe_code_execution,
         note=terminal.note,
     )
-    check_compared(engine, subject, baseline, cells, out)
     fresh = out is None or any(Ledger(out).get(cell) is None for cell in cells if cell.kind == "evaluate")
+    if fresh:
+        check_compared(engine, subject, baseline)
     soon = specs and fresh and engine == "torch"
     with closing(LocalExecutor(partial(get_ready, Path(subject.path)) if soon else None)) as executor:
         if specs and (show or fresh) and not quiet:
@@ -159,6 +166,18 @@ def evaluate(
     terminal.answer(document, lambda: _evaluation_table(document))
     if missing:
         raise typer.Exit(WorkFailed.exit_code)  # the document says what is missing
+
+
+def _check_settling(text: str | None, repeats: int, show: int) -> None:
+    """Refuse what `--until-settled` does not do."""
+    if text is not None:
+        raise BitworthError("--until-settled stops at a verdict on tasks; measure --text in a run of its own.")
+    if repeats > 1:
+        raise BitworthError(
+            "--until-settled asks each question once; measure noise with --repeats in a run of its own."
+        )
+    if show:
+        raise BitworthError("--until-settled prints verdicts alone; look at prompts with --show in a run of its own.")
 
 
 def _evaluation(
