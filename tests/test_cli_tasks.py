@@ -144,7 +144,9 @@ def test_recoveries_of_a_suite_are_of_what_is_above_chance() -> None:
 
     both = {"baseline": answers(0), "model": answers(2)}
     averages = {row["checkpoint"]: row["average_pct"] for row in cli_tasks.suite_averages(["leaderboard-v2"], both)}
-    (row,) = cli_tasks.suite_recoveries(["leaderboard-v2"], both, 99.0)
+    ((row,), lacking) = cli_tasks.suite_recoveries(["leaderboard-v2", "code"], both, 99.0)
+    assert [one["task"] for one in lacking] == ["code"]
+    assert lacking[0]["cause"].startswith("It has no average without humaneval, mbpp")
     assert row["recovery_pct"] == pytest.approx(100 * averages["model"] / averages["baseline"])
     assert row["task"] == "leaderboard-v2"
     low, high = row["ci95_pct"]
@@ -226,3 +228,38 @@ def test_asking_until_settled_takes_the_engine_and_refuses_what_it_does_not_show
         code, _, err = call("evaluate", tiny_llama, *asked, "--engine", url)
     assert code == 2
     assert "serves fake and nothing called other" in " ".join(err.split())
+
+
+def test_a_model_that_failed_at_a_task_has_no_average_and_it_is_said(
+    call: Run, tiny_llama: Path, data: Path, tmp_path: Path
+) -> None:
+    """The server breaks down at the model's last task; the suite it was asked for has no recovery either."""
+    other = another(tiny_llama, tmp_path)
+    rows = [{"question": f"{at} - {at - 1} = ?", "answer": "It is. #### 1"} for at in range(5)]
+    write_jsonl(data / "gsm8k" / "test.jsonl", rows)
+    asked = ("--task", "arc_challenge_llama", "--task", "gsm8k_llama", "--shots", "0", "--limit", "2", "--data", data)
+    server = Breaks(models=("other", tiny_llama.name), after=6)
+    with served(server) as url:
+        wanted = ("evaluate", tiny_llama, *asked, "--against", other, "--engine", url)
+        code, out, _ = call(*wanted, "--task", "code", "--json")
+    document = json.loads(out)
+    assert code == 1
+    assert [row["task"] for row in document["recoveries"]] == ["arc_challenge_llama"]
+    causes = {row["task"]: row["cause"] for row in document["without_recovery"]}
+    assert causes["average"] == "The model did not answer gsm8k_llama, so its average would be over other tasks."
+    assert causes["code"].startswith("It has no average without humaneval, mbpp")
+
+
+class Breaks(Right):
+    """Answers so many requests, right, and no more."""
+
+    def __init__(self, *, models: tuple[str, ...], after: int) -> None:
+        super().__init__(models=models)
+        self.after = after
+
+    def _whole(self, asked: dict[str, Any]) -> web.Response:
+        if len(self.requests) > self.after:
+            return web.json_response({"error": {"message": "out of order"}}, status=500)
+        texts = ["The final answer is 1", "C"]
+        choice = {"index": 0, "text": texts[len(self.requests) <= 2 or len(self.requests) > 4], "finish_reason": "stop"}
+        return web.json_response({"choices": [choice]})

@@ -22,6 +22,7 @@ from bitworth.cli.tasks import (
     first_answers,
     likeness,
     look_at_prompts,
+    no_average,
     repeat_noise,
     run_cells,
     suite_averages,
@@ -216,7 +217,10 @@ def _evaluation(
             for name, verb in (("recoveries", compare), ("recoveries_by_group", compare_groups)):
                 pairs = verb(usable["baseline"], usable["model"], min_recovery_pct=min_recovery, format="model")
                 document[name] = [asdict(row) for row in pairs]
-            document["recoveries"] += suite_recoveries(asked, answers, min_recovery)
+            document["without_recovery"] += no_average(usable)
+        rows, lacking = suite_recoveries(asked, answers, min_recovery)
+        document["recoveries"] = document.get("recoveries", []) + rows
+        document["without_recovery"] += lacking
     return document
 
 
