@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +34,7 @@ from bitworth.types import (
     TaskSpec,
     UseCase,
 )
+from bitworth.versions import versions_of
 
 ABSENT = "absent"
 """In place of the fingerprint of rows that cannot be had."""
@@ -127,7 +127,7 @@ def quantize_cell(
         "recipe": asdict(recipe),
         "calibration": None,
         "allow_group_fallback": study.allow_group_fallback,
-        "versions": _versions("torch", "transformers"),
+        "versions": versions_of("torch", "transformers"),
     }
     where = {"model": baseline.path}
     if recipe.needs_calibration:
@@ -251,14 +251,16 @@ def evaluate_cell(
         "task": {name: value for name, value in asdict(spec).items() if name != "repeats"},
         "data": found,
         "engine": "torch, exact arithmetic" if exact else engine,
-        "versions": _versions("torch", "transformers", "lm_eval"),
+        "versions": versions_of("torch", "transformers", "lm_eval", *tasks.packages_of(spec.name), engine=engine),
     }
     where = {"checkpoint": subject.path} | ({"data": str(data.resolve())} if data else {})
-    where |= ({"unsafe": "yes"} if unsafe else {}) | ({} if exact else {"engine": engine})
+    where |= {} if exact else {"engine": engine}
     title = f"{spec.name} on {subject.format}"
     if batch is not None:
         inputs["batch"] = list(batch)
         title = f"{spec.name} from question {batch[0] + 1} on, {subject.format}"
+    if unsafe and tasks.runs_programs(spec.name):
+        inputs["unsafe"] = True  # such verdicts are no others' to use
     if compared and is_url(engine):
         inputs["by_name"] = True
     if repeat:
@@ -293,7 +295,7 @@ def diverge_cell(subject: Subject, baseline: Subject | None, text: Path, window:
         "text": fingerprint.of_file(text),
         "window": window,
         "windows": windows,
-        "versions": _versions("torch", "transformers"),
+        "versions": versions_of("torch", "transformers"),
     }
     where = {"checkpoint": subject.path, "text": str(text.resolve())}
     if reference is not None:
@@ -326,7 +328,7 @@ def benchmark_cell(
         "engine": engine,
         "requests": requests,
         "machine": dict(place or machine()),
-        "versions": _versions("torch", "transformers"),
+        "versions": versions_of("torch", "transformers"),
     }
     where = {"checkpoint": subject.path}
     if trace is not None:
@@ -414,7 +416,3 @@ def check_engine(study: Study) -> None:
             f"engine '{study.engine}': a study runs {known}, which load each format in turn; time a server that "
             "is running already with `bitworth benchmark CHECKPOINT --engine URL`."
         )
-
-
-def _versions(*packages: str) -> dict[str, str]:
-    return {name: version(name) for name in ("bitworth", *packages)}

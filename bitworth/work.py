@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import partial
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +22,7 @@ from bitworth.hardware import machine
 from bitworth.ledger import Ledger, revive
 from bitworth.planning import calibration_of, workload_of
 from bitworth.types import Cell, Load, QuantizeResult, Recipe, TaskSpec
+from bitworth.versions import installed
 
 if TYPE_CHECKING:
     from bitworth.engines.generator import Completer
@@ -52,10 +52,7 @@ def _check_versions(cell: Cell) -> None:
         BitworthError: a package of another version, or none.
     """
     for name, wanted in cell.inputs.get("versions", {}).items():
-        try:
-            here = version(name)
-        except PackageNotFoundError:
-            here = "none"
+        here = installed(name)
         if here != wanted:
             raise BitworthError(
                 f"This worker has {name} {here}, but the study was planned with {name} {wanted}; install the same "
@@ -151,7 +148,7 @@ def _evaluate(cell: Cell, root: Path, tell: Tell) -> dict[str, Any]:
         folder,
         batch=stretch,
         chat=chat,
-        unsafe="unsafe" in cell.where,
+        unsafe=cell.inputs.get("unsafe", False),
         measure=lambda text: len(tokenizer.encode(text)),
     )
     prompts = asdict(check_prompts(loaded, tokenizer, context_tokens(checkpoint, tokenizer)))

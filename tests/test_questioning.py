@@ -175,8 +175,8 @@ def test_words_of_an_open_and_of_an_exhausted_settlement() -> None:
 
 
 def test_batches_are_written_by_the_engine_that_was_asked_for(tmp_path: Path) -> None:
-    respondent = Respondent({"t": 60}, {"baseline": set(), "model": set()})
-    spec = TaskSpec(name="t")
+    respondent = Respondent({"mbpp": 60}, {"baseline": set(), "model": set()})
+    spec = TaskSpec(name="mbpp")
     questioning = Questioning(specs=[spec], min_recovery_pct=99.0)
     ask_until_settled(
         Ledger(tmp_path),
@@ -189,7 +189,5 @@ def test_batches_are_written_by_the_engine_that_was_asked_for(tmp_path: Path) ->
         executor=respondent,
     )
     assert {cell.inputs["engine"] for cell in respondent.cells} == {"http://localhost:1"}
-    assert {(cell.where["engine"], cell.where["unsafe"]) for cell in respondent.cells} == {
-        ("http://localhost:1", "yes")
-    }
-    assert all(cell.inputs["by_name"] for cell in respondent.cells)
+    assert {cell.where["engine"] for cell in respondent.cells} == {"http://localhost:1"}
+    assert all(cell.inputs["by_name"] and cell.inputs["unsafe"] for cell in respondent.cells)

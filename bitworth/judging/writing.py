@@ -10,6 +10,7 @@ from typing import Any
 from bitworth.judging.files import Texts
 from bitworth.ledger import Ledger, canonical
 from bitworth.types import Cell, Message, Prompt, Sampling
+from bitworth.versions import versions_of
 
 BATCH = 16
 """Questions a cell."""
@@ -44,7 +45,12 @@ def write_answers(
     """
     items = list(questions)
     batches = [items[at : at + BATCH] for at in range(0, len(items), BATCH)]
-    how = {"engine": engine, "max_tokens": max_tokens} | ({"by_name": True} if by_name else {})
+    how = {
+        "engine": engine,
+        "max_tokens": max_tokens,
+        "versions": versions_of("torch", "transformers", engine=engine),
+        **({"by_name": True} if by_name else {}),
+    }
     cells = [_cell(checkpoint, identity, {item: questions[item] for item in batch}, how) for batch in batches]
     missing = [(cell, batch) for cell, batch in zip(cells, batches, strict=True) if not ledger.done(cell)]
     if missing:
