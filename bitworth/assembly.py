@@ -12,7 +12,7 @@ from typing import Any
 
 from bitworth.apart import differing, likenesses
 from bitworth.benchmarking import cost_of
-from bitworth.columns import recover_suite
+from bitworth.columns import recover_suites
 from bitworth.errors import BitworthError, WorkFailed
 from bitworth.evaluation import compare, compare_groups, unfit_because
 from bitworth.hardware import LOCAL, is_this_machine
@@ -23,7 +23,6 @@ from bitworth.recommendation import Effort, mix_costs, recommend
 from bitworth.statistics import noise_of
 from bitworth.study import Study, parse_study
 from bitworth.types import (
-    AVERAGE,
     BASELINE,
     Answer,
     Cell,
@@ -150,26 +149,23 @@ def recoveries_of(answers: Answers, least_pct: float) -> tuple[tuple[Recovery, .
     usable = {task: rows for task, rows in baseline.items() if causes[task] is None}
     found: list[Recovery] = []
     for format, tasks in answers.items():
-        common = [task for task in usable if task in tasks]
-        if common:
-            pairs = [[answer for task in common for answer in side[task]] for side in (usable, tasks)]
-            compared = compare(*pairs, min_recovery_pct=least_pct, format=format)
-            whole = len(common) == len(usable)
-            found += [row for row in compared if whole or row.task != AVERAGE]
+        own = {task: tasks[task] for task in usable if task in tasks}
+        if own:
+            sides = [[answer for rows in side.values() for answer in rows] for side in (usable, own)]
+            found += compare(*sides, min_recovery_pct=least_pct, format=format)
     return tuple(found), unfit
 
 
 def suites_of(answers: Answers, suites: Sequence[str], least_pct: float) -> tuple[tuple[Recovery, ...], list[Missing]]:
     """Recovery of every suite that the study names, by format; and the averages that cannot be had, and why."""
     baseline, answers = _split(answers)
-    found, lacking = [], []
-    for suite in suites:
-        for format, tasks in answers.items():
-            try:
-                found.append(recover_suite(suite, baseline, tasks, min_recovery_pct=least_pct, format=format))
-            except BitworthError as error:
-                lacking.append(Missing(title=f"recovery of {format} on {suite}", cause=str(error)))
-    return tuple(found), lacking
+    found: list[Recovery] = []
+    lacking: list[Missing] = []
+    for format, tasks in answers.items():
+        rows, causes = recover_suites(suites, baseline, tasks, min_recovery_pct=least_pct, format=format)
+        found += rows
+        lacking += [Missing(title=f"recovery of {format} on {suite}", cause=cause) for suite, cause in causes.items()]
+    return tuple(sorted(found, key=lambda row: suites.index(row.task))), lacking
 
 
 def noise_rows(results: Results) -> tuple[Noise, ...]:

@@ -61,6 +61,20 @@ def average_suite(suite: str, checkpoint: str, answers: ByTask) -> SuiteAverage:
     )
 
 
+def recover_suites(
+    suites: Sequence[str], baseline: ByTask, quantized: ByTask, *, min_recovery_pct: float, format: str
+) -> tuple[list[Recovery], dict[str, str]]:
+    """Recovery of every suite that has one, and by suite why the others have none."""
+    rows: list[Recovery] = []
+    causes: dict[str, str] = {}
+    for suite in suites:
+        try:
+            rows.append(recover_suite(suite, baseline, quantized, min_recovery_pct=min_recovery_pct, format=format))
+        except BitworthError as error:
+            causes[suite] = str(error)
+    return rows, causes
+
+
 def recover_suite(suite: str, baseline: ByTask, quantized: ByTask, *, min_recovery_pct: float, format: str) -> Recovery:
     """Recovery of a suite's average, its columns' errors added up as those of independent samples.
 

@@ -143,6 +143,7 @@ def compare(
 ) -> list[Recovery]:
     """Recovery of every task both answered, paired item by item, then of the plain mean over tasks (`average`).
 
+    There is no `average` where the quantized model lacks a task of the baseline's: it would be over other tasks.
     Where answers name clusters, these are the sample, not the questions. Verdicts are each row's own; `p_holm` is
     adjusted over the tasks.
 
@@ -157,7 +158,8 @@ def compare(
     """
     pairs = _pairs(baseline, quantized, format)
     rows = [_of_task(task, format, pair, min_recovery_pct) for task, pair in pairs.items()]
-    rows = [*_adjusted(rows), _mean(AVERAGE, format, pairs, min_recovery_pct)]
+    whole = pairs.keys() >= {answer.task for answer in baseline}
+    rows = [*_adjusted(rows), *([_mean(AVERAGE, format, pairs, min_recovery_pct)] if whole else [])]
     return [_over_groups(row, pairs) for row in rows]
 
 

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from bitworth import fingerprint, sources, tasks
 from bitworth.engines import NAMES as ENGINES
+from bitworth.engines import is_url
 from bitworth.engines.schedule import loop_of
 from bitworth.errors import BitworthError
 from bitworth.hardware import machine
@@ -35,6 +35,7 @@ from bitworth.types import (
     TaskSpec,
     UseCase,
 )
+from bitworth.versions import versions_of
 
 RATED = ("throughput", "constant", "poisson")
 """Loads of several requests at once, other than sweeps and traces."""
@@ -129,7 +130,7 @@ def quantize_cell(
         "recipe": asdict(recipe),
         "calibration": None,
         "allow_group_fallback": study.allow_group_fallback,
-        "versions": _versions("torch", "transformers"),
+        "versions": versions_of("torch", "transformers"),
     }
     where = {"model": baseline.path}
     if recipe.needs_calibration:
@@ -235,12 +236,14 @@ def evaluate_cell(
     batch: tuple[int, int] | None = None,
     engine: str = "torch",
     unsafe: bool = False,
+    compared: bool = False,
     repeat: int = 0,
 ) -> Cell:
     """One task's questions put to one checkpoint.
 
     With `batch` that stretch of their seeded order (`tasks.load`); with `unsafe` programs that the model writes run
-    even where nothing isolates them. From `repeat` 1 on it is the same asked again, for the engine's noise.
+    even where nothing isolates them. What is `compared` with another model's answers comes, at a URL, from the model
+    of the folder's name alone. From `repeat` 1 on it is the same asked again, for the engine's noise.
     """
     if batch is not None:
         spec = replace(spec, limit=None)
@@ -251,14 +254,18 @@ def evaluate_cell(
         "task": {name: value for name, value in asdict(spec).items() if name != "repeats"},
         "data": found,
         "engine": "torch, exact arithmetic" if exact else engine,
-        "versions": _versions("torch", "transformers", "lm_eval"),
+        "versions": versions_of("torch", "transformers", "lm_eval", *tasks.packages_of(spec.name), engine=engine),
     }
     where = {"checkpoint": subject.path} | ({"data": str(data.resolve())} if data else {})
-    where |= ({"unsafe": "yes"} if unsafe else {}) | ({} if exact else {"engine": engine})
+    where |= {} if exact else {"engine": engine}
     title = f"{spec.name} on {subject.format}"
     if batch is not None:
         inputs["batch"] = list(batch)
         title = f"{spec.name} from question {batch[0] + 1} on, {subject.format}"
+    if unsafe and tasks.runs_programs(spec.name):
+        inputs["unsafe"] = True  # such verdicts are no others' to use
+    if compared and is_url(engine):
+        inputs["by_name"] = True
     if repeat:
         inputs["repeat"] = repeat
         title = f"{title}, asked again ({repeat + 1})"
@@ -266,11 +273,18 @@ def evaluate_cell(
 
 
 def repeated_cells(
-    subject: Subject, spec: TaskSpec, data: Path | None, found: str, *, engine: str = "torch", unsafe: bool = False
+    subject: Subject,
+    spec: TaskSpec,
+    data: Path | None,
+    found: str,
+    *,
+    engine: str = "torch",
+    unsafe: bool = False,
+    compared: bool = False,
 ) -> list[Cell]:
     """One task's questions put to one checkpoint as often as the spec says."""
     return [
-        evaluate_cell(subject, spec, data, found, engine=engine, unsafe=unsafe, repeat=repeat)
+        evaluate_cell(subject, spec, data, found, engine=engine, unsafe=unsafe, compared=compared, repeat=repeat)
         for repeat in range(spec.repeats or 1)
     ]
 
@@ -284,7 +298,7 @@ def diverge_cell(subject: Subject, baseline: Subject | None, text: Path, window:
         "text": fingerprint.of_file(text),
         "window": window,
         "windows": windows,
-        "versions": _versions("torch", "transformers"),
+        "versions": versions_of("torch", "transformers"),
     }
     where = {"checkpoint": subject.path, "text": str(text.resolve())}
     if reference is not None:
@@ -317,7 +331,7 @@ def benchmark_cell(
         "engine": engine,
         "requests": requests,
         "machine": dict(place or machine()),
-        "versions": _versions("torch", "transformers"),
+        "versions": versions_of("torch", "transformers"),
     }
     where = {"checkpoint": subject.path}
     if trace is not None:
@@ -371,8 +385,12 @@ def evaluation_cells(
     """
     asked = evaluation_inputs(specs, data, note=note, partly=True)
     both = [baseline, subject] if baseline is not None else [subject]
+    compared = baseline is not None
     cells = [
-        cell for who in both for entry in asked for cell in repeated_cells(who, *entry, engine=engine, unsafe=unsafe)
+        cell
+        for who in both
+        for entry in asked
+        for cell in repeated_cells(who, *entry, engine=engine, unsafe=unsafe, compared=compared)
     ]
     if text is not None:
         file = sources.resolve_file(text, "divergence text", note=note)
@@ -403,7 +421,3 @@ def check_engine(study: Study) -> None:
             f"engine '{study.engine}': a study runs {known}, which load each format in turn; time a server that "
             "is running already with `bitworth benchmark CHECKPOINT --engine URL`."
         )
-
-
-def _versions(*packages: str) -> dict[str, str]:
-    return {name: version(name) for name in ("bitworth", *packages)}

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +130,8 @@ def ask_until_settled(
     questioning: Questioning,
     *,
     batch: int = 64,
+    engine: str = "torch",
+    unsafe: bool = False,
     executor: Executor | None = None,
     watcher: Watcher | None = None,
     note: Note = silent,
@@ -142,6 +145,8 @@ def ask_until_settled(
         candidate: the checkpoint to judge.
         questioning: what is to be settled; it is filled and returned.
         batch: questions a task between two looks.
+        engine: what writes (`engines.open_completer`).
+        unsafe: run programs that a model writes even where nothing isolates them.
         executor: where cells run; in a local worker process unless given.
         watcher: told how the cells fare.
         note: told what happens besides.
@@ -154,10 +159,8 @@ def ask_until_settled(
         start, stop = 0, min([batch, *(spec.limit for spec, _, _ in asked if spec.limit is not None)])
         while True:
             open_ = [entry for entry in asked if not start or start < questioning.sizes[entry[0].name]]
-            pairs = [
-                tuple(evaluate_cell(who, *entry, batch=(start, stop)) for who in (baseline, candidate))
-                for entry in open_
-            ]
+            ask = partial(evaluate_cell, batch=(start, stop), engine=engine, unsafe=unsafe, compared=True)
+            pairs = [tuple(ask(who, *entry) for who in (baseline, candidate)) for entry in open_]
             yield tuple(cell for pair in pairs for cell in pair)
             for (spec, _, _), pair in zip(open_, pairs, strict=True):
                 questioning.add(spec, *(_result(ledger, cell) for cell in pair))

@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import partial
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +22,7 @@ from bitworth.hardware import machine
 from bitworth.ledger import Ledger, revive
 from bitworth.planning import calibration_of, workload_of
 from bitworth.types import Cell, Load, QuantizeResult, Recipe, TaskSpec
+from bitworth.versions import installed
 
 if TYPE_CHECKING:
     from bitworth.engines.generator import Completer
@@ -52,10 +52,7 @@ def _check_versions(cell: Cell) -> None:
         BitworthError: a package of another version, or none.
     """
     for name, wanted in cell.inputs.get("versions", {}).items():
-        try:
-            here = version(name)
-        except PackageNotFoundError:
-            here = "none"
+        here = installed(name)
         if here != wanted:
             raise BitworthError(
                 f"This worker has {name} {here}, but the study was planned with {name} {wanted}; install the same "
@@ -151,12 +148,13 @@ def _evaluate(cell: Cell, root: Path, tell: Tell) -> dict[str, Any]:
         folder,
         batch=stretch,
         chat=chat,
-        unsafe="unsafe" in cell.where,
+        unsafe=cell.inputs.get("unsafe", False),
         measure=lambda text: len(tokenizer.encode(text)),
     )
     prompts = asdict(check_prompts(loaded, tokenizer, context_tokens(checkpoint, tokenizer)))
     loaded = _part_of(loaded, cell.where.get("part"))
-    with _engine(cell.where.get("engine"), checkpoint, loaded, cell.inputs.get("device")) as model:
+    named = cell.inputs.get("by_name", False)
+    with _engine(cell.where.get("engine"), checkpoint, loaded, cell.inputs.get("device"), by_name=named) as model:
         answers = answer_questions(model, loaded, progress=tell)
     found = {"answers": [asdict(a) for a in answers], "task": dict(loaded.facts), "facts": asdict(model.facts)}
     return {**found, "prompts": prompts}
@@ -173,7 +171,7 @@ def _part_of(loaded: Loaded | LoadedOpen, part: str | None) -> Loaded | LoadedOp
 
 @contextmanager
 def _engine(
-    name: str | None, checkpoint: Path, task: Loaded | LoadedOpen, device: str | None
+    name: str | None, checkpoint: Path, task: Loaded | LoadedOpen, device: str | None, *, by_name: bool = False
 ) -> Iterator[TorchModel | Completer]:
     """The exact engine (no name), or another, which can only write.
 
@@ -192,7 +190,8 @@ def _engine(
     _models.clear()  # a server should have the memory to itself
     tokenizer = load_tokenizer(checkpoint)
     longest = max(len(encode_prompt(tokenizer, question.prompt)) for question in task.questions)
-    with open_completer(name, checkpoint, context_tokens=longest + task.sampling.max_tokens) as completer:
+    room = longest + task.sampling.max_tokens
+    with open_completer(name, checkpoint, context_tokens=room, by_name=by_name) as completer:
         yield completer
 
 

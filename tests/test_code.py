@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import itertools
 import json
+import textwrap
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from hypothesis import given
@@ -23,7 +25,7 @@ from bitworth.errors import BitworthError
 from bitworth.ledger import revive
 from bitworth.sandbox import rooms
 from bitworth.study import Study
-from bitworth.tasks import programs
+from bitworth.tasks import programs, rows
 from bitworth.tasks.base import LoadedOpen
 from bitworth.tasks.code import CODE, sampling_of
 from bitworth.tasks.grading_code import pass_at_k
@@ -274,6 +276,31 @@ def test_mbpp_programs_are_judged_by_their_tests(data: Path, name: str) -> None:
     assert [answer.score for answer in ask(data, Writer(code), name=name, samples=1)] == [1.0] * 3
     wrong = ask(data, Writer(lambda prompt, number: code(prompt, number)[:-2] + "7)"), name=name, samples=1)
     assert [answer.score for answer in wrong] == [0.0] * 3
+
+
+def test_a_polynomial_is_not_solved_by_zeroing_it(shared: Path) -> None:
+    docs = rows.read(CODE["humaneval_plus"], None, "test", shared / "data")
+    row = next(row for row in docs if row["task_id"] == "HumanEval/32")
+    problem = programs.read_problem("humaneval", row, "test")
+    run = partial(sandbox.judge, check=problem.check, isolation=sandbox.isolation())
+    assert run(problem.prompt + row["canonical_solution"]).passed
+    assert not run("def find_zero(xs):\n    xs[:] = [0] * len(xs)\n    return 0.0\n").passed
+
+
+@pytest.mark.parametrize("style", ["humaneval", "mbpp"])
+def test_a_reference_that_runs_afterwards_gets_what_the_program_was_given(style: Literal["humaneval", "mbpp"]) -> None:
+    """As EvalPlus publishes tests whose expected result a solution of its own computes."""
+    loop = "for inp in [[[3, 1, 2]], [[2, 2]]]:\n    assertion({}(*inp), ref_func(*inp), 0)\n"
+    helpers = "def assertion(out, exp, atol):\n    assert out == exp\n\n\ndef ref_func(l):\n    return sorted(l)\n\n\n"
+    if style == "mbpp":
+        row = {**mbpp_row(1), "test_list": ["assert order([2, 1]) == [1, 2]"], "test": helpers + loop.format("order")}
+    else:
+        check = "def check(candidate):\n" + textwrap.indent(loop.format("candidate"), "    ")
+        row = {**humaneval_row(1), "entry_point": "order", "test": helpers + check}
+    problem = programs.read_problem(style, row, "test")
+    run = partial(sandbox.judge, check=problem.check, isolation=sandbox.isolation())
+    assert run("def order(l):\n    l.sort()\n    return l\n").passed
+    assert not run("def order(l):\n    l.clear()\n    return []\n").passed
 
 
 def test_conversations_can_be_asked_for_and_refused(data: Path) -> None:

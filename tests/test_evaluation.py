@@ -160,6 +160,14 @@ def test_average_is_the_plain_mean_of_tasks() -> None:
     assert average.questions == 110
 
 
+def test_a_model_that_lacks_a_task_has_no_average() -> None:
+    baseline = [*answers([1, 0] * 20, "one"), *answers([1, 0] * 20, "other")]
+    found = verbs.compare(baseline, answers([1, 0] * 20, "one"), min_recovery_pct=99, format="w4")
+    assert [row.task for row in found] == ["one"]
+    more = verbs.compare(answers([1, 0] * 20, "one"), baseline, min_recovery_pct=99, format="w4")
+    assert [row.task for row in more] == ["one", "average"]
+
+
 def test_same_answers_hold_once_there_are_enough_of_them() -> None:
     few, many = answers([1, 0, 1, 1] * 10), answers([1, 0, 1, 1] * 250)
     undecided = verbs.compare(few, few, min_recovery_pct=99, format="w8")[0]

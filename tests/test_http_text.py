@@ -8,9 +8,9 @@ from test_http import served
 from bitworth.engines import open_completer
 from bitworth.engines.fake import FakeServer
 from bitworth.engines.generator import Completer
-from bitworth.engines.http_text import HttpCompleter
+from bitworth.engines.http_text import HttpCompleter, check_served
 from bitworth.engines.prompts import encode_prompt, load_tokenizer
-from bitworth.errors import WorkFailed
+from bitworth.errors import BitworthError, WorkFailed
 from bitworth.types import Message, Sampling
 
 DRAWN = Sampling(max_tokens=9, stop=("STOP",), temperature=0.2, top_p=0.95, n=3, seed=7)
@@ -51,3 +51,17 @@ def test_failures_are_one_sentence(tiny_llama: Path) -> None:
         HttpCompleter(url, tiny_llama).generate(["abc"] * 3, DRAWN)
     with pytest.raises(WorkFailed, match="does not answer"):
         HttpCompleter(url, tiny_llama)
+
+
+def test_a_model_of_another_name_is_told_in_the_facts_or_refused(tiny_llama: Path, tmp_path: Path) -> None:
+    with served(FakeServer()) as url:
+        assert HttpCompleter(url, tiny_llama).facts.served == "fake"
+        with pytest.raises(BitworthError, match=f"serves fake and nothing called {tiny_llama.name}; models that are"):
+            HttpCompleter(url, tiny_llama, by_name=True)
+    with served(FakeServer(models=("other", tiny_llama.name))) as url:
+        assert HttpCompleter(url, tiny_llama, by_name=True).facts.served is None
+        check_served(url, tiny_llama, tmp_path / "other", "walk")
+        with pytest.raises(BitworthError, match=r"nothing called third; .* of their folders, or walk\.$"):
+            check_served(url, tiny_llama, tmp_path / "third", "walk")
+        with pytest.raises(BitworthError, match="which have one name"):
+            check_served(url, tiny_llama, tmp_path / tiny_llama.name, "walk")

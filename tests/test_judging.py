@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,12 @@ from test_http import served
 
 from bitworth import judging
 from bitworth.engines import http_chat
+from bitworth.engines.fake import FakeServer
 from bitworth.errors import BitworthError, WorkFailed
 from bitworth.judging import costs, wording
 from bitworth.judging.costs import MESSAGE_TOKENS, Budget, Price
+from bitworth.judging.writing import write_answers
+from bitworth.ledger import Ledger
 
 Run = Callable[..., tuple[int, str, str]]
 QUESTIONS = {f"q{number}": f"What is {number} plus {number}?" for number in range(6)}
@@ -283,6 +287,22 @@ def test_a_model_writes_its_own_answers_once(call: Run, folder: Path, tiny_llama
     texts = json.loads(written[0].read_text())["result"]["answers"]
     assert set(texts) <= set(QUESTIONS)
     assert len(texts) == 3
+
+
+def test_answers_of_other_versions_or_of_another_served_model_are_not_taken(
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = partial(write_answers, Ledger(tmp_path), {"q": "why?"}, tiny_llama, "id", max_tokens=4)
+    server = FakeServer()
+    with served(server) as url:
+        with pytest.raises(BitworthError, match="served under the names of their folders"):
+            write(engine=url, by_name=True)
+        for _ in range(2):
+            write(engine=url)
+        assert len(server.requests) == 1
+        monkeypatch.setattr("bitworth.versions.version", lambda name: "0")
+        write(engine=url)
+        assert len(server.requests) == 2
 
 
 def test_the_estimate_is_exact_for_known_tokens() -> None:

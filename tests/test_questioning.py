@@ -172,3 +172,22 @@ def test_words_of_an_open_and_of_an_exhausted_settlement() -> None:
     nothing = settle({"t": ([0.0] * 5, [1.0] * 5)}, min_recovery_pct=99)
     assert math.isnan(nothing.recovery_pct)
     assert "unbounded" in settlement_words("t", "questions", nothing, 99)
+
+
+def test_batches_are_written_by_the_engine_that_was_asked_for(tmp_path: Path) -> None:
+    respondent = Respondent({"mbpp": 60}, {"baseline": set(), "model": set()})
+    spec = TaskSpec(name="mbpp")
+    questioning = Questioning(specs=[spec], min_recovery_pct=99.0)
+    ask_until_settled(
+        Ledger(tmp_path),
+        [(spec, None, "rows")],
+        BASELINE,
+        CANDIDATE,
+        questioning,
+        engine="http://localhost:1",
+        unsafe=True,
+        executor=respondent,
+    )
+    assert {cell.inputs["engine"] for cell in respondent.cells} == {"http://localhost:1"}
+    assert {cell.where["engine"] for cell in respondent.cells} == {"http://localhost:1"}
+    assert all(cell.inputs["by_name"] and cell.inputs["unsafe"] for cell in respondent.cells)

@@ -22,6 +22,7 @@ from bitworth.cli.tasks import (
     first_answers,
     likeness,
     look_at_prompts,
+    no_average,
     repeat_noise,
     run_cells,
     suite_averages,
@@ -29,7 +30,7 @@ from bitworth.cli.tasks import (
     task_figures,
     task_tables,
 )
-from bitworth.cli.written import sampled, written_figures
+from bitworth.cli.written import check_compared, sampled, served_words, written_figures
 from bitworth.errors import BitworthError, WorkFailed
 from bitworth.execute.local import LocalExecutor
 from bitworth.ledger import Ledger, key_of, revive
@@ -100,10 +101,8 @@ def evaluate(
         raise BitworthError("There is nothing to evaluate; name a task with --task, or a text with --text.")
     if similarity and (against is None or until_settled):
         raise BitworthError("--similarity compares what is written with what --against BASELINE writes, in one run.")
-    if repeats > 1 and until_settled:
-        raise BitworthError(
-            "--until-settled asks each question once; measure noise with --repeats in a run of its own."
-        )
+    if until_settled:
+        _check_settling(text, repeats, show)
     from bitworth import planning, sources
     from bitworth import tasks as task_registry
     from bitworth.similarity import check_measures
@@ -119,10 +118,18 @@ def evaluate(
     subject = planning.checkpoint_subject(model, "model", note=terminal.note)
     baseline = planning.checkpoint_subject(against, "baseline", note=terminal.note) if against else None
     if until_settled:
-        if text is not None:
-            raise BitworthError("--until-settled stops at a verdict on tasks; measure --text in a run of its own.")
         evaluate_until_settled(
-            terminal, subject, baseline, specs, data=data, min_recovery=min_recovery, about=about, batch=batch, out=out
+            terminal,
+            subject,
+            baseline,
+            specs,
+            data=data,
+            min_recovery=min_recovery,
+            about=about,
+            batch=batch,
+            engine=engine,
+            unsafe=unsafe_code_execution,
+            out=out,
         )
         return
     cells = planning.evaluation_cells(
@@ -138,6 +145,8 @@ def evaluate(
         note=terminal.note,
     )
     fresh = out is None or any(Ledger(out).get(cell) is None for cell in cells if cell.kind == "evaluate")
+    if fresh:
+        check_compared(engine, subject, baseline)
     soon = specs and fresh and engine == "torch"
     with closing(LocalExecutor(partial(get_ready, Path(subject.path)) if soon else None)) as executor:
         if specs and (show or fresh) and not quiet:
@@ -153,9 +162,23 @@ def evaluate(
     document["seconds"] = round(time.monotonic() - began, 2)
     if show:
         document["shown"] = first_answers(results, specs, show)
+    for line in served_words(document["tasks"], engine):
+        terminal.note(line)
     terminal.answer(document, lambda: _evaluation_table(document))
     if missing:
         raise typer.Exit(WorkFailed.exit_code)  # the document says what is missing
+
+
+def _check_settling(text: str | None, repeats: int, show: int) -> None:
+    """Refuse what `--until-settled` does not do."""
+    if text is not None:
+        raise BitworthError("--until-settled stops at a verdict on tasks; measure --text in a run of its own.")
+    if repeats > 1:
+        raise BitworthError(
+            "--until-settled asks each question once; measure noise with --repeats in a run of its own."
+        )
+    if show:
+        raise BitworthError("--until-settled prints verdicts alone; look at prompts with --show in a run of its own.")
 
 
 def _evaluation(
@@ -181,6 +204,7 @@ def _evaluation(
             answers[cell.format] += found
             row = {"task": found[0].task, "checkpoint": cell.format}
             row |= task_figures(found[0].task, found, result["task"]) | written_figures(result["task"])
+            row["served"] = result.get("facts", {}).get("served")
             document["tasks"].append(row | {"prompts": result.get("prompts")})
         elif cell.format == "model":
             document |= asdict(revive(Divergence, result["divergence"]))
@@ -193,7 +217,10 @@ def _evaluation(
             for name, verb in (("recoveries", compare), ("recoveries_by_group", compare_groups)):
                 pairs = verb(usable["baseline"], usable["model"], min_recovery_pct=min_recovery, format="model")
                 document[name] = [asdict(row) for row in pairs]
-            document["recoveries"] += suite_recoveries(asked, answers, min_recovery)
+            document["without_recovery"] += no_average(usable)
+        rows, lacking = suite_recoveries(asked, answers, min_recovery)
+        document["recoveries"] = document.get("recoveries", []) + rows
+        document["without_recovery"] += lacking
     return document
 
 

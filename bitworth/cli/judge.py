@@ -18,6 +18,7 @@ from bitworth.ledger import Ledger
 if TYPE_CHECKING:
     from bitworth.engines.http_chat import HttpChat
     from bitworth.judging import Estimate, Price, Spent, Verdicts
+    from bitworth.planning import Subject
 
 
 def judge(
@@ -58,7 +59,7 @@ def judge(
     chosen = judging.choose(judging.read_questions(questions), limit, seed)
     terminal, ledger = Terminal(as_json=json, quiet=quiet), Ledger(out)
     with ledger.lock():
-        texts = [_texts(terminal, ledger, chosen, who, engine, max_tokens) for who in (answers, against)]
+        texts = _both_texts(terminal, ledger, chosen, (answers, against), engine, max_tokens)
         chat = HttpChat(judge, judge_model, max_tokens=judge_max_tokens)
         planned = judging.plan_judgements(chosen, *texts, judge=chat.model, max_tokens=judge_max_tokens)
         left = judging.unasked(ledger, planned)
@@ -99,18 +100,56 @@ def _price(read: float | None, write: float | None, max_usd: float | None) -> Pr
     return Price(usd_per_million_in=read, usd_per_million_out=write)
 
 
-def _texts(
-    terminal: Terminal, ledger: Ledger, questions: dict[str, str], who: str, engine: str, max_tokens: int
-) -> dict[str, str]:
-    """The answers of a file, or those that a model writes."""
-    from bitworth import judging, planning
+def _both_texts(
+    terminal: Terminal, ledger: Ledger, questions: dict[str, str], both: tuple[str, str], engine: str, max_tokens: int
+) -> list[dict[str, str]]:
+    """The answers of both sides: of a file, or written by a model.
+
+    Raises:
+        BitworthError: an answer or a model that cannot be had, or a server that cannot tell two models apart.
+    """
+    from bitworth import judging
+    from bitworth.engines import is_url
+
+    subjects = [_writer(terminal, who) for who in both]
+    models = [Path(subject.path) for subject in subjects if subject is not None]
+    by_name = is_url(engine) and len(models) > 1
+    if by_name:
+        from bitworth.engines.http_text import check_apart
+
+        check_apart(engine, *models)
+    return [
+        judging.answers_to(questions, judging.read_answers(Path(who)), Path(who))
+        if subject is None
+        else _written(terminal, ledger, questions, subject, engine, max_tokens, by_name=by_name)
+        for who, subject in zip(both, subjects, strict=True)
+    ]
+
+
+def _writer(terminal: Terminal, who: str) -> Subject | None:
+    """The model that is to write, None for a file of answers."""
+    from bitworth import planning
 
     path = Path(who)
     if path.is_file():
-        return judging.answers_to(questions, judging.read_answers(path), path)
+        return None
     if path.suffix in (".jsonl", ".gz"):
         raise BitworthError(f"{path} is not there; name a file of answers, a model folder or a hub id.")
-    subject = planning.checkpoint_subject(who, "model", note=terminal.note)
+    return planning.checkpoint_subject(who, "model", note=terminal.note)
+
+
+def _written(
+    terminal: Terminal,
+    ledger: Ledger,
+    questions: dict[str, str],
+    subject: Subject,
+    engine: str,
+    max_tokens: int,
+    *,
+    by_name: bool,
+) -> dict[str, str]:
+    from bitworth import judging
+
     with terminal.steps(f"answers of {Path(subject.path).name}") as step:
         return judging.write_answers(
             ledger,
@@ -119,6 +158,7 @@ def _texts(
             subject.identity,
             engine=engine,
             max_tokens=max_tokens,
+            by_name=by_name,
             progress=lambda done, total: step("questions", done, total),
         )
 

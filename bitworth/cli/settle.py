@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from bitworth.cli.console import Terminal
+from bitworth.cli.written import check_compared
 from bitworth.errors import BitworthError
 from bitworth.ledger import Ledger
 from bitworth.report.settlement import settlement_words
@@ -33,6 +34,8 @@ def evaluate_until_settled(
     min_recovery: float,
     about: str,
     batch: int,
+    engine: str,
+    unsafe: bool,
     out: Path | None,
 ) -> None:
     """Ask, and print the verdicts.
@@ -50,13 +53,23 @@ def evaluate_until_settled(
     if what is None:
         raise BitworthError(f"--about '{about}' is neither of: {', '.join(ESTIMANDS)}.")
     asked = evaluation_inputs(specs, data, note=terminal.note)
+    check_compared(engine, subject, baseline)
     began = time.monotonic()
     questioning = Questioning(specs=specs, min_recovery_pct=min_recovery, about=what)
     with tempfile.TemporaryDirectory(prefix="bitworth-") as scratch:
         ledger = Ledger(out or Path(scratch))
         with ledger.lock(), terminal.watching(None, 0) as watcher:
             ask_until_settled(
-                ledger, asked, baseline, subject, questioning, batch=batch, watcher=watcher, note=terminal.note
+                ledger,
+                asked,
+                baseline,
+                subject,
+                questioning,
+                batch=batch,
+                engine=engine,
+                unsafe=unsafe,
+                watcher=watcher,
+                note=terminal.note,
             )
     document = settlement_document(questioning)
     document |= {"model": subject.path, "baseline": baseline.path, "seconds": round(time.monotonic() - began, 2)}

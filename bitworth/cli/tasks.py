@@ -16,13 +16,13 @@ from rich.text import Text
 
 from bitworth import tasks as registry
 from bitworth.cli.console import Json, Quiet, Terminal
-from bitworth.columns import as_row, average_suite, recover_suite
+from bitworth.columns import as_row, average_suite, recover_suites
 from bitworth.errors import BitworthError, WorkFailed
 from bitworth.ledger import Ledger, key_of, revive
 from bitworth.sources import Note
 from bitworth.tasks.leaderboard_v2 import normalized_pct
 from bitworth.tasks.reasoning import pass_rate
-from bitworth.types import Answer, Cell, TaskSpec
+from bitworth.types import AVERAGE, Answer, Cell, TaskSpec
 
 if TYPE_CHECKING:
     from bitworth.execute import Executor
@@ -230,16 +230,22 @@ def comparable(answers: Mapping[str, Sequence[Answer]]) -> tuple[dict[str, list[
 
 def suite_recoveries(
     asked: Sequence[str], answers: Mapping[str, Sequence[Answer]], min_recovery: float
-) -> list[dict[str, Any]]:
-    """Recovery of the average of every suite that both checkpoints answered whole; nothing where it has none."""
+) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
+    """Recovery of the average of every suite that was asked for, and the suites that have none with the reason."""
+    suites = [name for name in asked if name in registry.SUITES]
     sides = by_task(answers["baseline"]), by_task(answers["model"])
-    rows = []
-    for suite in (name for name in asked if name in registry.SUITES):
-        try:
-            rows.append(recover_suite(suite, *sides, min_recovery_pct=min_recovery, format="model"))
-        except BitworthError:  # a task is missing, or a baseline that is no better than guessing
-            continue
-    return [asdict(row) for row in rows]
+    rows, causes = recover_suites(suites, *sides, min_recovery_pct=min_recovery, format="model")
+    return [asdict(row) for row in rows], [{"task": suite, "cause": cause} for suite, cause in causes.items()]
+
+
+def no_average(usable: Mapping[str, Sequence[Answer]]) -> list[dict[str, str]]:
+    """Why there is no recovery of the average, where the model lacks a task that could be compared."""
+    answered = by_task(usable["model"])
+    absent = [task for task in by_task(usable["baseline"]) if task not in answered]
+    if not absent:
+        return []
+    cause = f"The model did not answer {', '.join(absent)}, so its average would be over other tasks."
+    return [{"task": AVERAGE, "cause": cause}]
 
 
 def by_task(answers: Sequence[Answer]) -> dict[str, list[Answer]]:

@@ -12,6 +12,11 @@ from bitworth.errors import BitworthError
 NAMES = ("torch", "vllm", "fake")
 
 
+def is_url(engine: str) -> bool:
+    """Whether an engine's name is the URL of a server, which runs what it runs."""
+    return engine.startswith(("http://", "https://"))
+
+
 @contextmanager
 def open_generator(
     engine: str,
@@ -40,7 +45,7 @@ def open_generator(
         Unsupported: the engine cannot run the checkpoint's number format here.
         WorkFailed: its server does not start or answer.
     """
-    if engine.startswith(("http://", "https://")):
+    if is_url(engine):
         from bitworth.engines.http import HttpGenerator
         from bitworth.load.prompts import ExactText
 
@@ -68,17 +73,19 @@ def open_generator(
 
 @contextmanager
 def open_completer(
-    engine: str, checkpoint: Path, *, context_tokens: int, device: str | None = None
+    engine: str, checkpoint: Path, *, context_tokens: int, device: str | None = None, by_name: bool = False
 ) -> Iterator[Completer]:
     """The engine of that name, ready to write; see `open_generator` for the arguments and what it raises.
+
+    `by_name` takes no model of a server at a URL but the one that is called as the checkpoint's folder.
 
     `torch` computes the checkpoint's exact arithmetic in float32; servers run their own kernels. `fake` writes the same
     word whatever it is asked.
     """
-    if engine.startswith(("http://", "https://")):
+    if is_url(engine):
         from bitworth.engines.http_text import HttpCompleter
 
-        yield HttpCompleter(engine, checkpoint)
+        yield HttpCompleter(engine, checkpoint, by_name=by_name)
     elif engine == "vllm":
         from bitworth.engines.http_text import HttpCompleter
         from bitworth.engines.vllm import serve

@@ -42,6 +42,8 @@ EXTRAS = ("continuous_usage_stats", "min_tokens", "ignore_eos")
 #: Of an answer that comes as a whole.
 MOST_BYTES = 256 << 20
 SILENT = "the server was silent"
+#: What to do where a server cannot tell two models apart.
+BOTH_NAMED = "models that are compared have to be served under the names of their folders"
 _RETRY_S = 0.2
 
 Result = TypeVar("Result")
@@ -56,6 +58,7 @@ class HttpGenerator:
         *,
         name: str | None = None,
         model: str | None = None,
+        by_name: bool = False,
         facts: EngineFacts | None = None,
         decode: Callable[[Sequence[int]], str] | None = None,
         send_key: bool = True,
@@ -70,6 +73,7 @@ class HttpGenerator:
             url: of the server, with or without `/v1`.
             name: the model's, where the server has several; None takes its only one.
             model: the name to ask for, whatever the server lists; it is not asked then.
+            by_name: take no model but the one of that name, not even a server's only one.
             facts: what to say of the server; None asks the server.
             decode: token ids to text, for servers that take no token ids.
             send_key: whether to send the key of the environment.
@@ -82,7 +86,7 @@ class HttpGenerator:
             BitworthError: not a URL to send requests to, or not one model to choose.
             WorkFailed: the server does not answer.
         """
-        self._url = _base(url)
+        self._url, self._by_name = _base(url), by_name
         self._decode, self._send_key, self._seed = decode, send_key, seed
         self._timeout = aiohttp.ClientTimeout(total=total_s, sock_read=idle_s, sock_connect=min(idle_s, 30.0))
         self._as_text = False
@@ -176,7 +180,11 @@ class HttpGenerator:
         served = listing.get("data") if isinstance(listing, dict) else None
         rows = served if isinstance(served, list) else []
         ids = [one_line(str(row["id"])) for row in rows if isinstance(row, dict) and "id" in row]
-        found = [model for model in ids if model == name] or ids
+        found = [model for model in ids if model == name]
+        if self._by_name and not found:
+            listed = ", ".join(ids[:3]) or "no model"
+            raise BitworthError(f"{self._url} serves {listed} and nothing called {name}; {BOTH_NAMED}.")
+        found = found or ids
         if len(found) != 1:
             listed = f"several models ({', '.join(found[:3])}, ...)" if found else "no model"
             raise BitworthError(f"{self._url} serves {listed}; it should serve one, or one named as the checkpoint.")

@@ -7,15 +7,16 @@ text where the server refuses ids), so that every engine is asked exactly the sa
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 
 from bitworth.engines.generator import Progress
-from bitworth.engines.http import HttpGenerator, body, connection, event_loop, refusal
+from bitworth.engines.http import BOTH_NAMED, HttpGenerator, body, connection, event_loop, refusal
 from bitworth.engines.prompts import cut_at, encode_prompt, has_chat_template, load_tokenizer
-from bitworth.errors import WorkFailed
+from bitworth.errors import BitworthError, WorkFailed
 from bitworth.types import Completion, EngineFacts, Prompt, Sampling
 
 STREAMS = 32
@@ -31,17 +32,21 @@ class HttpCompleter(HttpGenerator):
         checkpoint: Path,
         *,
         model: str | None = None,
+        by_name: bool = False,
         facts: EngineFacts | None = None,
         send_key: bool = True,
-        **waits: float,
     ) -> None:
-        """Find the server's model, which must be the checkpoint's, where `model` does not name it; see `HttpGenerator`.
+        """Find the server's model, which is believed to be the checkpoint, or ask for `model`; see `HttpGenerator`.
+
+        A model that the server calls otherwise than the checkpoint's folder is named in the facts.
 
         Raises:
             BitworthError: the checkpoint has no tokenizer, or see `HttpGenerator`.
         """
         self._tokenizer = load_tokenizer(checkpoint)
-        super().__init__(url, name=checkpoint.name, model=model, facts=facts, send_key=send_key, **waits)  # type: ignore[arg-type]
+        super().__init__(url, name=checkpoint.name, model=model, by_name=by_name, facts=facts, send_key=send_key)
+        if facts is None and self._model != checkpoint.name:
+            self._facts = replace(self._facts, served=self._model)
 
     @property
     def has_chat_template(self) -> bool:
@@ -124,6 +129,39 @@ def _completion(choice: dict[str, Any], stop: tuple[str, ...]) -> Completion:
     """Cut here too: not every server knows stop strings."""
     text, cut = cut_at(str(choice.get("text", "")), stop)
     return Completion(text=text, finish="stop" if cut or choice.get("finish_reason") == "stop" else "length")
+
+
+def check_apart(url: str, one: Path, other: Path) -> None:
+    """Refuse two models to compare that a server, which knows them by their folders' names, cannot tell apart.
+
+    Raises:
+        BitworthError: two folders of one name.
+    """
+    if one != other and one.name == other.name:
+        raise BitworthError(f"{url} cannot tell {one} from {other}, which have one name; {BOTH_NAMED}.")
+
+
+def check_served(url: str, one: Path, other: Path, instead: str) -> None:
+    """Refuse a server that does not serve both of two models to compare, each under its folder's name.
+
+    Args:
+        url: of the server.
+        one: a model's folder.
+        other: the other's.
+        instead: what else the user can do, which ends the sentence.
+
+    Raises:
+        BitworthError: it lacks one of them, or cannot tell them apart.
+        WorkFailed: it does not answer.
+    """
+    try:
+        check_apart(url, one, other)
+        for checkpoint in (one, other):
+            HttpGenerator(url, name=checkpoint.name, by_name=True)
+    except WorkFailed:
+        raise
+    except BitworthError as error:
+        raise BitworthError(f"{str(error).rstrip('.')}, or {instead}.") from error
 
 
 async def _together(work: Sequence[Any]) -> None:

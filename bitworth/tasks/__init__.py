@@ -42,6 +42,8 @@ __all__ = [
     "get",
     "is_here",
     "load",
+    "packages_of",
+    "runs_programs",
 ]
 
 
@@ -78,6 +80,16 @@ def is_written(name: str) -> bool:
         BitworthError: unknown task.
     """
     return get(name).kind != "choices"
+
+
+def packages_of(name: str) -> tuple[str, ...]:
+    """Packages whose version can change a task's scores; none of an unknown task, which its loading refuses."""
+    return _BY_NAME[name].packages if name in _BY_NAME else ()
+
+
+def runs_programs(name: str) -> bool:
+    """Whether answers to a task are programs, which are run."""
+    return name in CODE
 
 
 def load(

@@ -21,6 +21,10 @@ Request = tuple[Prompt, str]
 """(context, continuation), as lm-eval passes them to a model; engines put a conversation through its template."""
 
 
+MATH_PACKAGES = ("math-verify", "antlr4-python3-runtime", "sympy")
+"""What tells whether two formulas are equal."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RowSource:
     """A benchmark's name and where its rows may lie.
@@ -86,6 +90,7 @@ class Benchmark(RowSource):
         chat: prompts are conversations where the model has a chat template.
         chance: the score of guessing, of the task or of each subset, that the leaderboard's normalization subtracts.
         macro: the leaderboard takes the mean over subsets, not over questions.
+        packages: those besides lm-eval whose version can change a score, `python` among them where programs run.
         samples, answer_tokens: completions of a question that is answered in writing, and about how long they are.
     """
 
@@ -94,6 +99,7 @@ class Benchmark(RowSource):
     chat: bool = False
     chance: float | Mapping[str, float] = 0.0
     macro: bool = False
+    packages: tuple[str, ...] = ()
     samples: int = 1
     answer_tokens: int = 0
 

@@ -42,6 +42,7 @@ class CodeDef(Benchmark):
     tests: str
     kind: Literal["generated"] = "generated"
     chat: bool = True
+    packages: tuple[str, ...] = ("python", "numpy")
     samples: int = SAMPLES
     answer_tokens: int = 150
 

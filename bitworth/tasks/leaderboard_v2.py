@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from statistics import fmean
 
-from bitworth.tasks.base import Benchmark, TaskDef
+from bitworth.tasks.base import MATH_PACKAGES, Benchmark, TaskDef
 from bitworth.tasks.passages import column, introduced
 from bitworth.types import Answer
 
@@ -139,6 +139,7 @@ TASKS = (
         splits=("test",),
         pool="",
         needs=("math_verify", "antlr4"),
+        packages=MATH_PACKAGES,
     ),
     TaskDef(
         name="leaderboard_ifeval",
@@ -158,6 +159,7 @@ TASKS = (
         splits=("train",),
         pool="",
         needs=("langdetect", "immutabledict", "nltk:tokenizers/punkt_tab"),
+        packages=("langdetect", "nltk"),
     ),
     TaskDef(
         name="leaderboard_musr",

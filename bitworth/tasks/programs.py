@@ -80,7 +80,7 @@ def _humaneval(row: Mapping[str, Any], tests: str) -> Problem:
     # HumanEval/32 of HumanEval+ as published unpacks the root and leaves the polynomial whole
     test = test.replace("_poly(*candidate(*inp), inp) <= ", "abs(_poly(*inp, candidate(*inp))) <= ")
     ast.parse(prompt)
-    check = Check(setup=prompt, asked=(entry,), test=f"{test}\ncheck({entry})\n")
+    check = Check(setup=prompt, asked=(entry,), test=f"{_on_copies(test, 'candidate')}\ncheck({entry})\n")
     return Problem(item=str(row["task_id"]), prompt=prompt, entry=entry, check=check)
 
 
@@ -90,9 +90,15 @@ def _mbpp(row: Mapping[str, Any], tests: str) -> Problem:
     test = row[tests] if isinstance(row[tests], str) else "\n".join(row[tests])
     setup = "\n".join(row.get("test_imports") or ()) or row.get("test_setup_code") or ""
     prompt = f'"""\n{asked}\n{examples[0].strip()}\n"""\n'
-    return Problem(
-        item=str(row["task_id"]), prompt=prompt, entry=_called(examples[0]), check=Check(setup=setup, test=test)
-    )
+    entry = _called(examples[0])
+    check = Check(setup=setup, test=_on_copies(test, entry))
+    return Problem(item=str(row["task_id"]), prompt=prompt, entry=entry, check=check)
+
+
+def _on_copies(test: str, function: str) -> str:
+    """The test with copies of its inputs for the program, whose changes to them would reach the expected results."""
+    changed = re.sub(rf"\b{re.escape(function)}\(\*inp\)", f"{function}(*deepcopy(inp))", test) if function else test
+    return test if changed == test else f"from copy import deepcopy\n{changed}"
 
 
 def _called(test: str) -> str:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist, fmean, variance
 
-from bitworth.tasks.base import TaskDef
+from bitworth.tasks.base import MATH_PACKAGES, TaskDef
 from bitworth.types import Answer
 
 _Z95 = NormalDist().inv_cdf(0.975)
@@ -69,6 +69,7 @@ TASKS = (
         samples=SAMPLES,
         overrides={"doc_to_text": "{{problem}}" + _BOXED, "generation_kwargs": _GENERATION},
         needs=("math_verify", "antlr4"),
+        packages=MATH_PACKAGES,
     ),
     TaskDef(
         name="gpqa_diamond",

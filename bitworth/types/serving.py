@@ -155,12 +155,16 @@ class Hardware:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineFacts:
-    """What produced a figure; it travels with the figure to the page the user reads."""
+    """What produced a figure; it travels with the figure to the page the user reads.
+
+    `served` is what a server calls the model that wrote, where that is not the name of the checkpoint's folder.
+    """
 
     engine: str
     kernel: str
     device: str
     versions: Mapping[str, str] = field(default_factory=dict)
+    served: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
