@@ -57,7 +57,7 @@ class Gate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Where:
-    """Which scenarios count; None: all."""
+    """Which scenarios count; None: all. A load's kind stands for those of that kind, whatever their streams."""
 
     use_case: str | None = None
     load: str | None = None
@@ -65,8 +65,8 @@ class Where:
 
     def takes(self, cost: QueryCost) -> bool:
         """Whether this row does."""
-        asked = (self.use_case, cost.use_case.name), (self.load, cost.load), (self.hardware, cost.hardware)
-        return all(name in (None, found) for name, found in asked)
+        asked = (self.use_case, cost.use_case.name), (self.hardware, cost.hardware)
+        return self.load in (None, *_called(cost.load)) and all(name in (None, found) for name, found in asked)
 
     def check(self, costs: Sequence[QueryCost]) -> None:
         """Refuse what no row has.
@@ -76,12 +76,17 @@ class Where:
         """
         for what, name, known in (
             ("use case", self.use_case, [cost.use_case.name for cost in costs]),
-            ("load", self.load, [cost.load for cost in costs]),
+            ("load", self.load, [name for cost in costs for name in _called(cost.load)]),
             ("device", self.hardware, [cost.hardware for cost in costs]),
         ):
             if name is not None and name not in known:
                 has = ", ".join(dict.fromkeys(known)) or "none"
                 raise BitworthError(f"The study has timings of no {what} '{name}'; it has {has}.")
+
+
+def _called(load: str) -> tuple[str, ...]:
+    """A load's name, and the name it goes by where its streams are left out."""
+    return load, load.partition(" (")[0]
 
 
 def judge_release(

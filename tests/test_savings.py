@@ -83,6 +83,9 @@ def test_loads_of_different_streams_are_never_compared_with_each_other() -> None
     assert [(found.load, len(found.options)) for found in decided] == [(eight.load, 2), (many.load, 2)]
     assert all("1.50 times" in found.why for found in decided)
     assert [Where(load=eight.load).takes(row) for row in rows] == [True, True, False, False]
+    kind = Where(load="throughput")
+    kind.check(rows)
+    assert all(kind.takes(row) for row in rows)
 
 
 def test_fewer_devices_are_compared_with_those_of_the_baseline() -> None:
