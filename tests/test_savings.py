@@ -67,7 +67,7 @@ def closed_loop(format: str, streams: int, seconds: float) -> QueryCost:
     )
     facts = EngineFacts(engine="fake", kernel="none", device="none")
     load = Load(kind="throughput", streams=streams)
-    return cost_of(format, Measurement(timings=timings, facts=facts), use_case("rag"), load, hardware("A6000"))
+    return cost_of(format, Measurement(runs=(timings,), facts=facts), use_case("rag"), load, hardware("A6000"))
 
 
 def test_loads_of_different_streams_are_never_compared_with_each_other() -> None:
