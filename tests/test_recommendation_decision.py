@@ -296,6 +296,18 @@ def test_percentiles_are_limited_and_what_was_not_measured_is_said() -> None:
     ]
 
 
+def test_requests_that_wait_for_one_another_are_timed_as_often_again() -> None:
+    """A hundred and more of them bound a p95 where they are independent; here the figure says that they are not."""
+    open_above = {P95.name: Figure(value=0.4, low=0.3, high=math.inf, origin="measured")}
+    known = [recovery("a", 100.0, 99.5, 100.5)]
+    said = []
+    for figures in (open_above, {P95.name: replace(open_above[P95.name], high=0.45)}):
+        row = replace(timed("a", 1.0, figures=figures), requests=300)
+        (found,) = recommend([row], known, Constraint(limits=(P95,)))
+        said.append([step.says.partition(".")[0] for step in found.steps])
+    assert said == [["Time about 300 more requests of a: 300 do not bound the p95 of a limit"], []]
+
+
 def test_another_confidence_moves_the_bound_as_a_normals() -> None:
     """One standard error is 1: at 90 % the lower bound is 1.645 below, at 95 % 1.96 below."""
     half = 1.959964

@@ -23,8 +23,6 @@ from bitworth.types import Timing
 
 #: Batches of requests from which on Student's interval of their mean is less than 3 standard errors either way.
 ENOUGH_BATCHES = 5
-
-
 #: Batches of requests at times of their own.
 TENTHS = 10
 #: Fewer requests than this are no batch of those, so few requests have few batches and a wide interval.

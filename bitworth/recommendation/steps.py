@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from bitworth.load.percentiles import requests_for
 from bitworth.recommendation.candidates import Candidate, bounds_of, rate_of
 from bitworth.report.figures import limit, number, overlap
-from bitworth.types import AVERAGE, Chance, Constraint, Recovery, Step
+from bitworth.types import AVERAGE, Chance, Constraint, LatencyLimit, QueryCost, Recovery, Step
 
 Names = Callable[[Candidate], str]
 
@@ -226,11 +226,20 @@ def _requests(choice: Candidate, runner_up: Candidate | None, constraint: Constr
             said = f"Time about {number(more)} more requests of {name(choice)} and of {name(runner_up)}"
             yield _time(choice, more, f"{said}, to tell their costs apart.", runner_up)
     for asked in constraint.latency_limits:
-        least = requests_for(float(asked.at[1:])) if asked.at != "mean" else 0
-        if choice.cost.source == "measured" and choice.cost.requests < least:
-            more = least - choice.cost.requests
+        more = _to_bound(choice.cost, asked)
+        if more:
             said = f"Time about {number(more)} more requests of {name(choice)}: {choice.cost.requests} do not bound"
             yield _time(choice, more, f"{said} the {asked.at} of a limit.")
+
+
+def _to_bound(cost: QueryCost, asked: LatencyLimit) -> int:
+    """Further requests that bound a percentile; as many again where they wait for one another, so that it is open."""
+    if cost.source != "measured" or asked.at == "mean":
+        return 0
+    least, figure = requests_for(float(asked.at[1:])), cost.figures.get(asked.name)
+    if cost.requests < least:
+        return least - cost.requests
+    return cost.requests if figure is not None and math.isinf(figure.high) else 0
 
 
 def requests_to_tell_apart(one: Candidate, other: Candidate) -> int | None:
