@@ -293,6 +293,7 @@ def test_even_arrivals_at_low_load_never_wait() -> None:
     streams=st.integers(1, 20),
     gap=st.none() | st.floats(0.0, 3.0),
     window=st.none() | st.integers(1, 400),
+    seeing_all=st.integers(0, 31),
     format=st.sampled_from(["bf16", "w4a16-int"]),
 )
 def test_the_compiled_loop_is_the_plain_one(
@@ -304,12 +305,13 @@ def test_the_compiled_loop_is_the_plain_one(
     streams: int,
     gap: float | None,
     window: int | None,
+    seeing_all: int,
     format: str,
 ) -> None:
     """Every request's first token and end, with caches that overflow, windows, streams and arrivals at given times."""
     case = UseCase(name="x", prompt_tokens=prompt, output_tokens=output)
     d = deployed(format=format)
-    d = replace(d, architecture=replace(d.architecture, window=window))
+    d = replace(d, architecture=replace(d.architecture, window=window, seeing_all=seeing_all))
     tokens = d.weight_bytes + (prompt + output + room) * d.cache_bytes_a_token
     d = replace(d, hardware=replace(d.hardware, memory_gib=(tokens / 2**30 + 1.5) / 0.9 + 1e-6))
     fleet = Fleet.of(d, server=Server(sequences=slots, pass_tokens=budget))
@@ -407,6 +409,24 @@ def test_splits_hold_the_model_and_use_every_device() -> None:
     assert [(fleet.copies, fleet.deployment.hardware.count) for fleet in found] == [(4, 1), (2, 2), (1, 4)]
     found = fleets(deployed("70B", "bf16", "A100", 4), use_case("rag"))
     assert [fleet.copies for fleet in found] == [2, 1]
+
+
+def test_a_prediction_splits_a_model_as_a_server_would() -> None:
+    """40 query heads can be shared by four devices, ten key-value heads cannot."""
+    phi = read_architecture({**LLAMA_70B, "hidden_size": 5120, "num_attention_heads": 40, "num_key_value_heads": 10})
+    with pytest.raises(BitworthError, match="10 key-value heads cannot be shared by 4 devices"):
+        predict(phi, "w4a16-int", hardware("A6000", 4), use_case("rag"), ALONE)
+    four = Deployment(architecture=phi, kernel=kernel("w4a16-int"), hardware=hardware("A6000", 4))
+    assert [fleet.deployment.tensor for fleet in fleets(four, use_case("rag"))] == [1, 2]
+
+
+def test_copies_of_key_value_heads_take_room() -> None:
+    """Eight devices hold each of four heads twice, and so half the tokens that their memory would take."""
+    eight = deployed("70B", "w4a16-int", "H100", 8)
+    few = replace(eight, architecture=replace(eight.architecture, kv_heads=4))
+    room = 8 * few.usable_gib * 2**30 - few.weight_bytes
+    assert few.cache_tokens == int(room / (2 * few.architecture.kv_elements * 2))
+    assert few.attention_seconds(1000, 0) == eight.attention_seconds(1000, 0)
 
 
 def test_three_devices_cannot_share_eight_heads() -> None:

@@ -28,7 +28,7 @@ from bitworth.preflight import NAMES, check, scheme_of
 from bitworth.preflight.kernels import judge
 from bitworth.preflight.memory import memory_of, stored_bytes
 from bitworth.preflight.server import doubt_about
-from bitworth.preflight.shapes import Matrix, Split, matrices, split_of, unsplittable
+from bitworth.preflight.shapes import Matrix, Split, matrices, split_of
 from bitworth.schemes.config import quantization_config
 from bitworth.study import HardwareEntry
 from bitworth.types import Hardware, UseCase
@@ -119,6 +119,29 @@ def test_a_window_bounds_the_cache() -> None:
     assert found.fits
     assert found.memory.cache_gib == pytest.approx((4096 + 2048) * 128 * 1024 / GIB)
     assert found.memory.most_context_tokens is None
+
+
+def test_blocks_that_see_everything_keep_everything() -> None:
+    """Of 32 blocks 8 keep 100,001 tokens, in 6,251 places of 16, and 24 a window and a pass."""
+    a = replace(MODELS["8B"], window=4096, seeing_all=8)
+    long = UseCase(name="long", prompt_tokens=100_000, output_tokens=1)
+    memory = check(a, "bf16", hardware("A100"), long).memory
+    token = 128 * 1024 / GIB  # of all blocks
+    assert memory.cache_gib == pytest.approx((8 * 6251 * 16 + 24 * (4096 + 2048)) / 32 * token)
+    most = memory.most_context_tokens
+    assert most is not None
+    for context, fits in ((most, True), (most + 200, False)):
+        case = UseCase(name="longest", prompt_tokens=context - 1, output_tokens=1)
+        assert (check(a, "bf16", hardware("A100"), case).memory.most_streams >= 1) == fits
+
+
+def test_experts_need_whole_groups_and_are_never_sure() -> None:
+    """Of 768 columns eight devices hold 96 each, which is less than a group."""
+    a = replace(MODELS["8B"], mixtures=32, experts=128, chosen=8, expert_width=768, kv_heads=4)
+    eight, two = (check(a, "w4a16-int", hardware("H100", count), RAG, tensor=count) for count in (8, 2))
+    assert (eight.verdict.runs, two.verdict.runs, two.verdict.sure) == ("no", "native", False)
+    assert eight.verdict.why == "96 inputs of expert's down on each device are no whole number of groups of 128"
+    assert check(a, "bf16", hardware("H100", 8), RAG).verdict.sure
 
 
 def test_a_cache_of_eight_bits_holds_twice_as_much() -> None:
@@ -251,7 +274,7 @@ def test_a_split_that_is_none() -> None:
     ],
 )
 def test_what_devices_cannot_share(change: dict[str, int], tensor: int, why: str | None) -> None:
-    found = unsplittable(replace(MODELS["8B"], **change), tensor)
+    found = replace(MODELS["8B"], **change).unsplittable(tensor)
     assert found is None if why is None else found is not None and found.startswith(why)
 
 

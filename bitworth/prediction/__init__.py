@@ -22,7 +22,7 @@ from bitworth.prediction.architecture import Architecture, read_architecture
 from bitworth.prediction.constants import FITTED, SPREADS, Constants
 from bitworth.prediction.formats import NAMES, kernel
 from bitworth.prediction.roofline import Deployment
-from bitworth.prediction.serving import Fleet, splits, too_big
+from bitworth.prediction.serving import Fleet, too_big
 from bitworth.prediction.simulation import most, simulated
 from bitworth.types import Hardware, Load, Source, UseCase
 
@@ -168,11 +168,9 @@ def _alone(deployment: Deployment, case: UseCase, notes: tuple[str, ...]) -> Pre
     """One request at a time."""
     if deployment.cache_tokens < case.prompt_tokens + case.output_tokens:
         raise BitworthError(too_big(deployment, case))
-    if not splits(deployment):
-        raise BitworthError(
-            f"{deployment.architecture.heads} attention heads cannot be shared by {deployment.tensor} devices; give a "
-            "count that divides them."
-        )
+    uneven = deployment.architecture.unsplittable(deployment.tensor)
+    if uneven is not None:
+        raise BitworthError(f"{uneven}; give a count that divides them.")
     seconds = deployment.latency_seconds(case)
     fleet, load = Fleet(deployment=deployment), Load(kind="synchronous")
     times = seconds, seconds, deployment.prefill_seconds(case.prompt_tokens)

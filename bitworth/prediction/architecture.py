@@ -14,11 +14,12 @@ from typing import Any
 
 from bitworth.errors import BitworthError
 from bitworth.guard.documents import config_of
+from bitworth.prediction.families import UNGATED, blocks_that_see_all, is_tied, with_defaults
 
-#: What families call the number of experts, those a token uses, and an expert's width.
-_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
-_CHOSEN = ("num_experts_per_tok", "num_experts_per_token", "top_k_experts")
-_UNGATED = {"gpt2", "gpt_neox", "opt", "phi", "bloom", "starcoder2", "nemotron"}
+#: What families call the number of experts, those a token uses, and those that every token uses.
+_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
+_CHOSEN = ("num_experts_per_tok", "num_experts_per_token", "top_k_experts", "moe_k")
+_SHARED = ("n_shared_experts", "num_shared_experts", "moe_num_shared_experts")
 
 
 _LARGEST, _MOST_LAYERS = 2**31, 10_000
@@ -30,8 +31,9 @@ class Architecture:
     """A decoder in numbers; `layers` counts all blocks, `mixtures` those whose MLP is a mixture of experts.
 
     `matrices` is 3 where an MLP has a gate, 2 where it has none; `shared_width` is the width of the experts that every
-    token uses. `window` is the greatest distance that attention looks back, None where it sees everything; `context`
-    the most tokens of a prompt and its answer, None where the config does not say.
+    token uses. `window` is the greatest distance that attention looks back, None where it sees everything, and
+    `seeing_all` how many blocks see everything all the same; `context` the most tokens of a prompt and its answer, None
+    where the config does not say.
     """
 
     layers: int
@@ -48,6 +50,7 @@ class Architecture:
     expert_width: int = 0
     shared_width: int = 0
     window: int | None = None
+    seeing_all: int = 0
     context: int | None = None
     tied: bool = False
 
@@ -65,6 +68,30 @@ class Architecture:
     def kv_elements(self) -> int:
         """Numbers that one token leaves in the key-value cache, all blocks."""
         return 2 * self.layers * self.kv_heads * self.head_dim
+
+    @property
+    def windowed(self) -> float:
+        """Share of the blocks that look no further back than the window."""
+        return 0.0 if self.window is None else 1 - self.seeing_all / self.layers
+
+    def kept_tokens(self, context: float, beside: float = 0.0) -> float:
+        """Tokens of a context that the blocks look at, on average; with a window, `beside` more than that."""
+        window = context if self.window is None else min(context, self.window + beside)
+        return (1 - self.windowed) * context + self.windowed * window
+
+    def kv_heads_on(self, devices: int) -> int:
+        """Key-value heads that each of so many devices holds; where they are more, each holds a copy of one."""
+        return max(1, self.kv_heads // devices)
+
+    def unsplittable(self, devices: int) -> str | None:
+        """Why so many devices cannot share a block, or None: vLLM gives each the same number of heads and columns."""
+        if self.heads % devices:
+            return f"{self.heads} attention heads cannot be shared by {devices} devices"
+        if max(self.kv_heads, devices) % min(self.kv_heads, devices):
+            return f"{self.kv_heads} key-value heads cannot be shared by {devices} devices"
+        widths = (self.width if self.mixtures < self.layers else 0, self.expert_width, self.shared_width)
+        uneven = next((width for width in widths if width % devices), None)
+        return f"MLPs of {uneven} columns cannot be shared by {devices} devices" if uneven else None
 
     @property
     def stored_weights(self) -> int:
@@ -114,6 +141,7 @@ def read_architecture(source: Path | Mapping[str, Any]) -> Architecture:
         raise BitworthError(f"{where} has a text_config that is no object; it should be the language model's sizes.")
     if text.get("kv_lora_rank"):
         raise BitworthError(f"{where} describes latent attention (kv_lora_rank), which bitworth does not predict yet.")
+    text = with_defaults(text)
 
     def size(*names: str, default: int | None = None, most: int = _LARGEST) -> int:
         found = next((text[name] for name in names if text.get(name) is not None), default)
@@ -124,45 +152,42 @@ def read_architecture(source: Path | Mapping[str, Any]) -> Architecture:
     layers, hidden = size("num_hidden_layers", "n_layer", most=_MOST_LAYERS), size("hidden_size", "n_embd")
     heads = size("num_attention_heads", "n_head", most=hidden)
     experts = size(*_EXPERTS, default=0)
-    width = size("intermediate_size", "n_inner", default=4 * hidden)
+    width = size("intermediate_size", "n_inner", "ffn_hidden_size", default=4 * hidden)
     mixtures = _mixtures(text, layers, size) if experts else 0
     expert_width = size("moe_intermediate_size", default=width)
-    shared = size("shared_expert_intermediate_size", default=size("n_shared_experts", default=0) * expert_width)
+    always = 1 if text.get("model_type") == "llama4_text" else 0
+    shared = size("shared_expert_intermediate_size", default=size(*_SHARED, default=always) * expert_width)
+    one_kv_head = text.get("multi_query") and not text.get("new_decoder_architecture")
+    window = size("sliding_window", "attention_chunk_size", default=0)
+    seeing_all = blocks_that_see_all(text, layers) if window else 0
     if mixtures and size(*_CHOSEN) > experts:
         raise BitworthError(f"{where} lets a token choose more experts than there are ({experts}).")
     return Architecture(
         layers=layers,
         hidden=hidden,
         heads=heads,
-        kv_heads=size("num_key_value_heads", default=heads),
+        kv_heads=1 if one_kv_head else size("num_key_value_heads", "num_kv_heads", default=heads),
         head_dim=size("head_dim", default=hidden // heads),
-        width=width,
+        width=size("intermediate_size_mlp", default=width),
         vocabulary=size("vocab_size"),
-        matrices=2 if str(text.get("model_type")) in _UNGATED else 3,
+        matrices=2 if str(text.get("model_type")) in UNGATED else 3,
         mixtures=mixtures,
         experts=experts if mixtures else 0,
         chosen=size(*_CHOSEN) if mixtures else 0,
         expert_width=expert_width if mixtures else 0,
         shared_width=shared if mixtures else 0,
-        window=_window(text, layers, size),
+        window=window if window and seeing_all < layers else None,
+        seeing_all=seeing_all if seeing_all < layers else 0,
         context=_context(text, size),
-        tied=bool(text.get("tie_word_embeddings", config.get("tie_word_embeddings", False))),
+        tied=is_tied(text, config),
     )
 
 
 def _mixtures(text: Mapping[str, Any], layers: int, size: Callable[..., int]) -> int:
     """Blocks with experts: all but the first dense ones, those listed as dense, or every n-th."""
-    dense, first = _listed(text, "mlp_only_layers"), size("first_k_dense_replace", default=0)
-    step = size("decoder_sparse_step", "interleave_moe_layer_step", default=1)
+    dense, first = _listed(text, "mlp_only_layers"), size("first_k_dense_replace", "moe_layer_start_index", default=0)
+    step = size("decoder_sparse_step", "interleave_moe_layer_step", "moe_layer_interval", default=1)
     return sum((index + 1) % step == 0 and index >= first and index not in dense for index in range(layers))
-
-
-def _window(text: Mapping[str, Any], layers: int, size: Callable[..., int]) -> int | None:
-    """The sliding window, where all blocks have it."""
-    kinds = _listed(text, "layer_types") or ["sliding_attention"] * layers
-    if text.get("use_sliding_window") is False or any(kind != "sliding_attention" for kind in kinds):
-        return None
-    return size("sliding_window", default=0) or None
 
 
 def _context(text: Mapping[str, Any], size: Callable[..., int]) -> int | None:

@@ -23,7 +23,7 @@ _READING, _DECODING, _BACK, _NEXT = range(4)  # how many of each; the first that
 class Costs(NamedTuple):
     """Seconds of a pass: by its tokens, by its sequences, a cached token read, a pair of a prompt, whatever it holds.
 
-    `window`: tokens back that attention looks, 0 where it looks at all.
+    `window`: tokens back that attention looks, 0 where it looks at all, in that share of the blocks (`windowed`).
     """
 
     by_tokens: Floats
@@ -32,6 +32,7 @@ class Costs(NamedTuple):
     a_pair: float
     a_pass: float
     window: int
+    windowed: float
 
 
 class Limits(NamedTuple):
@@ -185,24 +186,25 @@ def _seconds(of: _State, parts: Integers, costs: Costs, count: int) -> float:
     """One pass, in the middle of `count` of them."""
     cached, pairs, tokens, decoding = 0.0, 0.0, of.line[_DECODING], of.line[_DECODING]
     for at in of.decoding[:decoding]:
-        cached += _in_sight(of.cached[at] + (count - 1) / 2, costs.window)
+        cached += _in_sight(of.cached[at] + (count - 1) / 2, costs)
     for place, part in enumerate(parts[: of.line[_READING]]):
         before = of.cached[of.reading[place]]
-        pairs += _pairs(before + part, costs.window) - _pairs(before, costs.window)
+        pairs += _pairs(before + part, costs) - _pairs(before, costs)
         tokens += part
     both = costs.by_tokens[tokens] + costs.by_sequences[decoding]
     return float(both + costs.a_cached * cached + costs.a_pair * pairs + costs.a_pass)
 
 
 @kept()
-def _in_sight(context: float, window: int) -> float:
-    return min(context, window) if window else context
+def _in_sight(context: float, costs: Costs) -> float:
+    beyond = max(0.0, context - costs.window) if costs.window else 0.0
+    return context - costs.windowed * beyond
 
 
 @kept()
-def _pairs(prompt: float, window: int) -> float:
-    sight = _in_sight(prompt, window)
-    return sight * (prompt - sight / 2)
+def _pairs(prompt: float, costs: Costs) -> float:
+    band = min(prompt, costs.window) if costs.window else prompt
+    return (1 - costs.windowed) * prompt**2 / 2 + costs.windowed * band * (prompt - band / 2)
 
 
 @kept()

@@ -77,8 +77,9 @@ class Deployment:
 
     @property
     def cache_bytes_a_token(self) -> float:
-        """Bytes of keys and values, in 16 bits, that one token leaves in all blocks."""
-        return _HALF * self.architecture.kv_elements
+        """Bytes of keys and values, in 16 bits, that one token leaves in all blocks, copies of heads included."""
+        a = self.architecture
+        return _HALF * a.kv_elements * a.kv_heads_on(self.tensor) * self.tensor / a.kv_heads
 
     @property
     def usable_gib(self) -> float:
@@ -153,14 +154,13 @@ class Deployment:
         return self.prefill_seconds(case.prompt_tokens) + (case.output_tokens - 1) * self.decode_seconds(middle)
 
     def seen(self, context: float) -> float:
-        """Tokens of a context that attention looks at."""
-        window = self.architecture.window
-        return context if window is None else min(context, window)
+        """Tokens of a context that attention looks at, on average over the blocks."""
+        return self.architecture.kept_tokens(context)
 
     def pairs(self, prompt: float) -> float:
-        """Pairs of query and key in a prompt: a triangle, or a band where there is a window."""
-        seen = self.seen(prompt)
-        return seen * (prompt - seen / 2)
+        """Pairs of query and key in a prompt: a triangle, or a band where there is a window; the mean of the blocks."""
+        a, band = self.architecture, min(prompt, self.architecture.window or prompt)
+        return (1 - a.windowed) * prompt**2 / 2 + a.windowed * band * (prompt - band / 2)
 
     def with_constants(self, constants: Constants) -> Deployment:
         """The same with other constants."""

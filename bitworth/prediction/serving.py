@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -61,6 +60,7 @@ class Fleet:
             a_pair=d.attention_seconds(0.0, 1.0),
             a_pass=d.block_seconds + d.constants.stage_s * (d.stages - 1),
             window=d.architecture.window or 0,
+            windowed=d.architecture.windowed,
         )
 
 
@@ -83,13 +83,13 @@ def fleets(deployment: Deployment, case: UseCase, server: Server = DEFAULT) -> l
         raise BitworthError(too_big(deployment, case))
     found = [Fleet.of(one, total // one.hardware.count, server) for one in roomy if splits(one)]
     if not found:
-        raise BitworthError(_unshared(deployment, case, sorted({one.tensor for one in roomy})))
+        raise BitworthError(_unshared(deployment, case, max(one.tensor for one in roomy)))
     return found
 
 
 def splits(deployment: Deployment) -> bool:
-    """Whether attention heads can be shared evenly by the devices of a machine."""
-    return deployment.architecture.heads % deployment.tensor == 0
+    """Whether heads and MLPs can be shared evenly by the devices of a machine."""
+    return deployment.architecture.unsplittable(deployment.tensor) is None
 
 
 def share_of(row: Hardware, count: int) -> Hardware:
@@ -110,16 +110,15 @@ def too_big(deployment: Deployment, case: UseCase) -> str:
     )
 
 
-def _unshared(deployment: Deployment, case: UseCase, sizes: Sequence[int]) -> str:
-    """The sentence that says that the only copies that have room, of so many devices, cannot share the heads."""
+def _unshared(deployment: Deployment, case: UseCase, tensor: int) -> str:
+    """The sentence that says that copies which have room, of at most so many devices, cannot share the model."""
     count = _enough(deployment, case)
     would = "give a number of devices that divides them"
     if count is not None:
         what = f"the model in {deployment.kernel.name} and one request"
         needed = _needed_gib(deployment, case)
         would = f"{count} x {deployment.hardware.name} would hold {what}, which need {needed:.0f} GiB"
-    devices = " or ".join(map(str, sizes))
-    return f"{deployment.architecture.heads} attention heads cannot be shared by {devices} devices; {would}."
+    return f"{deployment.architecture.unsplittable(tensor)}; {would}."
 
 
 def _needed_gib(deployment: Deployment, case: UseCase) -> float:

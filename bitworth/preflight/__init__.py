@@ -21,7 +21,7 @@ from bitworth.prediction import Architecture
 from bitworth.prediction.formats import BF16
 from bitworth.preflight.kernels import VLLM, Verdict, judge
 from bitworth.preflight.memory import Memory, memory_of
-from bitworth.preflight.shapes import Split, matrices, split_of, unsplittable
+from bitworth.preflight.shapes import Split, matrices, split_of
 from bitworth.types import BASELINE, Hardware, Scheme, UseCase
 
 __all__ = ["NAMES", "VLLM", "Finding", "Memory", "Split", "Verdict", "check", "judged", "scheme_of"]
@@ -121,10 +121,9 @@ def scheme_of(format: str, group_size: int | None = None) -> Scheme | None:
 def judged(a: Architecture, scheme: Scheme | None, row: Hardware, case: UseCase, streams: int, split: Split) -> Finding:
     """A finding without what would do instead; see `check` for the arguments."""
     name = BF16 if scheme is None else scheme.name
-    uneven = unsplittable(a, split.tensor)
+    uneven = a.unsplittable(split.tensor)
     if uneven is None:
-        dense = [matrix for matrix in matrices(a, split.tensor) if not matrix.expert]
-        verdict = judge(name, scheme, dense, row.capability)
+        verdict = judge(name, scheme, matrices(a, split.tensor), row.capability)
     else:
         verdict = Verdict(runs="no", why=uneven)
     return Finding(

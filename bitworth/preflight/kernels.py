@@ -8,7 +8,7 @@ a package that an installation may lack, or was not followed to its end.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from bitworth.preflight.shapes import Matrix
@@ -174,7 +174,12 @@ def judge(name: str, scheme: Scheme | None, layers: Sequence[Matrix], capability
     if overflows(name, capability):
         why = f"{usable[0].kernel}'s products overflow on a processor without VNNI instructions"
         return Verdict(runs="no", why=why)
-    return _worst(_layer(usable, scheme, matrix) for matrix in layers)
+    found = _worst(_layer(usable, scheme, matrix) for matrix in layers if not matrix.expert)
+    experts = [matrix for matrix in layers if matrix.expert]
+    uneven = next(filter(None, (_ungrouped(scheme, matrix) for matrix in experts)), None)
+    if uneven is not None:
+        return Verdict(runs="no", why=uneven)
+    return replace(found, sure=False) if experts and scheme is not None else found  # theirs are kernels of their own
 
 
 def overflows(name: str, capability: str | None) -> bool:
@@ -213,21 +218,30 @@ def _nowhere(name: str, capability: str, rows: Sequence[Rule]) -> str:
 
 def _layer(rows: Sequence[Rule], scheme: Scheme | None, matrix: Matrix) -> Verdict:
     """The first row that takes a matrix; where none does, why the last that is sure of itself refuses it."""
-    group = None if scheme is None or scheme.weight is None else scheme.weight.group_size
-    if group and matrix.inputs % group:
-        return Verdict(
-            runs="no",
-            why=f"{matrix.inputs} inputs of {matrix.name} on each device are no whole number of groups of {group}",
-        )
+    uneven = _ungrouped(scheme, matrix)
+    if uneven is not None:
+        return Verdict(runs="no", why=uneven)
     refused = ""
     for row in rows:
-        why = _refusal(row, group, matrix)
+        why = _refusal(row, _group(scheme), matrix)
         if why is None:
             return Verdict(
                 runs="native" if row.native else "fallback", kernels=(row.kernel,), why=row.note, sure=row.sure
             )
         refused = f"{row.kernel} {why}"
     return Verdict(runs="no", why=refused)
+
+
+def _group(scheme: Scheme | None) -> int | None:
+    return None if scheme is None or scheme.weight is None else scheme.weight.group_size
+
+
+def _ungrouped(scheme: Scheme | None, matrix: Matrix) -> str | None:
+    """Why a device's part of a matrix cannot have groups, whatever the kernel, or None."""
+    group = _group(scheme)
+    if not group or matrix.inputs % group == 0:
+        return None
+    return f"{matrix.inputs} inputs of {matrix.name} on each device are no whole number of groups of {group}"
 
 
 def _refusal(row: Rule, group: int | None, matrix: Matrix) -> str | None:

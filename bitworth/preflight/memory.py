@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from bitworth.prediction import Architecture
 from bitworth.prediction.roofline import MEMORY_SHARE
 from bitworth.prediction.serving import CHUNK_TOKENS, MOST_SEQUENCES
-from bitworth.preflight.shapes import Matrix, Split, kv_heads_a_device, matrices
+from bitworth.preflight.shapes import Matrix, Split, matrices
 from bitworth.types import Hardware, Scheme, UseCase
 
 RUNTIME_GIB = 1.0
@@ -70,7 +70,7 @@ def memory_of(
     room = there - codes - scales - kept - activations - runtime
     if on_processor(row):
         room = min(room, processor_cache_gib(row) * _GIB)
-    blocks, held = max(0, int(room // (_BLOCK * token))), _held(a, case.prompt_tokens + case.output_tokens)
+    blocks, held = max(0.0, room // (_BLOCK * token)), _held(a, case.prompt_tokens + case.output_tokens)
     return Memory(
         codes_gib=codes / _GIB,
         scales_gib=scales / _GIB,
@@ -79,8 +79,8 @@ def memory_of(
         runtime_gib=runtime / _GIB,
         cache_gib=streams * held * _BLOCK * token / _GIB,
         there_gib=there / _GIB,
-        most_streams=blocks // held,
-        most_context_tokens=_longest(a, blocks // streams),
+        most_streams=int(blocks / held),
+        most_context_tokens=_longest(a, blocks / streams),
     )
 
 
@@ -135,16 +135,21 @@ def _activations(a: Architecture, layers: tuple[Matrix, ...]) -> float:
 def _cache_bytes_a_token(a: Architecture, scheme: Scheme | None, split: Split, half: int) -> int:
     """Bytes of keys and values that a token leaves on one device."""
     size = 1 if scheme is not None and scheme.kv_cache is not None else half
-    return 2 * math.ceil(a.layers / split.stages) * kv_heads_a_device(a, split.tensor) * a.head_dim * size
+    return 2 * math.ceil(a.layers / split.stages) * a.kv_heads_on(split.tensor) * a.head_dim * size
 
 
-def _held(a: Architecture, context: int) -> int:
-    """Blocks of a request at its end; with a window, those of it and of the pass at hand."""
-    seen = context if a.window is None else min(context, a.window + CHUNK_TOKENS)
-    return math.ceil(seen / _BLOCK)
+def _held(a: Architecture, context: int) -> float:
+    """Blocks of a request at its end, on average over the layers; of a window, those of it and of the pass at hand."""
+    return a.kept_tokens(math.ceil(context / _BLOCK), _in_blocks(a) - (a.window or 0))
 
 
-def _longest(a: Architecture, blocks: int) -> int | None:
-    if a.window is not None and blocks >= _held(a, a.window + CHUNK_TOKENS):
-        return None
-    return blocks * _BLOCK
+def _longest(a: Architecture, blocks: float) -> int | None:
+    """Tokens of a context that takes so many blocks, None where a window bounds what any takes."""
+    beyond = blocks - _in_blocks(a)
+    if a.window is None or beyond < 0:
+        return int(blocks) * _BLOCK
+    return None if a.windowed == 1 else int(_in_blocks(a) + beyond / (1 - a.windowed)) * _BLOCK
+
+
+def _in_blocks(a: Architecture) -> int:
+    return math.ceil(((a.window or 0) + CHUNK_TOKENS) / _BLOCK)

@@ -45,7 +45,7 @@ def split_of(architecture: Architecture, count: int, tensor: int | None = None) 
     """
     if tensor is None:
         sizes = (size for size in range(min(count, DEVICES_A_MACHINE), 0, -1) if count % size == 0)
-        tensor = next(size for size in sizes if size == 1 or unsplittable(architecture, size) is None)
+        tensor = next(size for size in sizes if size == 1 or architecture.unsplittable(size) is None)
     if tensor < 1 or count < 1 or count % tensor:
         raise BitworthError(
             f"{count} devices cannot be stages of {tensor} each; give a multiple, or share blocks among fewer."
@@ -55,26 +55,10 @@ def split_of(architecture: Architecture, count: int, tensor: int | None = None) 
     return Split(tensor=tensor, stages=count // tensor)
 
 
-def unsplittable(a: Architecture, tensor: int) -> str | None:
-    """Why so many devices cannot share a block, or None: vLLM gives each the same number of heads and columns."""
-    if a.heads % tensor:
-        return f"{a.heads} attention heads cannot be shared by {tensor} devices"
-    if max(a.kv_heads, tensor) % min(a.kv_heads, tensor):
-        return f"{a.kv_heads} key-value heads cannot be shared by {tensor} devices"
-    widths = (a.width if a.mixtures < a.layers else 0, a.expert_width, a.shared_width)
-    uneven = next((width for width in widths if width % tensor), None)
-    return f"MLPs of {uneven} columns cannot be shared by {tensor} devices" if uneven else None
-
-
-def kv_heads_a_device(a: Architecture, tensor: int) -> int:
-    """Key-value heads that each device holds; where there are fewer than devices, each holds a copy of one."""
-    return max(1, a.kv_heads // tensor)
-
-
 def matrices(a: Architecture, tensor: int) -> tuple[Matrix, ...]:
     """The linear layers that a format quantizes, as vLLM joins them; `times` counts all blocks."""
     heads = a.heads // tensor * a.head_dim
-    both = 2 * kv_heads_a_device(a, tensor) * a.head_dim
+    both = 2 * a.kv_heads_on(tensor) * a.head_dim
     found = [
         Matrix(name="qkv", inputs=a.hidden, outputs=heads + both, times=a.layers),
         Matrix(name="attention output", inputs=heads, outputs=a.hidden, times=a.layers),
