@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -86,8 +87,8 @@ def compare_texts(
         raise BitworthError("Nothing was written to the same questions by both models; ask for tasks that are written.")
     scorers = {name: _scorer(name, encoder) for name in measures}
     return [
-        _row(task, name, scorer([b for b, _ in texts], [q for _, q in texts]))
-        for task, texts in pairs.items()
+        _row(task, name, _by_question(asked, scorer))
+        for task, asked in pairs.items()
         for name, scorer in scorers.items()
     ]
 
@@ -101,14 +102,26 @@ def scores_of(measure: str, baseline: Sequence[str], quantized: Sequence[str]) -
     return _scorer(measure, STS_MODEL)(baseline, quantized)
 
 
-def _written_pairs(baseline: Sequence[Answer], quantized: Sequence[Answer]) -> dict[str, list[tuple[str, str]]]:
+Texts = list[tuple[str, str]]
+"""Baseline's and quantized model's texts of one question: of several programs, those of the same place."""
+
+
+def _written_pairs(baseline: Sequence[Answer], quantized: Sequence[Answer]) -> dict[str, list[Texts]]:
     """Task to texts of the same questions; an answer with log-probabilities was not written."""
-    before = {(one.task, one.item): one.text for one in baseline if not one.logprobs}
-    found: dict[str, list[tuple[str, str]]] = {}
+    before = {(one.task, one.item): one.written for one in baseline if not one.logprobs}
+    found: dict[str, list[Texts]] = {}
     for answer in quantized:
         if (answer.task, answer.item) in before and not answer.logprobs:
-            found.setdefault(answer.task, []).append((before[answer.task, answer.item], answer.text))
+            texts = list(zip(before[answer.task, answer.item], answer.written, strict=False))
+            found.setdefault(answer.task, []).append(texts)
     return found
+
+
+def _by_question(asked: Sequence[Texts], scorer: Scorer) -> list[float]:
+    """Mean likeness of each question's texts."""
+    flat = [pair for texts in asked for pair in texts]
+    scores = iter(scorer([b for b, _ in flat], [q for _, q in flat]))
+    return [fmean(islice(scores, len(texts))) for texts in asked]
 
 
 def _row(task: str, measure: str, scores: Sequence[float]) -> Similarity:
