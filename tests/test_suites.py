@@ -23,7 +23,7 @@ from bitworth.tasks.definitions import examples_are_fixed, settings_of
 from bitworth.tasks.mirror import hub_rows
 from bitworth.tasks.reasoning import pass_rate
 from bitworth.tasks.suites import SUITES
-from bitworth.types import Answer, Completion, Message, TaskSpec
+from bitworth.types import Answer, Completion, Message, Sampling, TaskSpec
 
 # --- names --------------------------------------------------------------------------------------------------------
 
@@ -301,6 +301,27 @@ def test_boxed_answers_are_found_in_reasoning(tmp_path: Path) -> None:
     answer = loaded.questions[0].grade([Completion(text=text, finish="stop") for text in texts])
     assert answer.score == 0.5
     assert answer.item == "2024-I-1"
+
+
+def test_sampling_draws_from_the_seed_and_greedy_tasks_write_once(tmp_path: Path) -> None:
+    rows = [{"ID": "2024-I-1", "Problem": "One and one?", "Solution": "", "Answer": 204}]
+    write(tmp_path / "aime" / "aime24.jsonl", rows)
+    write(tmp_path / "gsm8k" / "test.jsonl", [{"question": "1 + 1 = ?", "answer": "It is. #### 2"}])
+
+    def sampling(name: str, **asked: Any) -> Sampling:
+        loaded = tasks.load(TaskSpec(name=name, shots=0, **asked), tmp_path)
+        assert isinstance(loaded, tasks.LoadedOpen)
+        return loaded.sampling
+
+    assert [sampling("aime24", seed=seed).seed for seed in (0, 7)] == [0, 7]
+    cold = sampling("aime24", temperature=0)
+    assert (cold.n, cold.temperature, cold.top_p) == (1, 0.0, 1.0)
+    with pytest.raises(BitworthError, match="Task aime24: 20 samples at temperature 0 are all alike"):
+        sampling("aime24", samples=20, temperature=0)
+    with pytest.raises(BitworthError, match="Task gsm8k_llama: 4 samples at temperature 0 are all alike"):
+        sampling("gsm8k_llama", samples=4)
+    warm = sampling("gsm8k_llama", samples=4, temperature=0.5)
+    assert (warm.n, warm.temperature) == (4, 0.5)
 
 
 def test_arc_of_four_choices_only_and_written(tmp_path: Path) -> None:

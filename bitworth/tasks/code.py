@@ -19,7 +19,7 @@ from bitworth import sandbox
 from bitworth.errors import BitworthError
 from bitworth.sandbox import Isolation
 from bitworth.tasks import programs, rows
-from bitworth.tasks.base import Benchmark, LoadedOpen, OpenQuestion
+from bitworth.tasks.base import Benchmark, LoadedOpen, OpenQuestion, drawn
 from bitworth.tasks.grading_code import Grader
 from bitworth.tasks.harness import choose, shuffled
 from bitworth.tasks.programs import Problem
@@ -150,20 +150,16 @@ def sampling_of(task: CodeDef, spec: TaskSpec, *, chat: bool) -> Sampling:
     Raises:
         BitworthError: several samples at temperature 0.
     """
-    greedy = spec.temperature == 0 or (spec.temperature is None and spec.samples == 1)
-    if greedy and (spec.samples or 1) > 1:
-        raise BitworthError(
-            f"Task {task.name}: {spec.samples} samples at temperature 0 are all alike; ask for one, or a temperature."
-        )
+    usual = 0.0 if spec.samples == 1 else TEMPERATURE
     found = Sampling(
         max_tokens=MAX_TOKENS,
         stop=programs.stops(task.style, chat=chat),
-        temperature=TEMPERATURE if spec.temperature is None else spec.temperature,
+        temperature=usual if spec.temperature is None else spec.temperature,
         top_p=TOP_P,
         n=spec.samples or task.samples,
         seed=spec.seed,
     )
-    return replace(found, temperature=0.0, top_p=1.0, n=1) if greedy else found
+    return drawn(task.name, found, spec.samples)
 
 
 def _docs(task: CodeDef, data: Path | None) -> Any:
