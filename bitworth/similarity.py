@@ -6,16 +6,15 @@ of 1 is the same text; no measure says which of two different texts is better.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
 
 from bitworth.errors import BitworthError, WorkFailed
-from bitworth.statistics import Z95
+from bitworth.statistics import share_interval
 from bitworth.types import Answer
 
 BERTSCORE_MODEL = "roberta-large"
@@ -125,10 +124,8 @@ def _by_question(asked: Sequence[Texts], scorer: Scorer) -> list[float]:
 
 
 def _row(task: str, measure: str, scores: Sequence[float]) -> Similarity:
-    mean, count = fmean(scores), len(scores)
-    error = Z95 * stdev(scores) / math.sqrt(count) if count > 1 else 1.0
-    interval = (max(0.0, mean - error), min(1.0, mean + error))
-    return Similarity(task=task, measure=measure, mean=mean, ci95=interval, questions=count)
+    interval = share_interval(scores)
+    return Similarity(task=task, measure=measure, mean=fmean(scores), ci95=interval, questions=len(scores))
 
 
 def _scorer(measure: str, encoder: Path | str) -> Scorer:

@@ -90,6 +90,7 @@ def test_programs_are_compared_sample_by_sample_and_a_question_counts_once() -> 
     assert (row.mean, row.questions) == (0.25, 2)
     (row,) = compare_texts(ours, ours, ["identical"])
     assert row.mean == 1.0
+    assert row.ci95[0] < row.ci95[1] == 1.0  # two equal answers do not make all equal
     assert likenesses(ours, theirs, format="w4")[0].mean == 0.5  # of the first programs alone
     first, _ = differing(ours, theirs, format="w4")
     assert (first.baseline, first.quantized) == ("return a", "yield")

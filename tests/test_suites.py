@@ -10,13 +10,16 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import binom
 
 from bitworth import tasks
 from bitworth.cli import tasks as cli_tasks
 from bitworth.errors import BitworthError
+from bitworth.statistics import share_interval
 from bitworth.study import parse_study
 from bitworth.tasks import leaderboard_v2
 from bitworth.tasks.definitions import examples_are_fixed, settings_of
@@ -183,6 +186,29 @@ def test_intervals_of_pass_at_1_cover_what_they_should() -> None:
         outer += found.ci95_pct[0] <= 50.0 <= found.ci95_pct[1]
     assert 0.92 <= inner / rounds <= 0.98
     assert 0.92 <= outer / rounds <= 0.98
+
+
+@pytest.mark.parametrize("right", [0.0, 1.0])
+def test_questions_that_all_score_alike_are_not_taken_for_certain(right: float) -> None:
+    found = pass_rate(answered("aime24", {None: [right] * 30}), 20)
+    assert found.pass_at_1_pct == 100 * right
+    widths = []
+    for interval in (found.ci95_pct, found.samples_ci95_pct):
+        assert interval is not None
+        assert interval[0] <= 100 * right <= interval[1]
+        widths.append(interval[1] - interval[0])
+    assert 8 < widths[0] < 14  # Clopper and Pearson's bound of none in 30 is 11.6 %
+    assert 0.4 < widths[1] < 0.7  # and of none in 600, 0.6 %
+
+
+@pytest.mark.parametrize("questions", [30, 200])
+def test_an_interval_of_right_answers_covers_any_rate(questions: int) -> None:
+    """Exactly, by the binomial distribution, over rates from hardly any to half."""
+    bounds = [share_interval([1.0] * right + [0.0] * (questions - right)) for right in range(questions + 1)]
+    for rate in np.linspace(0.002, 0.5, 250):
+        chances = binom.pmf(np.arange(questions + 1), questions, rate)
+        covered = sum(p for p, (low, high) in zip(chances, bounds, strict=True) if low <= rate <= high)
+        assert covered > 0.91
 
 
 def test_one_sample_has_no_interval_over_samples() -> None:
