@@ -103,7 +103,7 @@ def load_problems(
 
     Args:
         task: the benchmark.
-        spec: its `chat` overrules the model's.
+        spec: its `chat` can refuse conversations; a model without a template gets plain text whatever it says.
         data: folder of rows, None for the hub.
         batch: that stretch of the seeded order instead (`harness.load_questions`).
         chat: whether the model has a chat template.
@@ -112,7 +112,7 @@ def load_problems(
     Raises:
         BitworthError: rows that cannot be had or read, samples that would all be alike, no isolation on this machine.
     """
-    chat = chat if spec.chat is None else spec.chat
+    chat = chat and spec.chat is not False
     sampling = sampling_of(task, spec, chat=chat)
     if spec.shots:
         raise BitworthError(f"Task {task.name} has no examples to show; leave its shots out.")
