@@ -30,7 +30,7 @@ def differing(
     baseline: Sequence[Answer], quantized: Sequence[Answer], *, format: str, most: int = 3
 ) -> list[AnswerPair]:
     """The `most` questions of one task answered most unlike; those whose score changed first, then by distance."""
-    pairs = [(b, q) for b, q in _common(baseline, quantized) if _said(b) != _said(q)]
+    pairs = [(b, q) for b, q in _common(baseline, quantized) if len(set(_said(b, q))) > 1]
     pairs.sort(key=lambda pair: (-abs(pair[0].score - pair[1].score), pair[0].item))
     found = [_pair(before, after, format) for before, after in pairs[:CLOSELY]]
     found.sort(key=lambda pair: (-abs(pair.baseline_score - pair.quantized_score), -pair.distance, pair.item))
@@ -40,10 +40,10 @@ def differing(
 def likenesses(baseline: Sequence[Answer], quantized: Sequence[Answer], *, format: str) -> list[Likeness]:
     """How alike one task's written answers are, a row a measure; none where nothing was written."""
     pairs = [(b, q) for b, q in _common(baseline, quantized) if not b.logprobs and not q.logprobs]
-    if not any(b.text or q.text for b, q in pairs):
+    if not any(any((*b.written, *q.written)) for b, q in pairs):
         return []
     step = max(1, math.ceil(len(pairs) / MEASURED))
-    before, after = [b.text for b, _ in pairs[::step]], [q.text for _, q in pairs[::step]]
+    before, after = [b.written[0] for b, _ in pairs[::step]], [q.written[0] for _, q in pairs[::step]]
     return [
         _likeness(pairs[0][0].task, format, measure, scores_of(measure, before, after))
         for measure in _LIGHT
@@ -59,27 +59,31 @@ def _common(baseline: Sequence[Answer], quantized: Sequence[Answer]) -> Iterator
 
 
 def _pair(before: Answer, after: Answer, format: str) -> AnswerPair:
+    ours, theirs = _said(before, after)
     return AnswerPair(
         task=after.task,
         format=format,
         item=after.item,
-        baseline=_said(before),
-        quantized=_said(after),
+        baseline=ours,
+        quantized=theirs,
         baseline_score=before.score,
         quantized_score=after.score,
         distance=_distance(before, after),
     )
 
 
-def _said(answer: Answer) -> str:
-    return answer.text or answer.prediction
+def _said(before: Answer, after: Answer) -> tuple[str, str]:
+    """What each said; of several programs, the first two of one place that differ."""
+    pairs = list(zip(before.written, after.written, strict=False))
+    ours, theirs = next((pair for pair in pairs if pair[0] != pair[1]), pairs[0])
+    return ours or before.prediction, theirs or after.prediction
 
 
 def _distance(before: Answer, after: Answer) -> float:
     if len(before.logprobs) == len(after.logprobs) > 1:
         changes = np.abs(softmax(before.logprobs) - softmax(after.logprobs))
         return float(changes.sum() / 2)
-    ours, theirs = (_said(answer).split()[:WORDS] for answer in (before, after))
+    ours, theirs = (said.split()[:WORDS] for said in _said(before, after))
     return 1 - SequenceMatcher(None, ours, theirs, autojunk=False).ratio()
 
 

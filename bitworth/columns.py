@@ -13,7 +13,7 @@ from typing import Any
 
 from bitworth import tasks as registry
 from bitworth.errors import BitworthError
-from bitworth.evaluation import compare_suites
+from bitworth.evaluation import adjusted, compare_suites
 from bitworth.tasks.leaderboard_v2 import above_chance, normalized_pct
 from bitworth.types import Answer, Recovery
 
@@ -64,7 +64,7 @@ def average_suite(suite: str, checkpoint: str, answers: ByTask) -> SuiteAverage:
 def recover_suites(
     suites: Sequence[str], baseline: ByTask, quantized: ByTask, *, min_recovery_pct: float, format: str
 ) -> tuple[list[Recovery], dict[str, str]]:
-    """Recovery of every suite that has one, and by suite why the others have none."""
+    """Recovery of every suite that has one, p-values adjusted over these, and by suite why the others have none."""
     rows: list[Recovery] = []
     causes: dict[str, str] = {}
     for suite in suites:
@@ -72,11 +72,11 @@ def recover_suites(
             rows.append(recover_suite(suite, baseline, quantized, min_recovery_pct=min_recovery_pct, format=format))
         except BitworthError as error:
             causes[suite] = str(error)
-    return rows, causes
+    return adjusted(rows), causes
 
 
 def recover_suite(suite: str, baseline: ByTask, quantized: ByTask, *, min_recovery_pct: float, format: str) -> Recovery:
-    """Recovery of a suite's average, its columns' errors added up as those of independent samples.
+    """Recovery of a suite's average by itself, its columns' errors added up as those of independent samples.
 
     Raises:
         BitworthError: a task that one of the two did not answer, or a baseline that is no better than guessing.

@@ -159,7 +159,7 @@ def compare(
     pairs = _pairs(baseline, quantized, format)
     rows = [_of_task(task, format, pair, min_recovery_pct) for task, pair in pairs.items()]
     whole = pairs.keys() >= {answer.task for answer in baseline}
-    rows = [*_adjusted(rows), *([_mean(AVERAGE, format, pairs, min_recovery_pct)] if whole else [])]
+    rows = [*adjusted(rows), *([_mean(AVERAGE, format, pairs, min_recovery_pct)] if whole else [])]
     return [_over_groups(row, pairs) for row in rows]
 
 
@@ -181,7 +181,7 @@ def compare_groups(
             chosen = [pair for pair in pairs if pair[0].group == group]
             if unfit_because([answer for answer, _ in chosen]) is None:
                 rows.append(_of_task(f"{task}/{group}", format, chosen, min_recovery_pct))
-    return _adjusted(rows)
+    return adjusted(rows)
 
 
 def compare_suites(
@@ -204,7 +204,7 @@ def compare_suites(
         if absent:
             raise BitworthError(f"Suite {suite}: {format} and its baseline did not both answer {absent[0]}.")
         rows.append(_mean(suite, format, {task: pairs[task] for task in tasks}, min_recovery_pct))
-    return [_over_groups(row, pairs) for row in _adjusted(rows)]
+    return [_over_groups(row, pairs) for row in adjusted(rows)]
 
 
 def unfit_because(answers: Sequence[Answer]) -> str | None:
@@ -230,10 +230,10 @@ def _pairs(baseline: Sequence[Answer], quantized: Sequence[Answer], format: str)
     return {task: _paired(task, format, before[task], after[task]) for task in tasks}
 
 
-def _adjusted(rows: Sequence[Recovery]) -> list[Recovery]:
+def adjusted(rows: Sequence[Recovery]) -> list[Recovery]:
     """The rows with their p-values adjusted for each other."""
-    adjusted = holm([1.0 if row.p_value is None else row.p_value for row in rows])
-    return [replace(row, p_holm=p) for row, p in zip(rows, adjusted, strict=True)]
+    values = holm([1.0 if row.p_value is None else row.p_value for row in rows])
+    return [replace(row, p_holm=p) for row, p in zip(rows, values, strict=True)]
 
 
 def _of_task(name: str, format: str, pairs: Pairs, least_pct: float) -> Recovery:

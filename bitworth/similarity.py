@@ -6,15 +6,15 @@ of 1 is the same text; no measure says which of two different texts is better.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
 
 from bitworth.errors import BitworthError, WorkFailed
-from bitworth.statistics import Z95
+from bitworth.statistics import share_interval
 from bitworth.types import Answer
 
 BERTSCORE_MODEL = "roberta-large"
@@ -86,8 +86,8 @@ def compare_texts(
         raise BitworthError("Nothing was written to the same questions by both models; ask for tasks that are written.")
     scorers = {name: _scorer(name, encoder) for name in measures}
     return [
-        _row(task, name, scorer([b for b, _ in texts], [q for _, q in texts]))
-        for task, texts in pairs.items()
+        _row(task, name, _by_question(asked, scorer))
+        for task, asked in pairs.items()
         for name, scorer in scorers.items()
     ]
 
@@ -101,21 +101,31 @@ def scores_of(measure: str, baseline: Sequence[str], quantized: Sequence[str]) -
     return _scorer(measure, STS_MODEL)(baseline, quantized)
 
 
-def _written_pairs(baseline: Sequence[Answer], quantized: Sequence[Answer]) -> dict[str, list[tuple[str, str]]]:
+Texts = list[tuple[str, str]]
+"""Baseline's and quantized model's texts of one question: of several programs, those of the same place."""
+
+
+def _written_pairs(baseline: Sequence[Answer], quantized: Sequence[Answer]) -> dict[str, list[Texts]]:
     """Task to texts of the same questions; an answer with log-probabilities was not written."""
-    before = {(one.task, one.item): one.text for one in baseline if not one.logprobs}
-    found: dict[str, list[tuple[str, str]]] = {}
+    before = {(one.task, one.item): one.written for one in baseline if not one.logprobs}
+    found: dict[str, list[Texts]] = {}
     for answer in quantized:
         if (answer.task, answer.item) in before and not answer.logprobs:
-            found.setdefault(answer.task, []).append((before[answer.task, answer.item], answer.text))
+            texts = list(zip(before[answer.task, answer.item], answer.written, strict=False))
+            found.setdefault(answer.task, []).append(texts)
     return found
 
 
+def _by_question(asked: Sequence[Texts], scorer: Scorer) -> list[float]:
+    """Mean likeness of each question's texts."""
+    flat = [pair for texts in asked for pair in texts]
+    scores = iter(scorer([b for b, _ in flat], [q for _, q in flat]))
+    return [fmean(islice(scores, len(texts))) for texts in asked]
+
+
 def _row(task: str, measure: str, scores: Sequence[float]) -> Similarity:
-    mean, count = fmean(scores), len(scores)
-    error = Z95 * stdev(scores) / math.sqrt(count) if count > 1 else 1.0
-    interval = (max(0.0, mean - error), min(1.0, mean + error))
-    return Similarity(task=task, measure=measure, mean=mean, ci95=interval, questions=count)
+    interval = share_interval(scores)
+    return Similarity(task=task, measure=measure, mean=fmean(scores), ci95=interval, questions=len(scores))
 
 
 def _scorer(measure: str, encoder: Path | str) -> Scorer:

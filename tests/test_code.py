@@ -309,7 +309,10 @@ def test_conversations_can_be_asked_for_and_refused(data: Path) -> None:
     assert isinstance(writer.prompts[0], str)
     plain = Writer(canonical, chat=False)
     ask(data, plain, samples=1, chat=True, limit=1)
-    assert not isinstance(plain.prompts[0], str)  # engines without a template refuse it
+    assert isinstance(plain.prompts[0], str)  # without a template, as every other task
+    writer = Writer(canonical, chat=True)
+    ask(data, writer, samples=1, chat=True, limit=1)
+    assert not isinstance(writer.prompts[0], str)
 
 
 def test_batches_are_stretches_of_one_seeded_order(data: Path) -> None:

@@ -13,11 +13,11 @@ from test_tasks import arc_row, write_jsonl
 
 from bitworth import running
 from bitworth.assembly import assemble
-from bitworth.columns import average_suite, column_answers, column_pct, recover_suite
+from bitworth.columns import average_suite, column_answers, column_pct, recover_suite, recover_suites
 from bitworth.errors import BitworthError
 from bitworth.report.markdown import render_markdown
 from bitworth.report.page import render_page
-from bitworth.statistics import mean_recovery
+from bitworth.statistics import holm, mean_recovery
 from bitworth.study import parse_study
 from bitworth.tasks.leaderboard import MMLU_SUBJECTS
 from bitworth.tasks.suites import LEADERBOARD_V1
@@ -28,6 +28,21 @@ def graded(task: str, right: int, of: int, group: str | None = None) -> list[Ans
     return [
         Answer(task=task, item=f"{group}/{at}", prediction="", score=float(at < right), group=group) for at in range(of)
     ]
+
+
+def test_suites_of_a_format_are_adjusted_for_each_other() -> None:
+    names = {"humaneval": 164, "mbpp": 400, "mgsm_native_cot": 250, "belebele": 300}
+    before = {name: graded(name, of // 2, of) for name, of in names.items()}
+    after = {name: graded(name, of // 2 - 9, of) for name, of in names.items()}
+    alone = [
+        recover_suite(suite, before, after, min_recovery_pct=99, format="w4") for suite in ("code", "multilingual")
+    ]
+    asked = ("code", "reasoning", "multilingual")
+    rows, causes = recover_suites(asked, before, after, min_recovery_pct=99, format="w4")
+    assert [row.p_value for row in rows] == [row.p_value for row in alone]
+    assert [row.p_holm for row in rows] == holm([float(row.p_value or 0) for row in alone])
+    assert [row.p_holm for row in rows] != [row.p_value for row in rows]
+    assert list(causes) == ["reasoning"]
 
 
 # --- columns ------------------------------------------------------------------------------------------------------

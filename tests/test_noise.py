@@ -25,7 +25,7 @@ from bitworth.report.markdown import render_markdown
 from bitworth.report.page import render_page
 from bitworth.statistics import noise_of
 from bitworth.study import parse_study
-from bitworth.types import Answer, Cell, TaskSpec
+from bitworth.types import Answer, Cell, Sample, TaskSpec
 
 SUBJECT = Subject(format="w4", identity="w", path="w")
 
@@ -44,6 +44,15 @@ def test_figures_by_hand() -> None:
     assert found.scores_pct == (50.0, 25.0)
     assert (found.answers_differ_pct, found.scores_differ_pct) == (50.0, 25.0)
     assert found.score_sd_pct == pytest.approx(100 * 0.5**0.5 / 4)
+
+
+def test_any_program_that_differs_is_another_answer() -> None:
+    def programs(*texts: str) -> Answer:
+        rows = tuple(Sample(text=text, passed=True) for text in texts)
+        return Answer(task="t", item=texts[0], prediction="2 of 2 pass", score=1.0, samples=rows)
+
+    found = noise_of("t", "w4", [[programs("a", "b"), programs("x", "y")], [programs("a", "c"), programs("x", "y")]])
+    assert (found.answers_differ_pct, found.scores_differ_pct) == (50.0, 0.0)
 
 
 def test_three_runs_are_three_pairs() -> None:

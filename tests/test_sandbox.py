@@ -9,6 +9,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Iterator
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import psutil
@@ -19,6 +20,7 @@ from bitworth.errors import BitworthError
 from bitworth.sandbox import Check, Isolation, Limits, Ran, Verdict, judge, rooms, run_program
 from bitworth.sandbox.inside import confine
 
+ROOMY = Limits(cpu_s=10, wall_s=30.0)
 SHORT = Limits(cpu_s=1, wall_s=2.5, memory_mib=256, processes=8, output_mib=1, scratch_mib=8)
 
 
@@ -235,7 +237,47 @@ def test_homes_and_other_data_are_not_there(way: Isolation, tmp_path: Path) -> N
     for line in lines:
         assert line.startswith(home)
         shown = line.removeprefix(home).strip("[]").replace("'", "").split(", ")
-        assert all(any(path.startswith(f"{Path.home()}/{name}") for path in rooms._visible()) for name in shown)
+        assert all(any(path.startswith(f"{Path.home()}/{name}") for path, _ in rooms._visible()) for name in shown)
+
+
+INSTALLED = sorted({"numpy", "pip", "yaml", "_distutils_hack", *packages_distributions()} - {*sys.stdlib_module_names})
+"""Names that lie in some folder of packages on this machine."""
+LOOK = f"""
+import importlib.util, json, os, sys
+from pathlib import Path
+import numpy.linalg
+found = [name for name in {INSTALLED!r} if importlib.util.find_spec(name) is not None]
+folders = [*Path(json.__file__).parents[1].glob("*-packages"), *Path("/usr/lib").glob("*/*-packages")]
+print(found, [path for folder in map(str, folders) if os.path.isdir(folder) for path in os.listdir(folder)])
+"""
+
+
+def test_the_standard_library_and_numpy_are_all_that_is_installed(way: Isolation) -> None:
+    assert run(LOOK, way, ROOMY).output == "['numpy'] []\n"
+
+
+def test_nothing_beside_numpy_is_found_in_the_interpreters_own_packages(
+    way: Isolation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where bitworth is installed into the system's Python: the folder of its packages is shown, and holds numpy."""
+    folder = rooms._installed_numpy()
+    assert folder is not None
+    shown = sorted({*rooms._interpreter(), str(folder.parent)})
+    monkeypatch.setattr(rooms, "_interpreter", lambda: shown)
+    rooms._visible.cache_clear()
+    rooms._hidden.cache_clear()
+    try:
+        assert str(folder) in rooms._hidden()
+        looked = f"sys.path.append({str(folder)!r})\nprint(os.listdir({str(folder)!r}))"
+        assert run(f"import os, sys\n{looked}\n{LOOK}", way, ROOMY).output == "[]\n['numpy'] []\n"
+    finally:
+        rooms._visible.cache_clear()
+        rooms._hidden.cache_clear()
+
+
+def test_imports_are_the_same_without_isolation() -> None:
+    found = run(LOOK, "none", ROOMY).output
+    assert found.startswith("['numpy'] ")
 
 
 def test_nothing_can_be_written_outside_of_scratch(way: Isolation) -> None:

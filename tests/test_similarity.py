@@ -12,9 +12,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from bitworth.apart import differing, likenesses
 from bitworth.errors import BitworthError
 from bitworth.similarity import compare_texts
-from bitworth.types import Answer
+from bitworth.types import Answer, Sample
 
 WORDS = st.lists(st.sampled_from(["a", "cat", "sat", "on", "the", "red", "mat"]), max_size=8).map(" ".join)
 
@@ -72,6 +73,27 @@ def test_rows_are_a_task_and_measure_and_hold_an_interval() -> None:
     low, high = rows["t", "rouge1"].ci95
     assert 0 <= low < rows["t", "rouge1"].mean < high <= 1
     assert rows["t", "rouge1"].questions == 4
+
+
+def programs(*questions: tuple[str, ...]) -> list[Answer]:
+    """Answers as a code task gives them: the text is empty."""
+    rows = [tuple(Sample(text=text, passed=False) for text in texts) for texts in questions]
+    return [
+        Answer(task="humaneval", item=str(at), prediction="", score=0.0, samples=row) for at, row in enumerate(rows)
+    ]
+
+
+def test_programs_are_compared_sample_by_sample_and_a_question_counts_once() -> None:
+    ours = programs(("return a", "return b"), ("return a", "return b"))
+    theirs = programs(("return a", "return c"), ("yield", "pass"))
+    (row,) = compare_texts(ours, theirs, ["identical"])
+    assert (row.mean, row.questions) == (0.25, 2)
+    (row,) = compare_texts(ours, ours, ["identical"])
+    assert row.mean == 1.0
+    assert row.ci95[0] < row.ci95[1] == 1.0  # two equal answers do not make all equal
+    assert likenesses(ours, theirs, format="w4")[0].mean == 0.5  # of the first programs alone
+    first, _ = differing(ours, theirs, format="w4")
+    assert (first.baseline, first.quantized) == ("return a", "yield")
 
 
 def test_given_choices_are_passed_over() -> None:

@@ -10,20 +10,23 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import binom
 
 from bitworth import tasks
 from bitworth.cli import tasks as cli_tasks
 from bitworth.errors import BitworthError
+from bitworth.statistics import share_interval
 from bitworth.study import parse_study
 from bitworth.tasks import leaderboard_v2
 from bitworth.tasks.definitions import examples_are_fixed, settings_of
 from bitworth.tasks.mirror import hub_rows
 from bitworth.tasks.reasoning import pass_rate
 from bitworth.tasks.suites import SUITES
-from bitworth.types import Answer, Completion, Message, TaskSpec
+from bitworth.types import Answer, Completion, Message, Sampling, TaskSpec
 
 # --- names --------------------------------------------------------------------------------------------------------
 
@@ -185,6 +188,29 @@ def test_intervals_of_pass_at_1_cover_what_they_should() -> None:
     assert 0.92 <= outer / rounds <= 0.98
 
 
+@pytest.mark.parametrize("right", [0.0, 1.0])
+def test_questions_that_all_score_alike_are_not_taken_for_certain(right: float) -> None:
+    found = pass_rate(answered("aime24", {None: [right] * 30}), 20)
+    assert found.pass_at_1_pct == 100 * right
+    widths = []
+    for interval in (found.ci95_pct, found.samples_ci95_pct):
+        assert interval is not None
+        assert interval[0] <= 100 * right <= interval[1]
+        widths.append(interval[1] - interval[0])
+    assert 8 < widths[0] < 14  # Clopper and Pearson's bound of none in 30 is 11.6 %
+    assert 0.4 < widths[1] < 0.7  # and of none in 600, 0.6 %
+
+
+@pytest.mark.parametrize("questions", [30, 200])
+def test_an_interval_of_right_answers_covers_any_rate(questions: int) -> None:
+    """Exactly, by the binomial distribution, over rates from hardly any to half."""
+    bounds = [share_interval([1.0] * right + [0.0] * (questions - right)) for right in range(questions + 1)]
+    for rate in np.linspace(0.002, 0.5, 250):
+        chances = binom.pmf(np.arange(questions + 1), questions, rate)
+        covered = sum(p for p, (low, high) in zip(chances, bounds, strict=True) if low <= rate <= high)
+        assert covered > 0.91
+
+
 def test_one_sample_has_no_interval_over_samples() -> None:
     found = pass_rate(answered("aime24", {None: [1.0, 0.0, 1.0]}), 1)
     assert found.samples_ci95_pct is None
@@ -301,6 +327,27 @@ def test_boxed_answers_are_found_in_reasoning(tmp_path: Path) -> None:
     answer = loaded.questions[0].grade([Completion(text=text, finish="stop") for text in texts])
     assert answer.score == 0.5
     assert answer.item == "2024-I-1"
+
+
+def test_sampling_draws_from_the_seed_and_greedy_tasks_write_once(tmp_path: Path) -> None:
+    rows = [{"ID": "2024-I-1", "Problem": "One and one?", "Solution": "", "Answer": 204}]
+    write(tmp_path / "aime" / "aime24.jsonl", rows)
+    write(tmp_path / "gsm8k" / "test.jsonl", [{"question": "1 + 1 = ?", "answer": "It is. #### 2"}])
+
+    def sampling(name: str, **asked: Any) -> Sampling:
+        loaded = tasks.load(TaskSpec(name=name, shots=0, **asked), tmp_path)
+        assert isinstance(loaded, tasks.LoadedOpen)
+        return loaded.sampling
+
+    assert [sampling("aime24", seed=seed).seed for seed in (0, 7)] == [0, 7]
+    cold = sampling("aime24", temperature=0)
+    assert (cold.n, cold.temperature, cold.top_p) == (1, 0.0, 1.0)
+    with pytest.raises(BitworthError, match="Task aime24: 20 samples at temperature 0 are all alike"):
+        sampling("aime24", samples=20, temperature=0)
+    with pytest.raises(BitworthError, match="Task gsm8k_llama: 4 samples at temperature 0 are all alike"):
+        sampling("gsm8k_llama", samples=4)
+    warm = sampling("gsm8k_llama", samples=4, temperature=0.5)
+    assert (warm.n, warm.temperature) == (4, 0.5)
 
 
 def test_arc_of_four_choices_only_and_written(tmp_path: Path) -> None:

@@ -84,7 +84,9 @@ def _recoveries(result: StudyResult) -> Iterable[str]:
         )
         for row in result.recoveries
     ]
-    yield markdown_table(("task", *_KEPT, "lost / won", "p adjusted", "needed"), rows, text_columns=(0, 1, 7))
+    yield markdown_table(
+        ("task", *_KEPT, "lost / won", "p adjusted within the format", "needed"), rows, text_columns=(0, 1, 7)
+    )
 
 
 def _groups(result: StudyResult) -> Iterable[str]:

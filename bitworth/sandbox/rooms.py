@@ -15,7 +15,7 @@ import signal
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -30,6 +30,10 @@ WAYS: tuple[Isolation, ...] = ("bubblewrap", "namespaces")
 HERE = Path(__file__).resolve().parent
 NUMPY = ("numpy", "numpy.libs")
 """What a program finds installed besides the standard library."""
+PACKAGES = ("site-packages", "dist-packages")
+"""Folders of what else is installed, which depends on the machine."""
+ROOM = "/room"
+"""Where our own part and numpy lie in a room."""
 ENVIRONMENT = {
     "HOME": "/scratch",
     "TMPDIR": "/scratch",
@@ -41,7 +45,8 @@ ENVIRONMENT = {
 }
 _SYSTEM = ("/lib", "/lib64", "/usr/lib", "/usr/lib64", "/etc/ld.so.cache")
 _BOOT = (
-    "import json, sys; sys.path.insert(0, {folder!r}); from inside.{role} import main; main(json.loads(sys.argv[1]))"
+    "import json, sys; sys.path.insert(0, {folder!r}); from inside.{role} import main; del sys.path[0]; "
+    "main(json.loads(sys.argv[1]))"
 )
 
 
@@ -140,7 +145,8 @@ class Room:
 
 
 def _command(way: Isolation, role: str, settings: Mapping[str, Any], scratch_mib: int, lifeline: int) -> list[str]:
-    inner = [_python(), "-I", "-S", "-B", "-c", _BOOT.format(folder=str(HERE), role=role), json.dumps(settings)]
+    folder = str(HERE) if way == "none" else ROOM
+    inner = [_python(), "-I", "-S", "-B", "-c", _BOOT.format(folder=folder, role=role), json.dumps(settings)]
     if way == "none":
         return inner
     if way == "bubblewrap":
@@ -148,6 +154,7 @@ def _command(way: Isolation, role: str, settings: Mapping[str, Any], scratch_mib
     plan = {
         "root": _may_mount(),
         "visible": _visible(),
+        "hidden": _hidden(),
         "links": _links(),
         "scratch_mib": scratch_mib,
         "command": inner,
@@ -160,8 +167,10 @@ def _command(way: Isolation, role: str, settings: Mapping[str, Any], scratch_mib
 def _bubblewrap(inner: list[str], scratch_mib: int) -> list[str]:
     command = [shutil.which("bwrap") or "bwrap", "--unshare-all", "--die-with-parent", "--new-session"]
     command += ["--cap-drop", "ALL", "--uid", "1000", "--gid", "1000"]
-    for path in _visible():
-        command += ["--ro-bind", path, path]
+    for path, place in _visible():
+        command += ["--ro-bind", path, place]
+    for path in _hidden():
+        command += ["--tmpfs", path, "--remount-ro", path]
     for name in ("null", "zero", "full", "random", "urandom"):
         command += ["--dev-bind-try", f"/dev/{name}", f"/dev/{name}"]
     for link, target in _links():
@@ -176,13 +185,33 @@ def _python() -> str:
 
 
 @cache
-def _visible() -> list[str]:
-    """Real paths that a room shows, none of them within another."""
+def _visible() -> list[tuple[str, str]]:
+    """Real paths that a room shows, and where: the interpreter and its library in their places, the rest in `ROOM`."""
+    found = [(path, path) for path in _outermost(_interpreter())] + [(str(HERE / "inside"), f"{ROOM}/inside")]
+    folder = _installed_numpy()
+    places = [folder / name for name in NUMPY] if folder is not None else []
+    return found + [(os.path.realpath(place), f"{ROOM}/{place.name}") for place in places if place.exists()]
+
+
+def _interpreter() -> list[str]:
+    """Real paths of the interpreter, its library and the system's."""
     prefix = Path(_python()).parent.parent
     named = [*_SYSTEM, _python(), str(prefix / "lib"), str(prefix / "lib64"), sysconfig.get_path("stdlib")]
-    named += [str(folder / name) for folder in map(Path, packages()) for name in NUMPY]
-    real = sorted({os.path.realpath(path) for path in [*named, str(HERE / "inside")] if os.path.exists(path)})
-    return [path for path in real if not any(path.startswith(f"{other}/") for other in real)]
+    return sorted({os.path.realpath(path) for path in named if os.path.exists(path)})
+
+
+def _outermost(paths: Sequence[str]) -> list[str]:
+    """Those that lie within no other."""
+    return [path for path in paths if not any(path.startswith(f"{other}/") for other in paths)]
+
+
+@cache
+def _hidden() -> list[str]:
+    """Real paths of the folders of installed packages among what a room shows, which it shows empty."""
+    shown = _interpreter()
+    named = [place for path in shown for depth in ("", "*/") for place in Path(path).glob(f"{depth}*-packages")]
+    real = {os.path.realpath(place) for place in named if place.name in PACKAGES and place.is_dir()}
+    return _outermost(sorted(path for path in real if any(path.startswith(f"{one}/") for one in shown)))
 
 
 @cache
@@ -192,12 +221,18 @@ def _links() -> list[tuple[str, str]]:
     return [*system, ("/tmp", "/scratch"), ("/dev/shm", "/scratch")]
 
 
+def numpy_folder(way: Isolation) -> str | None:
+    """The folder in which a program finds numpy, and nothing else."""
+    folder = _installed_numpy()
+    return None if folder is None else str(folder) if way == "none" else ROOM
+
+
 @cache
-def packages() -> list[str]:
-    """The folder that numpy lies in."""
+def _installed_numpy() -> Path | None:
+    """The folder that numpy lies in, among all else that is installed."""
     found = importlib.util.find_spec("numpy")
     places = list(found.submodule_search_locations or ()) if found is not None else []
-    return [str(Path(os.path.realpath(place)).parent) for place in places[:1]]
+    return Path(os.path.realpath(places[0])).parent if places else None
 
 
 def _may_mount() -> bool:

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import psutil
 
-from bitworth.sandbox.rooms import Isolation, Room, packages
+from bitworth.sandbox.rooms import Isolation, Room, numpy_folder
 
 Status = Literal["finished", "time", "memory", "output", "processes"]
 """How a program ended: by itself (well or not), or by the limit that it hit."""
@@ -77,7 +77,7 @@ class Verdict:
 def run_program(program: str, *, isolation: Isolation, limits: Limits | None = None) -> Ran:
     """Run a Python program as `__main__`; nothing of it is left afterwards."""
     limits = limits or Limits()
-    settings = {"limits": limits.inside(isolation), "packages": packages(), "calls": None}
+    settings = {"limits": limits.inside(isolation), "numpy": numpy_folder(isolation), "calls": None}
     with _room(isolation, "candidate", settings, program, limits) as room:
         status, output, _ = _watch([room], room, limits)
         code = room.process.returncode if status == "finished" else None
@@ -93,7 +93,7 @@ def judge(program: str, check: Check, *, isolation: Isolation, limits: Limits | 
     theirs = {"calls": asks, "replies": answers}
     ours = {"calls": calls, "replies": replies, "verdict": writes}
     roomy = Limits(**{**asdict(limits), "memory_mib": max(_CHECKER_MIB, limits.memory_mib), "cpu_s": 4 * limits.cpu_s})
-    common = {"packages": packages()}
+    common = {"numpy": numpy_folder(isolation)}
     try:
         with (
             _room(

@@ -5,7 +5,7 @@
 - `resampling`: bootstrap intervals of recovery.
 - `independent`: a ratio of scores of different questions.
 - `noise`: what an engine changes by itself when it is asked again.
-- `means`: how sure a mean of times is.
+- `means`: how sure a mean of times is, or of scores.
 - `families`: several tests read together.
 - `settling`: a verdict that may be looked at after every batch of questions.
 
@@ -15,7 +15,7 @@ The methods, their sources and their limits are in docs/statistics.md.
 from bitworth.statistics.families import holm
 from bitworth.statistics.independent import independent_ratio
 from bitworth.statistics.mcnemar import mcnemar_exact
-from bitworth.statistics.means import mean_factor, mean_interval
+from bitworth.statistics.means import mean_factor, mean_interval, share_interval
 from bitworth.statistics.noise import noise_of
 from bitworth.statistics.paired import (
     Z95,
@@ -43,5 +43,6 @@ __all__ = [
     "paired_recovery",
     "ratio_interval",
     "settle",
+    "share_interval",
     "verdict_of",
 ]

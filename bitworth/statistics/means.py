@@ -7,6 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from bitworth.statistics.paired import Z95
+
 #: e to more than this is no float.
 _MOST_EXPONENT = 700.0
 
@@ -17,6 +19,17 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float] | None:
         return None
     mean, reach = float(np.mean(values)), _reach(values)
     return mean - reach, mean + reach
+
+
+def share_interval(scores: Sequence[float]) -> tuple[float, float]:
+    """95 % normal interval of the mean of scores in [0, 1] that vary independently, within [0, 1].
+
+    A score of 0 and one of 1 are imagined besides, so that thirty equal ones are not taken for certain.
+    """
+    padded = np.append(np.asarray(scores, dtype=float), [0.0, 1.0])
+    reach = Z95 * float(np.std(padded, ddof=1)) / math.sqrt(padded.size)
+    middle = float(padded.mean())
+    return max(0.0, middle - reach), min(1.0, middle + reach)
 
 
 def mean_factor(values: Sequence[float], *, inflation: float = 1.0) -> float | None:

@@ -43,8 +43,8 @@ def noise_of(task: str, format: str, runs: Sequence[Sequence[Answer]]) -> Noise:
     )
 
 
-def _said(answer: Answer) -> str:
-    return answer.text or answer.prediction
+def _said(answer: Answer) -> tuple[str, ...]:
+    return answer.written if any(answer.written) else (answer.prediction,)
 
 
 def _differing(values: Sequence[object]) -> float:

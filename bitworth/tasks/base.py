@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 
+from bitworth.errors import BitworthError
 from bitworth.tasks.passages import Sharing
 from bitworth.types import Answer, Completion, Prompt, Sampling
 
@@ -130,6 +131,21 @@ class TaskDef(Benchmark):
     top_p: float = 1.0
     max_tokens: int = 256
     needs: tuple[str, ...] = ()
+
+
+def drawn(task: str, sampling: Sampling, samples: int | None) -> Sampling:
+    """The sampling, at temperature 0 with the one completion that there is then.
+
+    Raises:
+        BitworthError: `samples`, which the spec asks for, are several at temperature 0.
+    """
+    if sampling.temperature:
+        return sampling
+    if (samples or 1) > 1:
+        raise BitworthError(
+            f"Task {task}: {samples} samples at temperature 0 are all alike; ask for one, or a temperature."
+        )
+    return replace(sampling, top_p=1.0, n=1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,7 +19,7 @@ from bitworth import sandbox
 from bitworth.errors import BitworthError
 from bitworth.sandbox import Isolation
 from bitworth.tasks import programs, rows
-from bitworth.tasks.base import Benchmark, LoadedOpen, OpenQuestion
+from bitworth.tasks.base import Benchmark, LoadedOpen, OpenQuestion, drawn
 from bitworth.tasks.grading_code import Grader
 from bitworth.tasks.harness import choose, shuffled
 from bitworth.tasks.programs import Problem
@@ -103,7 +103,7 @@ def load_problems(
 
     Args:
         task: the benchmark.
-        spec: its `chat` overrules the model's.
+        spec: its `chat` can refuse conversations; a model without a template gets plain text whatever it says.
         data: folder of rows, None for the hub.
         batch: that stretch of the seeded order instead (`harness.load_questions`).
         chat: whether the model has a chat template.
@@ -112,7 +112,7 @@ def load_problems(
     Raises:
         BitworthError: rows that cannot be had or read, samples that would all be alike, no isolation on this machine.
     """
-    chat = chat if spec.chat is None else spec.chat
+    chat = chat and spec.chat is not False
     sampling = sampling_of(task, spec, chat=chat)
     if spec.shots:
         raise BitworthError(f"Task {task.name} has no examples to show; leave its shots out.")
@@ -150,20 +150,16 @@ def sampling_of(task: CodeDef, spec: TaskSpec, *, chat: bool) -> Sampling:
     Raises:
         BitworthError: several samples at temperature 0.
     """
-    greedy = spec.temperature == 0 or (spec.temperature is None and spec.samples == 1)
-    if greedy and (spec.samples or 1) > 1:
-        raise BitworthError(
-            f"Task {task.name}: {spec.samples} samples at temperature 0 are all alike; ask for one, or a temperature."
-        )
+    usual = 0.0 if spec.samples == 1 else TEMPERATURE
     found = Sampling(
         max_tokens=MAX_TOKENS,
         stop=programs.stops(task.style, chat=chat),
-        temperature=TEMPERATURE if spec.temperature is None else spec.temperature,
+        temperature=usual if spec.temperature is None else spec.temperature,
         top_p=TOP_P,
         n=spec.samples or task.samples,
         seed=spec.seed,
     )
-    return replace(found, temperature=0.0, top_p=1.0, n=1) if greedy else found
+    return drawn(task.name, found, spec.samples)
 
 
 def _docs(task: CodeDef, data: Path | None) -> Any:

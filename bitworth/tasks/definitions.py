@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bitworth.errors import BitworthError
-from bitworth.tasks.base import TaskDef
+from bitworth.tasks.base import TaskDef, drawn
 from bitworth.types import Message, Prompt, Sampling, TaskSpec
 
 FEWSHOT_SEED = 1234
@@ -108,17 +108,22 @@ def sampling_of(task: TaskDef, settings: Sequence[Mapping[str, Any]], spec: Task
         task: whose answers.
         settings: the definition of each of its subsets; an answer ends at a stop string of any (languages differ).
         spec: what the study asks for.
+
+    Raises:
+        BitworthError: several samples at temperature 0.
     """
     asked = [one.get("generation_kwargs") or {} for one in settings]
     ends = [one.get("until") or () for one in asked]
     stop = [end for until in ends for end in ((until,) if isinstance(until, str) else until)]
-    return Sampling(
+    sampling = Sampling(
         max_tokens=int(asked[0].get("max_gen_toks", task.max_tokens)),
         stop=tuple(dict.fromkeys(stop)),
         temperature=task.temperature if spec.temperature is None else spec.temperature,
         top_p=task.top_p,
         n=spec.samples or task.samples,
+        seed=spec.seed,
     )
+    return drawn(task.name, sampling, spec.samples)
 
 
 def _require(task: TaskDef, need: str) -> None:

@@ -11,12 +11,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import NormalDist, fmean, variance
+from statistics import fmean
 
+from bitworth.statistics import Z95, share_interval
 from bitworth.tasks.base import MATH_PACKAGES, TaskDef
 from bitworth.types import Answer
 
-_Z95 = NormalDist().inv_cdf(0.975)
 TEMPERATURE, TOP_P, SAMPLES, MAX_TOKENS = 0.6, 0.95, 20, 32768
 
 _GENERATION = {"do_sample": True, "max_gen_toks": MAX_TOKENS, "until": []}
@@ -117,21 +117,27 @@ def pass_rate(answers: Sequence[Answer], samples: int) -> PassRate:
     """From answers whose score is the share of `samples` right ones.
 
     A question's mean over its samples already varies by the luck of these, so the variance of the means over questions
-    holds both. Within a question the variance of n right-or-wrong samples is p (1 - p) n / (n - 1).
+    holds both. Either interval imagines a right and a wrong one besides, of the questions or of the samples: where all
+    are alike, that is no proof that others would be.
     """
     scores = [answer.score for answer in answers]
-    count, mean = len(scores), fmean(scores)
-    within = None
-    if samples > 1:
-        within = math.sqrt(sum(p * (1 - p) / (samples - 1) for p in scores)) / count
     return PassRate(
-        pass_at_1_pct=100 * mean,
-        ci95_pct=_around(mean, math.sqrt(variance(scores) / count) if count > 1 else 1.0),
-        samples_ci95_pct=None if within is None else _around(mean, within),
-        questions=count,
+        pass_at_1_pct=100 * fmean(scores),
+        ci95_pct=_percent(share_interval(scores)),
+        samples_ci95_pct=_percent(_of_samples(scores, samples)) if samples > 1 else None,
+        questions=len(scores),
         samples=samples,
     )
 
 
-def _around(mean: float, error: float) -> tuple[float, float]:
-    return (100 * max(0.0, mean - _Z95 * error), 100 * min(1.0, mean + _Z95 * error))
+def _of_samples(shares: Sequence[float], samples: int) -> tuple[float, float]:
+    """Of the mean over these very questions; of n samples the right ones have the variance n² p (1 - p) / (n - 1)."""
+    every = len(shares) * samples + 2
+    middle = (samples * sum(shares) + 1) / every
+    variance = sum(samples**2 * p * (1 - p) / (samples - 1) for p in shares) + middle**2 + (1 - middle) ** 2
+    reach = Z95 * math.sqrt(variance) / every
+    return max(0.0, middle - reach), min(1.0, middle + reach)
+
+
+def _percent(bounds: tuple[float, float]) -> tuple[float, float]:
+    return 100 * bounds[0], 100 * bounds[1]

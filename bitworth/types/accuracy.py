@@ -103,6 +103,11 @@ class Answer:
     text: str = ""
     samples: tuple[Sample, ...] = ()
 
+    @property
+    def written(self) -> tuple[str, ...]:
+        """All that is kept of what was written: the programs, or the text (an empty one where choices were scored)."""
+        return tuple(sample.text for sample in self.samples) or (self.text,)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AnswerPair:

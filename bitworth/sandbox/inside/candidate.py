@@ -10,12 +10,13 @@ from typing import Any
 
 from . import wire
 from .confine import confine, take_input
+from .numpy_alone import offer_numpy
 
 
 def main(settings: Mapping[str, Any]) -> None:
     """Run the program that standard input holds; with `calls` and `replies` also serve its functions."""
     confine(settings["limits"])
-    sys.path += settings["packages"]
+    offer_numpy(settings["numpy"])
     program = take_input().decode()
     if settings["calls"] is None:
         module = types.ModuleType("__main__")

@@ -16,12 +16,13 @@ from typing import Any
 
 from . import wire
 from .confine import confine, take_input
+from .numpy_alone import offer_numpy
 
 
 def main(settings: Mapping[str, Any]) -> None:
     """Run the job on standard input; the verdict goes to the file descriptor `verdict` as JSON."""
     confine(settings["limits"])
-    sys.path += settings["packages"]
+    offer_numpy(settings["numpy"])
     job = json.loads(take_input())
     remote = Remote(settings["calls"], settings["replies"])
     try:

@@ -87,12 +87,14 @@ def build(plan: Mapping[str, Any]) -> None:
     os.mkdir("/tmp" + OLD)
     _call("pivot_root", b"/tmp", ("/tmp" + OLD).encode())
     os.chdir("/")
-    for path in plan["visible"]:
-        bind(path, NO_SUID | NO_DEV | READ_ONLY)
+    for path, place in plan["visible"]:
+        bind(path, NO_SUID | NO_DEV | READ_ONLY, place)
+    for path in plan["hidden"]:
+        mount("tmpfs", path, "tmpfs", NO_SUID | NO_DEV | NO_EXEC | READ_ONLY, "mode=755,size=4k")
     os.mkdir("/dev")
     for name in DEVICES:
         if os.path.exists(f"{OLD}/dev/{name}"):
-            bind(f"/dev/{name}", NO_SUID | NO_EXEC)
+            bind(f"/dev/{name}", NO_SUID | NO_EXEC, f"/dev/{name}")
     for link, target in plan["links"]:
         if not os.path.lexists(link):
             os.makedirs(os.path.dirname(link), exist_ok=True)
@@ -105,9 +107,9 @@ def build(plan: Mapping[str, Any]) -> None:
     mount(None, "/", None, REMOUNT | BIND | READ_ONLY | NO_SUID | NO_DEV)
 
 
-def bind(path: str, flags: int) -> None:
-    """Show a file or folder of the old root at the same place."""
-    source = OLD + path
+def bind(outside: str, flags: int, path: str) -> None:
+    """Show a file or folder of the old root at a place of this one."""
+    source = OLD + outside
     if os.path.isdir(source):
         os.makedirs(path, exist_ok=True)
     else:
