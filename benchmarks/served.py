@@ -80,6 +80,7 @@ class _Completer(HttpCompleter):
 
     def __init__(self) -> None:
         self._url, self._model, self._as_text, self._send_key = "http://x/v1", "m", False, False
+        self._by_name = False
         self._timeout = aiohttp.ClientTimeout(total=1)
         self._facts = EngineFacts(engine="x", kernel="none", device="none", versions={"vllm": "1"})
 

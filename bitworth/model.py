@@ -25,6 +25,8 @@ Arguments = dict[int, dict[str, Any]]
 
 MERGED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 """Children of one module that multiply the same input, which serving engines run as one product."""
+_ALSO_MERGED = (("w1", "w3"), ("q_a_proj", "kv_a_proj_with_mqa"))
+"""The same by names that some families have; exact engines keep them apart."""
 
 
 @dataclass(slots=True)
@@ -94,7 +96,12 @@ class Decoder:
         return any(".experts." in name for name in self.linear_shapes())
 
     def _dtype(self) -> torch.dtype:
-        name = next(name for name in self.names.under(self.prefix) if name.endswith(".weight"))
+        name = next((name for name in self.names.under(self.prefix) if name.endswith(".weight")), None)
+        if name is None:
+            raise BitworthError(
+                f"{self.folder} has no weights of {type(self.model).__name__}'s blocks ({self.prefix}); its weights do "
+                "not go by the names that transformers has for them."
+            )
         return self.tensor(name).dtype
 
     def tensor(self, name: str) -> Tensor:
@@ -150,8 +157,10 @@ class Decoder:
             keyword arguments a block and batch size (masks depend on it), always for the first sequence alone too.
 
         Raises:
-            BitworthError: the architecture's blocks do not take and give one tensor of hidden states.
+            BitworthError: the architecture's blocks do not take and give one tensor of hidden states, or the tokens are
+                none that the model reads.
         """
+        self._check_readable(chunks)
         body: nn.Module = getattr(self.model, self.model.base_model_prefix, self.model)
         inside = set(body.modules())
         around = {
@@ -185,6 +194,21 @@ class Decoder:
             "follow; only recipes without calibration quantize it."
         )
 
+    def _check_readable(self, chunks: Sequence[Tensor]) -> None:
+        """Refuse sequences beyond a table of positions, which would fail somewhere inside, and tokens without a row."""
+        text = self.model.config.get_text_config()
+        longest, most = max(chunk.shape[1] for chunk in chunks), max(int(chunk.max()) for chunk in chunks)
+        positions, known = getattr(text, "max_position_embeddings", None), getattr(text, "vocab_size", most + 1)
+        if isinstance(positions, int) and longest > positions:
+            raise BitworthError(
+                f"Calibration sequences of {longest} tokens are longer than the {positions} positions that "
+                f"{self.folder} reads; give a --length of {positions} or less."
+            )
+        if most >= known:
+            raise BitworthError(
+                f"Calibration has token {most}, and {self.folder} reads {known}; its tokenizer is another model's."
+            )
+
     def _run_empty(
         self,
         body: nn.Module,
@@ -203,7 +227,12 @@ class Decoder:
                     shape[:] = [hidden_states.shape]
                 elif not isinstance(hidden_states, Tensor) or [hidden_states.shape] != shape:
                     raise _Misread
-                recorded[index][hidden_states.shape[0]] = {"args": args, **kwargs}
+                given = {"args": args, **kwargs}
+                if not _same(recorded[index].setdefault(hidden_states.shape[0], given), given):
+                    raise BitworthError(
+                        f"{type(self.model).__name__} gives its blocks more of the tokens than hidden states, which "
+                        "bitworth cannot follow; only recipes without calibration quantize it."
+                    )
                 return answer(hidden_states)
 
             return forward
@@ -255,6 +284,17 @@ class _Misread(Exception):
     """A block was given something else than the hidden states that the block before it gave."""
 
 
+def _same(one: Any, other: Any) -> bool:
+    """Whether arguments hold the same tensors; what else they hold is taken to be."""
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(_same(one[name], other[name]) for name in one)
+    if isinstance(one, list | tuple) and isinstance(other, list | tuple):
+        return len(one) == len(other) and all(map(_same, one, other))
+    return True
+
+
 def _plainly(hidden: Tensor) -> Tensor:
     return hidden
 
@@ -276,7 +316,8 @@ def stacks(names: Iterable[str]) -> list[list[str]]:
     found: dict[tuple[str, object], list[str]] = {}
     for name in names:
         owner, _, leaf = name.rpartition(".")
-        found.setdefault((owner, next((group for group in MERGED if leaf in group), leaf)), []).append(name)
+        group = next((group for group in (*MERGED, *_ALSO_MERGED) if leaf in group), leaf)
+        found.setdefault((owner, group), []).append(name)
     return list(found.values())
 
 

@@ -153,7 +153,9 @@ def _device_memory(device: torch.device) -> Iterator[None]:
     """
     try:
         yield
-    except torch.OutOfMemoryError as error:
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        if type(error) is RuntimeError and "can't allocate memory" not in str(error):  # as torch says it of a CPU
+            raise
         raise Interrupted(
             f"The memory of {device} does not suffice; finished blocks are kept, so run the same command again when "
             "nothing else uses it, or with fewer or shorter calibration sequences, which starts afresh."

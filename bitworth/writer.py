@@ -27,12 +27,12 @@ from bitworth.shards import bytes_in, join, listed
 
 SHARD_BYTES = 5_000_000_000  # pieces are joined up to this size
 #: Files that make a folder a usable model besides its weights.
-COMPANIONS = ("generation_config.json", *TOKENIZER_FILES)
+COMPANIONS = ("generation_config.json", "preprocessor_config.json", "processor_config.json", *TOKENIZER_FILES)
 _LOCK = "lock"
 
 
 class Writer:
-    """Use as a context: an error removes what was written; `Interrupted`, Ctrl-C and being killed leave it."""
+    """Use as a context: an error that the input must change for removes what was written, any other end leaves it."""
 
     def __init__(self, folder: Path, source: Path, *, shard_bytes: int = SHARD_BYTES) -> None:
         self.folder, self._source, self._limit = folder, source, shard_bytes
@@ -66,7 +66,7 @@ class Writer:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         """Clean up, unless the work is to be taken up again."""
-        failed = kind is not None and issubclass(kind, Exception) and not issubclass(kind, Interrupted)
+        failed = kind is not None and issubclass(kind, BitworthError) and not issubclass(kind, Interrupted)
         empty = not self._begun and not self._left()
         if empty or (self._begun and (failed or not self._pieces)):
             shutil.rmtree(self.scratch, ignore_errors=True)
@@ -152,10 +152,10 @@ class Writer:
         return names
 
     def _swap(self, keep: set[str]) -> None:
-        """Move the scratch folder into place; the old one is moved aside first, so that no fault costs it."""
-        for path in self.scratch.iterdir():
-            if path.name not in keep:
-                path.unlink()
+        """Move the scratch folder into place; the old one is moved aside first, so that no fault costs it.
+
+        Pieces and what else a run goes on from are dropped once that is done, so that none costs them either.
+        """
         if self.folder.exists():
             self.folder.rename(self._aside)
         try:
@@ -164,6 +164,9 @@ class Writer:
             if self._aside.exists():
                 self._aside.rename(self.folder)
             raise
+        for path in self.folder.iterdir():
+            if path.name not in keep:
+                path.unlink()
         shutil.rmtree(self._aside, ignore_errors=True)
 
     def _piece(self, number: int) -> Path:

@@ -81,6 +81,7 @@ VERBS = {
         "--gpu",
         "--count",
         "--load",
+        "--streams",
         "--group-size",
         "--usd-per-hour",
         "--study",

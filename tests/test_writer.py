@@ -44,15 +44,18 @@ def test_shards_are_indexed_as_the_hub_does(tiny_llama: Path, tmp_path: Path) ->
     assert Reader(tmp_path / "out").names == tensors().keys()
 
 
-def test_leaving_by_an_exception_leaves_nothing(tiny_llama: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("error", "kept"), [(BitworthError, False), (RuntimeError, True), (MemoryError, True)])
+def test_only_what_the_input_must_change_for_leaves_nothing(
+    tiny_llama: Path, tmp_path: Path, error: type[Exception], kept: bool
+) -> None:
     def half() -> None:
         with Writer(tmp_path / "out", tiny_llama) as writer:
             writer.add(tensors())
-            raise RuntimeError("halfway")
+            raise error("halfway")
 
-    with pytest.raises(RuntimeError, match="halfway"):
+    with pytest.raises(error, match="halfway"):
         half()
-    assert left(tmp_path) == []
+    assert left(tmp_path) == ([".out.partial"] if kept else [])
 
 
 def test_an_error_before_anything_is_taken_up_costs_an_earlier_run_nothing(tiny_llama: Path, tmp_path: Path) -> None:

@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from bitworth.statistics import Z95, share_interval
 from bitworth.tasks.base import MATH_PACKAGES, TaskDef
 from bitworth.types import Answer
 
@@ -120,6 +119,8 @@ def pass_rate(answers: Sequence[Answer], samples: int) -> PassRate:
     holds both. Either interval imagines a right and a wrong one besides, of the questions or of the samples: where all
     are alike, that is no proof that others would be.
     """
+    from bitworth.statistics import share_interval  # and numpy with it, which naming tasks does without
+
     scores = [answer.score for answer in answers]
     return PassRate(
         pass_at_1_pct=100 * fmean(scores),
@@ -132,6 +133,8 @@ def pass_rate(answers: Sequence[Answer], samples: int) -> PassRate:
 
 def _of_samples(shares: Sequence[float], samples: int) -> tuple[float, float]:
     """Of the mean over these very questions; of n samples the right ones have the variance n² p (1 - p) / (n - 1)."""
+    from bitworth.statistics import Z95
+
     every = len(shares) * samples + 2
     middle = (samples * sum(shares) + 1) / every
     variance = sum(samples**2 * p * (1 - p) / (samples - 1) for p in shares) + middle**2 + (1 - middle) ** 2
