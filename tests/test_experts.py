@@ -383,6 +383,28 @@ def test_routers_stay_and_are_named(tmp_path: Path) -> None:
     assert made.keys() - {name for name in made if name.endswith("_scale")} == base.keys()
 
 
+def test_a_router_stays_wherever_its_name_says_so(tmp_path: Path) -> None:
+    """Hunyuan's is `gate.wg`."""
+    save_mixture(tmp_path / "model", "hunyuan_v1_moe")
+    quantize(tmp_path / "model", [recipes.recipe("w8a8-fp")], tmp_path / "out")
+    made, base = (load_file(tmp_path / name / "model.safetensors") for name in ("out", "model"))
+    routers = [name for name in base if "gate.wg" in name]
+    assert routers
+    assert all(torch.equal(made[name], base[name]) for name in routers)
+    ignored = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]["ignore"]
+    assert {name.removesuffix(".weight") for name in routers} <= set(ignored)
+
+
+def test_halves_that_engines_merge_share_what_a_whole_layer_has(tmp_path: Path) -> None:
+    """NVFP4's global scale, of experts that go by `w1` and `w3` as by gate and up."""
+    save_mixture(tmp_path / "model", "mixtral")
+    quantize(tmp_path / "model", [recipes.recipe("nvfp4a16-rtn")], tmp_path / "out")
+    made = load_file(tmp_path / "out" / "model.safetensors")
+    first = [name for name in made if name.endswith("w1.weight_global_scale")]
+    assert first
+    assert all(torch.equal(made[name], made[name.replace(".w1.", ".w3.")]) for name in first)
+
+
 @pytest.mark.parametrize("dequantize", [True, False])
 @pytest.mark.parametrize("name", ["w4a16-int-gptq", "w8a8-fp"])
 @pytest.mark.parametrize("family", ["mixtral", "qwen3_moe"])

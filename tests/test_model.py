@@ -141,3 +141,36 @@ def test_blocks_that_pass_more_than_hidden_states_are_refused(tiny_llama: Path) 
     body.forward = lambda input_ids, **_: decoder._blocks[1](decoder._blocks[0](body.embed_tokens(input_ids))[:, :1])
     with pytest.raises(BitworthError, match="passes more than one tensor from block to block"):
         decoder.first_inputs([tokens()], lambda hidden: None)
+
+
+def test_weights_by_other_names_than_the_models_are_refused(tiny_llama: Path, tmp_path: Path) -> None:
+    folder = edited(tiny_llama, tmp_path / "other")
+    path = folder / "model.safetensors"
+    held = {name.replace("model.layers", "somewhere.else"): tensor for name, tensor in load_file(path).items()}
+    save_file(held, path, metadata={"format": "pt"})
+    with pytest.raises(BitworthError, match="names that transformers has"):
+        Decoder(folder)
+
+
+@torch.inference_mode()
+def test_blocks_that_see_more_of_the_tokens_than_hidden_states_are_refused(tmp_path: Path) -> None:
+    """Gemma 4 gives each block a row a token; arguments are kept by batch size, so another chunk's would be used."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    sizes |= {"num_key_value_heads": 1, "head_dim": 16, "vocab_size": 250, "num_kv_shared_layers": 0}
+    sizes |= {"hidden_size_per_layer_input": 16, "vocab_size_per_layer_input": 250, "pad_token_id": 0}
+    AutoModelForCausalLM.from_config(AutoConfig.for_model("gemma4_text", **sizes)).save_pretrained(tmp_path)
+    decoder = Decoder(tmp_path)
+    decoder.first_inputs([tokens()], lambda hidden: None)  # a single chunk has its own
+    with pytest.raises(BitworthError, match="more of the tokens than hidden states"):
+        decoder.first_inputs([tokens(), tokens().flip(1)], lambda hidden: None)
+
+
+@torch.inference_mode()
+def test_sequences_that_a_model_cannot_read_are_refused(tiny_llama: Path, tmp_path: Path) -> None:
+    decoder = Decoder(edited(tiny_llama, tmp_path / "short", max_position_embeddings=16))
+    with pytest.raises(BitworthError, match="20 tokens are longer than the 16 positions"):
+        decoder.first_inputs([tokens()], lambda hidden: None)
+    with pytest.raises(BitworthError, match="its tokenizer is another model's"):
+        Decoder(tiny_llama).first_inputs([tokens() + 10_000], lambda hidden: None)

@@ -23,9 +23,10 @@ from bitworth.calibration import calibration_tokens
 from bitworth.checkpoint import Reader, read_config
 from bitworth.engines.exact import Activation, QuantLinear, inputs_as_they_are
 from bitworth.engines.torch import load_exact
-from bitworth.errors import BitworthError, WorkFailed
+from bitworth.errors import BitworthError, Interrupted, WorkFailed
 from bitworth.quantization import quantize
 from bitworth.quantizers import InputStats, round_weight
+from bitworth.sequential import BlockPass
 from bitworth.types import Awq, Calibration, Clip, Gptq, QuantizeResult, Recipe, SmoothQuant
 
 NAMES = [name for name in recipes.NAMES if "-paper-" not in name]  # those differ from others by settings alone
@@ -546,3 +547,22 @@ def test_gptq_beats_rounding_on_a_real_model(smollm2: Path, shared: Path, tmp_pa
     assert gptq.baseline_perplexity is not None
     assert gptq.baseline_perplexity < gptq.perplexity < rtn.perplexity
     assert (gptq.kl_nats or 0) < 0.6 * (rtn.kl_nats or 0)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("DefaultCPUAllocator: can't allocate memory: 1 bytes"), MemoryError()])
+def test_memory_that_ends_costs_no_finished_block(
+    tiny_llama: Path, calibration: Calibration, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    recipe, walked, run = recipes.recipe("w4a16-int-gptq", group_size=32), [], BlockPass.run
+
+    def short(self: BlockPass, *arguments: Any) -> None:
+        walked.append(self.block.index)
+        if walked == [0, 1]:
+            raise error
+        run(self, *arguments)
+
+    monkeypatch.setattr(BlockPass, "run", short)
+    with pytest.raises(Interrupted, match="finished blocks are kept"):
+        quantize(tiny_llama, [recipe], tmp_path / "out", calibration=calibration)
+    quantize(tiny_llama, [recipe], tmp_path / "out", calibration=calibration)
+    assert walked == [0, 1, 1]
