@@ -27,7 +27,16 @@ from bitworth.shards import bytes_in, join, listed
 
 SHARD_BYTES = 5_000_000_000  # pieces are joined up to this size
 #: Files that make a folder a usable model besides its weights.
-COMPANIONS = ("generation_config.json", "preprocessor_config.json", "processor_config.json", *TOKENIZER_FILES)
+COMPANIONS = (
+    "generation_config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "tekken.json",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "vocab.txt",
+    *TOKENIZER_FILES,
+)
 _LOCK = "lock"
 
 

@@ -21,9 +21,12 @@ from bitworth.writer import Writer
 
 
 def test_a_checkpoint_is_whole(tiny_llama: Path, tmp_path: Path) -> None:
-    write(tmp_path / "out", tiny_llama)
-    assert left(tmp_path) == ["out"]
-    assert {"config.json", "bitworth.json", "model.safetensors", "tokenizer.json"} <= set(left(tmp_path / "out"))
+    model = shutil.copytree(tiny_llama, tmp_path / "model")
+    (model / "preprocessor_config.json").write_text("{}")
+    write(tmp_path / "out", model)
+    assert left(tmp_path) == ["model", "out"]
+    wanted = {"config.json", "bitworth.json", "model.safetensors", "tokenizer.json", "preprocessor_config.json"}
+    assert wanted <= set(left(tmp_path / "out"))
     reader = Reader(tmp_path / "out")
     assert reader.names == tensors().keys()
     for name, tensor in tensors().items():
