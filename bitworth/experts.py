@@ -132,12 +132,13 @@ class Experts(nn.Module):
         return result_TD
 
 
-def unfuse(model: nn.Module, conversions: Sequence[Any] = ()) -> dict[str, Fusion]:
+def unfuse(model: nn.Module, conversions: Sequence[Any] = (), *, within: str = "") -> dict[str, Fusion]:
     """Take every mixture of a model without storage apart, in place.
 
     Args:
         model: still without weights.
         conversions: transformers' from the hub's tensors to the model's, which know the hub's names.
+        within: the path of the part to look at: towers for images keep what they hold as it is.
 
     Returns:
         The layouts by the mixtures' paths; empty for a dense model.
@@ -147,7 +148,7 @@ def unfuse(model: nn.Module, conversions: Sequence[Any] = ()) -> dict[str, Fusio
     """
     found: dict[str, Fusion] = {}
     alike: set[tuple[type, Any]] = set()
-    for path, module in list(model.named_modules()):
+    for path, module in list(model.get_submodule(within).named_modules(prefix=within)):
         if not _is_fused(module):
             continue
         fusion = _fusion_of(module, path, conversions)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from bitworth.checkpoint import Reader, read_config
 from bitworth.errors import BitworthError
 from bitworth.naming import Names
+from bitworth.skeleton import emptied, find_blocks, skeleton, text_body
 
 #: Keyword arguments of a block's call by the batch size they were recorded at.
 Arguments = dict[int, dict[str, Any]]
@@ -49,7 +50,7 @@ class Block:
         """Free the weight of a linear layer; its shape, its type and its bias stay."""
         parameters = self.module.get_submodule(layer)._parameters
         assert parameters["weight"] is not None
-        parameters["weight"] = _emptied(parameters["weight"])
+        parameters["weight"] = emptied(parameters["weight"])
 
     def product(self, inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """What a linear layer of that weight makes of its inputs, factors rounded."""
@@ -78,7 +79,7 @@ class Decoder:
         self.model: Any = skeleton(folder)
         self.names = Names(self.model, self.reader.names)
         _move_buffers(self.model, self.device)
-        self.prefix, self._blocks = _find_blocks(self.model)
+        self.prefix, self._blocks = find_blocks(self.model)
         self.dtype = self._dtype()
 
     def __len__(self) -> int:
@@ -132,15 +133,17 @@ class Decoder:
 
     def others(self) -> list[str]:
         """Names of the tensors outside the blocks; a head tied to the embeddings is not one of its own."""
-        tied = "lm_head.weight" if self.model.config.get_text_config().tie_word_embeddings else None
+        tied = "lm_head.weight" if getattr(self.model.config, "tie_word_embeddings", False) else None
         inside = f"{self.prefix}."
-        return sorted(n for n in self.reader.names if not self.names.of(n).startswith(inside) and n != tied)
+        named = {name: self.names.of(name) for name in self.reader.names}
+        return sorted(name for name, own in named.items() if not own.startswith(inside) and own != tied)
 
     def other_linears(self) -> list[str]:
-        """Names of the linear layers outside the blocks (heads, towers), which stay as they are."""
+        """Linear layers outside the blocks (heads, towers), which stay: by the checkpoint's names and the model's."""
         inside = f"{self.prefix}."
         named = self.model.named_modules()
-        return [name for name, part in named if isinstance(part, nn.Linear) and not name.startswith(inside)]
+        outside = [name for name, part in named if isinstance(part, nn.Linear) and not name.startswith(inside)]
+        return [name for own in outside for name in dict.fromkeys((self.names.layer(own), own))]
 
     def linear_shapes(self) -> dict[str, tuple[int, int]]:
         """(out, in) of every linear layer in the blocks, by full name."""
@@ -161,7 +164,7 @@ class Decoder:
                 none that the model reads.
         """
         self._check_readable(chunks)
-        body: nn.Module = getattr(self.model, self.model.base_model_prefix, self.model)
+        _, body = text_body(self.model)
         inside = set(body.modules())
         around = {
             name: part
@@ -321,58 +324,6 @@ def stacks(names: Iterable[str]) -> list[list[str]]:
     return list(found.values())
 
 
-def skeleton(folder: Path) -> nn.Module:
-    """The model of a folder as transformers has it, without storage.
-
-    Raises:
-        BitworthError: transformers cannot build it.
-    """
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        with without_storage():
-            model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    except (ValueError, KeyError, OSError, TypeError) as error:
-        first = str(error).strip().split("\n")[0]
-        raise BitworthError(f"transformers cannot build the model in {folder}: {first}") from error
-    result: nn.Module = model.eval().requires_grad_(False)
-    return result
-
-
-@contextmanager
-def without_storage() -> Iterator[None]:
-    """Parameters made inside lose their storage before they are initialized; buffers keep theirs, being computed."""
-    register = nn.Module.register_parameter
-
-    def register_empty(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
-        register(module, name, parameter)
-        if parameter is not None:
-            module._parameters[name] = _emptied(parameter)
-
-    nn.Module.register_parameter = register_empty  # type: ignore[method-assign, assignment]
-    try:
-        yield
-    finally:
-        nn.Module.register_parameter = register  # type: ignore[method-assign]
-
-
-def _find_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
-    """The decoder's blocks: the ModuleList that holds the most linear weights and lies in no other."""
-    best: tuple[int, str, nn.ModuleList] | None = None
-    for name, module in model.named_modules():
-        if isinstance(module, nn.ModuleList):
-            size = sum(m.weight.numel() for m in module.modules() if isinstance(m, nn.Linear))
-            if size and (best is None or size > best[0]):
-                best = (size, name, module)
-    if best is None:
-        raise BitworthError(
-            f"{type(model).__name__} has no list of decoder blocks with linear layers to quantize; GPT-2's layers, "
-            "whose weights lie transposed (Conv1D), are none."
-        )
-    return best[1], best[2]
-
-
 def _move_buffers(model: nn.Module, device: torch.device) -> None:
     for part in model.modules():
         for leaf, buffer in part._buffers.items():
@@ -385,8 +336,4 @@ def _drop_parameters(module: nn.Module) -> None:
     for part in module.modules():
         for leaf, parameter in part._parameters.items():
             if parameter is not None:
-                part._parameters[leaf] = _emptied(parameter)
-
-
-def _emptied(parameter: nn.Parameter) -> nn.Parameter:
-    return nn.Parameter(parameter.to("meta"), requires_grad=False)
+                part._parameters[leaf] = emptied(parameter)

@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from bitworth.experts import Fusion, Role, unfuse
+from bitworth.skeleton import text_body
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +43,7 @@ class Names:
             BitworthError: a mixture cannot be taken apart.
         """
         renamings, conversions = _transforms(model)
-        self.fusions = unfuse(model, conversions)
+        self.fusions = unfuse(model, conversions, within=text_body(model)[0])
         self._back = [transform.reverse_transform() for transform in reversed(renamings)]
         self._wanted = {name for name, _ in [*model.named_parameters(remove_duplicate=False), *model.named_buffers()]}
         self._base = getattr(model, "base_model_prefix", "")

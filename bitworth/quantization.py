@@ -122,7 +122,8 @@ def _quantize(
             used = [*notes, *(shared_notes if recipe.needs_calibration else ()), *_warnings(recipe)]
             builds.append(Build(recipe, _writer(folders[recipe.name], model, stack, ranks), key, notes=used))
         shared = calibration is not None and calibration.stream == "shared"
-        streams = streams_of(builds, shared=shared, ranks=ranks)
+        unwalked = [build for build in builds if not ranks.from_first(build.was_walked)]
+        streams = streams_of(unwalked, shared=shared, ranks=ranks)
         kwargs = _prepare(decoder, streams, tokens, states_mib, ranks)
         for index in range(min((stream.done for stream in streams), default=len(decoder)), len(decoder)):
             progress("blocks", index + 1, len(decoder))
@@ -131,9 +132,7 @@ def _quantize(
                     with decoder.loaded(index) as block:
                         stream.walk(decoder, block, kwargs[index] if kwargs else None)
             give_back()
-        made |= ranks.from_first(
-            lambda: {build.recipe.name: _finish(decoder, build, calibration, text) for build in builds}
-        )
+        made |= ranks.from_first(lambda: _finish_all(decoder, builds, calibration, text))
     return [made[recipe.name] for recipe, _ in fitted]
 
 
@@ -344,6 +343,15 @@ def _room(device: torch.device) -> float:
     return torch.cuda.mem_get_info(device)[0] / 2
 
 
+def _finish_all(
+    decoder: Decoder, builds: Sequence[Build], calibration: Calibration | None, text: TextAudit | None
+) -> dict[str, QuantizeResult]:
+    """The results by name; a fault at one checkpoint leaves the others what the next run needs to finish them."""
+    for build in builds:
+        build.keep_walked()
+    return {build.recipe.name: _finish(decoder, build, calibration, text) for build in builds}
+
+
 def _finish(decoder: Decoder, build: Build, calibration: Calibration | None, text: TextAudit | None) -> QuantizeResult:
     began = time.monotonic()
     recipe, writer = build.recipe, build.writer
@@ -379,7 +387,8 @@ def _finish(decoder: Decoder, build: Build, calibration: Calibration | None, tex
         "key": build.key,
         "result": {name: getattr(result, name) for name in kept},
     }
-    writer.finish({**decoder.config, "quantization_config": quantization}, provenance)
+    config = {name: value for name, value in decoder.config.items() if name != "auto_map"}  # no code goes along
+    writer.finish({**config, "quantization_config": quantization}, provenance)
     return result
 
 

@@ -26,7 +26,7 @@ from bitworth.tuning import Beginning, run_tuned
 from bitworth.types import Gptq, Recipe, StageAudit
 from bitworth.writer import Onlooker, Writer
 
-_JOURNAL = "journal.json"
+_JOURNAL, _WALKED = "journal.json", "walked.json"
 
 
 @dataclass(slots=True, eq=False)
@@ -51,6 +51,20 @@ class Build:
         """Be what `kept` said."""
         self.notes, self.ignored, self.seconds = row["notes"], row["ignored"], row["seconds"]
         self.audit = [revive(StageAudit, stage) for stage in row["audit"]]
+
+    def keep_walked(self) -> None:
+        """Note beside the pieces that all blocks are in them; the journal goes when the first build is finished."""
+        _write_whole(self.writer.scratch / _WALKED, {"key": self.key, "build": self.kept()})
+
+    def was_walked(self) -> bool:
+        """Take up what an earlier run had only to finish; False where there is none, or not all of it."""
+        page = _read(self.writer.scratch / _WALKED)
+        if page is None or page.get("key") != self.key or not isinstance(self.writer, Writer):
+            return False
+        if not self.writer.take_up(page["build"]["pieces"]):
+            return False
+        self.take_up(page["build"])
+        return True
 
 
 @dataclass(slots=True)
@@ -146,10 +160,7 @@ class Stream:
             "producers": [[list(layers), producer] for layers, producer in self.producers.items()],
             "builds": [build.kept() for build in self.builds],
         }
-        new = self.folder / f"{_JOURNAL}.new"
-        with writing(new) as file:
-            file.write(json.dumps(page).encode())
-        new.rename(self.folder / _JOURNAL)
+        _write_whole(self.folder / _JOURNAL, page)
 
     @property
     def key(self) -> str:
@@ -190,9 +201,8 @@ class Stream:
         return self.folder / file.replace(name, self.label(name), 1)
 
     def _journal(self) -> dict[str, Any] | None:
-        try:
-            page: dict[str, Any] = json.loads((self.folder / _JOURNAL).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+        page = _read(self.folder / _JOURNAL)
+        if page is None:
             return None
         return page if page.get("key") == self.key and page.get("ranks", 1) == self.ranks.count else None
 
@@ -213,6 +223,21 @@ def walks_alone(recipe: Recipe, *, shared: bool) -> bool:
     """
     own = isinstance(recipe.rounding, Gptq) or recipe.scheme.kv_cache is not None
     return recipe.tuning is not None or (recipe.needs_calibration and own and not shared)
+
+
+def _write_whole(path: Path, page: Mapping[str, Any]) -> None:
+    new = path.with_name(f"{path.name}.new")
+    with writing(new) as file:
+        file.write(json.dumps(page).encode())
+    new.rename(path)
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        page: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return page
 
 
 def _write(decoder: Decoder, block: Block, build: Build, result: BlockResult) -> None:

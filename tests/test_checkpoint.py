@@ -63,6 +63,7 @@ def test_a_tensor_that_is_not_there_is_named(tiny_llama: Path) -> None:
         ("{}", r"not a decoder .*none named"),
         ('{"architectures": ["BertModel"]}', "BertModel"),
         ('{"architectures": ["XForCausalLM"], "auto_map": {}}', "code of its own"),
+        ('{"architectures": ["XForCausalLM"], "auto_map": {}, "model_type": "x"}', "code of its own"),
         ("[]", "cannot be read as JSON"),
     ],
 )

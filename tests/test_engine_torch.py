@@ -10,12 +10,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bitworth import schemes
+from bitworth import recipes, schemes
 from bitworth.engines import packing
 from bitworth.engines.exact import Activation, QuantLinear, activation_of
 from bitworth.engines.scorer import Scorer
 from bitworth.engines.torch import TorchModel, load_exact
 from bitworth.errors import BitworthError, Unsupported
+from bitworth.quantization import quantize
 from bitworth.types import Grid
 
 PRESETS = {"W4A16": "pack-quantized", "W8A8": "int-quantized", "FP8_DYNAMIC": "float-quantized"}
@@ -370,9 +371,22 @@ def test_encoder_decoder_model(tiny_llama: Path, tmp_path: Path) -> None:
 
 
 def test_model_with_code_of_its_own(tiny_llama: Path, tmp_path: Path) -> None:
-    folder = _copy(tiny_llama, tmp_path / "remote", auto_map={"AutoModelForCausalLM": "modeling_x.X"})
+    remote = {"AutoConfig": "modeling_x.C", "AutoModelForCausalLM": "modeling_x.X"}
+    folder = _copy(tiny_llama, tmp_path / "remote", auto_map=remote, model_type="x")
     with pytest.raises(BitworthError, match="code of its own"):
         load_exact(folder)
+
+
+def test_code_beside_an_architecture_of_transformers_is_not_run(tiny_llama: Path, tmp_path: Path) -> None:
+    """As the hub's Phi-3 and DeepSeek have it: transformers' own class runs, and a checkpoint asks for no code."""
+    remote = {"AutoConfig": "modeling_x.C", "AutoModelForCausalLM": "modeling_x.X"}
+    folder = _copy(tiny_llama, tmp_path / "remote", auto_map=remote)
+    (folder / "modeling_x.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    sequence = torch.tensor([[1, 2, 3, 4]])
+    assert torch.equal(load_exact(folder).logits(sequence), load_exact(tiny_llama).logits(sequence))
+    [made] = quantize(folder, [recipes.recipe("w8a8-fp")], tmp_path / "out")
+    assert "auto_map" not in json.loads((made.path / "config.json").read_text())
+    assert not (tmp_path / "ran").exists()
 
 
 def test_another_methods_checkpoint(tiny_llama: Path, tmp_path: Path) -> None:

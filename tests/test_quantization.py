@@ -28,6 +28,7 @@ from bitworth.quantization import quantize
 from bitworth.quantizers import InputStats, round_weight
 from bitworth.sequential import BlockPass
 from bitworth.types import Awq, Calibration, Clip, Gptq, QuantizeResult, Recipe, SmoothQuant
+from bitworth.writer import Writer
 
 NAMES = [name for name in recipes.NAMES if "-paper-" not in name]  # those differ from others by settings alone
 EVERY = [recipes.recipe(name, group_size=32) for name in NAMES]
@@ -450,6 +451,38 @@ def test_a_killed_run_goes_on_and_another_calibration_starts_afresh(
     other = replace(calibration, samples=4)
     assert blocks_walked(deep_llama, [recipe], tmp_path / "other", calibration=other, states_mib=0) == [1, 2, 3, 4]
     assert sorted(os.listdir(tmp_path)) == ["other", "out"]
+
+
+@pytest.mark.parametrize("again", [0, 1], ids=["all-of-them", "the-one-that-failed"])
+def test_a_fault_while_a_checkpoint_is_joined_costs_no_walk(
+    tiny_llama: Path, calibration: Calibration, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, again: int
+) -> None:
+    """The first recipe of the stream is finished by then, and what the others need lies with them."""
+    chosen = [recipes.recipe(name, group_size=32) for name in ("w4a16-int-gptq", "w4a16-int-awq", "w8a8-int-gptq")]
+    spec = replace(calibration, stream="shared")
+    finish = Writer.finish
+
+    def fail(self: Writer, *args: Any) -> None:
+        if self.folder.name == chosen[1].name:
+            raise Interrupted(f"{self.folder} could not be written: Input/output error.")
+        finish(self, *args)
+
+    monkeypatch.setattr(Writer, "finish", fail)
+    with pytest.raises(Interrupted, match="Input/output error"):
+        blocks_walked(tiny_llama, chosen, tmp_path / "out", calibration=spec)
+    monkeypatch.undo()
+    folders = {recipe.name: tmp_path / "out" / recipe.name for recipe in chosen}
+    seen: list[object] = []
+    results = quantize(
+        tiny_llama, chosen[again:], folders, calibration=spec, progress=lambda *step: seen.append(step[0])
+    )
+    assert "blocks" not in seen
+    quantize(tiny_llama, chosen, tmp_path / "undisturbed", calibration=spec)
+    for recipe, result in zip(chosen[again:], results, strict=True):
+        assert_same_weights(result.path, tmp_path / "undisturbed" / recipe.name)
+        assert result.audit is not None
+        assert result.audit.stages
+    assert {path.name for path in (tmp_path / "out").iterdir()} == set(folders)
 
 
 def test_what_was_made_is_not_made_again(tiny_llama: Path, tmp_path: Path) -> None:

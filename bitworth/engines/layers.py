@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from bitworth.checkpoint import WeightReader
 from bitworth.errors import BitworthError
-from bitworth.model import skeleton
 from bitworth.naming import Names
+from bitworth.skeleton import skeleton
 
 
 def load_mixture(folder: Path, weights: WeightReader) -> tuple[Any, dict[str, str]] | None:

@@ -31,6 +31,7 @@ from bitworth.engines.prompts import (
 from bitworth.engines.scorer import Progress
 from bitworth.errors import BitworthError
 from bitworth.kv_cache import quantize_cache
+from bitworth.skeleton import config_in, model_class
 from bitworth.tasks.base import Request, Score
 from bitworth.types import Completion, EngineFacts, Prompt, Sampling
 
@@ -320,31 +321,34 @@ def _decoder_only(raw: dict[str, Any], folder: Path) -> None:
     Raises:
         BitworthError: with the architecture's name.
     """
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    from transformers.models.auto import modeling_auto as auto
 
-    known = set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
+    known = {
+        *auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values(),
+        *auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.values(),
+    }
     named = [str(name) for name in raw.get("architectures") or []]
-    encodes = raw.get("is_encoder_decoder") or (raw.get("is_decoder") is False and named == ["BertLMHeadModel"])
-    if encodes or not any(name in known for name in named):
+    inner = raw.get("text_config")
+    encodes = any(part.get("is_encoder_decoder") for part in (raw, inner if isinstance(inner, dict) else {}))
+    if encodes or (raw.get("is_decoder") is False and named == ["BertLMHeadModel"]) or not known.intersection(named):
         raise BitworthError(
             f"{folder} is a {', '.join(named) or 'nameless model'}, which transformers cannot run as a causal language "
-            "model; the torch engine needs a ...ForCausalLM decoder."
+            "model; the torch engine needs a ...ForCausalLM decoder, alone or with towers for images."
         )
 
 
 def _build(folder: Path, state: dict[str, Tensor]) -> Any:
     """A transformers causal model holding exactly these weights."""
-    from transformers import AutoConfig, AutoModelForCausalLM, logging
+    from transformers import logging
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    config = config_in(folder)
     config.dtype = torch.float32
     if hasattr(config, "quantization_config"):
         del config.quantization_config
     try:
-        kind = AutoModelForCausalLM._model_mapping[type(config)]
-        model, info = kind.from_pretrained(
+        model, info = model_class(config).from_pretrained(
             None, config=config, state_dict=state, dtype=torch.float32, output_loading_info=True
         )
     except (RuntimeError, KeyError) as error:

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from bitworth.checkpoint import Reader
 from bitworth.engines.kernels import Make
 from bitworth.errors import BitworthError, Unsupported
-from bitworth.model import MERGED, without_storage
+from bitworth.model import MERGED
+from bitworth.skeleton import skeleton
 
 
 @torch.inference_mode()
@@ -25,7 +26,7 @@ def load(folder: Path, reader: Reader, dtype: torch.dtype, device: torch.device,
         BitworthError: transformers lacks the architecture, or a tensor is missing or of another shape.
         Unsupported: a quantized layer is not a plain linear layer of the model, or the kernel cannot take it.
     """
-    model = _skeleton(folder, dtype)
+    model: Any = skeleton(folder, dtype=dtype, attention=_attention)
     filling = _Filling(model, reader, dtype, device, make)
     for names in filling.products():
         filling.replace(names)
@@ -40,23 +41,10 @@ def _contiguous(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return (inputs[0].contiguous(), *inputs[1:])
 
 
-def _skeleton(folder: Path, dtype: torch.dtype) -> Any:
-    """The model without storage for its weights."""
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        if hasattr(config, "quantization_config"):
-            del config.quantization_config
-        # transformers' capped attention scores (Gemma 2) exist in its eager attention only
-        capped = getattr(config.get_text_config(), "attn_logit_softcapping", None) is not None
-        attention = "eager" if capped else _register_attention()
-        with without_storage():
-            model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention)
-    except (ValueError, KeyError, OSError, TypeError) as error:
-        first = str(error).strip().split("\n")[0]
-        raise BitworthError(f"transformers cannot build the model in {folder}: {first}") from error
-    return model.eval().requires_grad_(False)
+def _attention(text: Any) -> str:
+    """transformers' capped attention scores (Gemma 2) exist in its eager attention only."""
+    capped = getattr(text, "attn_logit_softcapping", None) is not None
+    return "eager" if capped else _register_attention()
 
 
 class _Filling:

@@ -13,17 +13,25 @@ PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 
 def refuse_code(folder: Path, config: dict[str, Any]) -> None:
-    """Raise where a config.json wants Python of the model's own.
+    """Raise where a config.json wants Python of the model's own and transformers has no decoder of that type.
 
     Raises:
-        BitworthError: it has `auto_map`.
+        BitworthError: it has `auto_map`, and there is no other way to run it.
     """
-    if "auto_map" in config:
+    if "auto_map" in config and not _in_transformers(config.get("model_type")):
         raise BitworthError(
             f"{folder} needs code of its own (auto_map in config.json), which transformers runs under "
             "trust_remote_code only; bitworth never sets that flag, so convert the model to an architecture that "
             "transformers has."
         )
+
+
+def _in_transformers(model_type: object) -> bool:
+    """Whether transformers' own classes run models of a type, so that code which comes with one is not needed."""
+    from transformers.models.auto import modeling_auto as auto
+
+    own = auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+    return any(model_type in names for names in own)
 
 
 def no_tokenizer(folder: Path, otherwise: str) -> str:
