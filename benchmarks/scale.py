@@ -19,11 +19,12 @@ from typing import Any
 
 from claims import Claim, say
 
+from bitworth.cells import evaluate_cell
 from bitworth.execute import Executor, Tell, Work
 from bitworth.execute.fleet import FleetExecutor
 from bitworth.execute.local import LocalExecutor
 from bitworth.execute.ray import connect
-from bitworth.planning import checkpoint_subject, evaluate_cell, evaluation_inputs
+from bitworth.planning import checkpoint_subject, evaluation_inputs
 from bitworth.running import Unwatched
 from bitworth.types import Cell, TaskSpec
 from bitworth.work import work

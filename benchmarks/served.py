@@ -9,10 +9,11 @@ from typing import Any
 import aiohttp
 from mutations import written
 
+from bitworth.engines.exchange import body, refusal
 from bitworth.engines.guidellm import read_report
-from bitworth.engines.http import body, refusal
 from bitworth.engines.http_chat import ChatReply, HttpChat
 from bitworth.engines.http_text import HttpCompleter
+from bitworth.engines.served import chosen, versions_of
 from bitworth.engines.stream import Reply
 from bitworth.judging.wording import read_verdict
 from bitworth.load.metrics import metrics_of
@@ -80,7 +81,6 @@ class _Completer(HttpCompleter):
 
     def __init__(self) -> None:
         self._url, self._model, self._as_text, self._send_key = "http://x/v1", "m", False, False
-        self._by_name = False
         self._timeout = aiohttp.ClientTimeout(total=1)
         self._facts = EngineFacts(engine="x", kernel="none", device="none", versions={"vllm": "1"})
 
@@ -117,9 +117,9 @@ def read_listing(data: bytes) -> object:
     try:
         found = _at_once(body(_Answer(data)))  # type: ignore[arg-type]
     except ValueError:
-        found = None  # as `_get` has it
-    version = _at_once(_COMPLETER._versions(_Session(data)))  # type: ignore[arg-type]
-    return _COMPLETER._choose(found, None), version
+        found = None  # as `exchange.get` has it
+    version = _at_once(versions_of(_Session(data), "http://x/v1"))  # type: ignore[arg-type]
+    return chosen(found, "http://x/v1", None), version
 
 
 def read_refusal(data: bytes) -> object:

@@ -103,10 +103,15 @@ def _memory() -> Check:
     return Check(name="memory", state=state, found=f"{free:.1f} of {total:.1f} GiB free", means=means, fix=fix)
 
 
+def nearest(path: Path) -> Path:
+    """The path itself, or the folder above it that there is."""
+    return next(place for place in (path.absolute(), *path.absolute().parents) if place.exists())
+
+
 def _disk(folder: Path) -> Check:
-    place = next((parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.is_dir()), Path("/"))
-    if folder.exists() and not folder.is_dir():
-        says = f"{folder} is a file"
+    place = nearest(folder)
+    if not place.is_dir():
+        says = f"{place} is a file"
         return Check(name="disk", state="missing", found=says, means="results need a folder", fix="name another --out")
     free = shutil.disk_usage(place).free / GIB
     means = "checkpoints, answers and downloads go there"

@@ -13,10 +13,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from bitworth.cells import Subject, evaluate_cell
 from bitworth.errors import BitworthError, WorkFailed
 from bitworth.execute import Executor, Watcher
 from bitworth.ledger import Ledger, revive
-from bitworth.planning import Subject, evaluate_cell
 from bitworth.running import run_batches
 from bitworth.sources import Note, silent
 from bitworth.statistics import Settlement, settle

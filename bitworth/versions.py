@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 
+from bitworth.errors import BitworthError
+
 PYTHON = "python"
 """In place of a package: the interpreter, by its major and minor version."""
 NONE = "none"
@@ -38,16 +40,26 @@ def versions_of(*packages: str, engine: str = "torch") -> dict[str, str]:
         BitworthError: the engine is vLLM, and there is none.
     """
     found = {name: installed(name) for name in ("bitworth", *packages)}
-    if engine == "vllm":
-        from bitworth.engines.vllm import interpreter
+    return {**found, **_server()} if engine == "vllm" else found
 
-        found |= {name: told for name, told in _beside(interpreter()).items() if name in VLLM}
-    return found
+
+def served() -> dict[str, str]:
+    """The version of the vLLM that would serve here, by its package; nothing where there is none."""
+    try:
+        return _server()
+    except BitworthError:
+        return {}  # whatever needs one says so when it starts it
+
+
+def _server() -> dict[str, str]:
+    from bitworth.engines.vllm import interpreter
+
+    return {name: told for name, told in _beside(interpreter()).items() if name in VLLM}
 
 
 @cache
 def _beside(python: str) -> Mapping[str, str]:
     """Versions in the environment of another interpreter that has vLLM."""
-    from bitworth.engines.vllm import _versions
+    from bitworth.engines.vllm import versions_in
 
-    return _versions(python)
+    return versions_in(python)

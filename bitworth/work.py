@@ -15,12 +15,12 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bitworth.cells import calibration_of, workload_of
 from bitworth.errors import BitworthError, Unsupported
 from bitworth.execute import Tell
 from bitworth.execute.parts import of_part
 from bitworth.hardware import machine
 from bitworth.ledger import Ledger, revive
-from bitworth.planning import calibration_of, workload_of
 from bitworth.types import Cell, Load, QuantizeResult, Recipe, TaskSpec
 from bitworth.versions import installed
 

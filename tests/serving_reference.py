@@ -6,7 +6,9 @@ import math
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 
+from bitworth.prediction.architecture import Architecture
 from bitworth.prediction.serving import Fleet
 from bitworth.types import UseCase
 
@@ -55,20 +57,28 @@ class _Copy:
         return done
 
     @property
-    def _used(self) -> int:
-        return sum(request.cached for request in self.decoding) + sum(r.cached + r.to_read for r in self.reading)
+    def _used(self) -> float:
+        under_way = 2 * self.fleet.server.pass_tokens
+        reading = sum(held(self.fleet.deployment.architecture, r.cached + r.to_read, under_way) for r in self.reading)
+        return reading + sum(held(self.fleet.deployment.architecture, r.cached) for r in self.decoding)
+
+    @property
+    def _growth(self) -> float:
+        """What a token more for each running request takes."""
+        a = self.fleet.deployment.architecture
+        return sum(held(a, r.cached + 1) - held(a, r.cached) for r in self.decoding)
 
     def _admit(self) -> None:
-        used = self._used
+        a, used = self.fleet.deployment.architecture, self._used
         while self.waiting and len(self.reading) + len(self.decoding) < self.slots:
-            used += self.waiting[0].to_read
-            if used + len(self.decoding) > self.capacity and (self.reading or self.decoding):
+            used += held(a, self.waiting[0].to_read, 2 * self.fleet.server.pass_tokens)
+            if used + self._growth > self.capacity and (self.reading or self.decoding):
                 return
             self.reading.append(self.waiting.popleft())
 
     def _make_room(self) -> None:
         """The newest requests go back to the queue until each running one can have a token more."""
-        while len(self.decoding) > 1 and self._used + len(self.decoding) > self.capacity:
+        while len(self.decoding) > 1 and self._used + self._growth > self.capacity:
             newest = self.reading.pop() if self.reading else self.decoding.pop()
             newest.to_read, newest.cached = newest.to_read + newest.cached, 0
             self.waiting.appendleft(newest)
@@ -86,7 +96,8 @@ class _Copy:
     def _alike(self, until: float) -> int:
         """Passes before a request ends, the next arrives, or the cache is full."""
         count = min(self.case.output_tokens - request.given for request in self.decoding)
-        count = min(count, max(1, (self.capacity - self._used) // len(self.decoding)))
+        if self._growth * count > self.capacity - self._used:
+            count = max(1, int((self.capacity - self._used) / self._growth))
         if math.isfinite(until):
             count = min(count, max(1, math.ceil((until - self.now) / self._seconds([], 1))))
         return count
@@ -111,6 +122,29 @@ class _Copy:
                 request.given += 1
                 request.first = self.now if request.first is None else request.first
                 self.decoding.append(request)
+
+
+@cache
+def caches(a: Architecture) -> list[int | None]:
+    """The window of each block that vLLM makes room for, None where it keeps everything: groups of one size.
+
+    Those that fill the last group of a kind up count as the others of it do.
+    """
+    kinds: list[list[int | None]] = [[None] * a.layers]
+    if a.window is not None:
+        kinds = [[None] * a.seeing_all, [a.window] * (a.layers - a.seeing_all)]
+    kinds = [kind for kind in kinds if kind]
+    least, most = min(map(len, kinds)), max(map(len, kinds))
+    group = most if most < 1.5 * least else least
+    for kind in kinds:
+        while len(kind) % group:
+            kind.append(kind[0])
+    return [window for kind in kinds for window in kind]
+
+
+def held(a: Architecture, tokens: int, beside: int = 0) -> float:
+    """Tokens of all blocks that so many take, block by block."""
+    return sum(tokens if window is None else min(tokens, window + beside) for window in caches(a)) / a.layers
 
 
 def finished(

@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from bitworth import cli
-from bitworth.cli.benchmark import parse_load
+from bitworth.cli.loads import parse_load
 from bitworth.cli.quantize import recipe_of
 from bitworth.errors import BitworthError
 from bitworth.recipes import recipe as recipe_named

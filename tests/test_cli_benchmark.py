@@ -13,7 +13,8 @@ from test_cli import Run, refused
 from test_guidellm import report, row, stand_in, written
 from test_http import served
 
-from bitworth.cli.benchmark import parse_load, parse_workload
+from bitworth.cli.benchmark import parse_workload
+from bitworth.cli.loads import parse_load
 from bitworth.engines.fake import FakeServer
 from bitworth.errors import BitworthError
 from bitworth.types import Limits, Load

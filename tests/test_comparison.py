@@ -15,9 +15,10 @@ from folders import write_results
 
 from bitworth import cli
 from bitworth.cli.diff import parse_side
-from bitworth.comparison import compare_sides, read_side
+from bitworth.comparison import compare_sides
 from bitworth.errors import BitworthError
 from bitworth.ledger import Ledger
+from bitworth.sides import read_side
 from bitworth.statistics import independent_ratio, mcnemar_exact, paired_recovery
 from bitworth.types import Answer, Cell
 
@@ -92,7 +93,8 @@ def test_the_interval_of_clusters_drawn_apart_covers() -> None:
 
 def test_questions_of_one_passage_are_not_paired() -> None:
     """Nothing tells then how much passages differ; drawn apart, each side's passages do."""
-    from bitworth.comparison import Answered, _columns
+    from bitworth.comparison import _columns
+    from bitworth.sides import Answered
 
     def side(*items: tuple[str, str]) -> Answered:
         answers = {

@@ -38,8 +38,9 @@ def test_every_check_is_whole(tmp_path: Path) -> None:
     assert all(row.fix for row in found if row.state == "missing" and row.name != "sandbox")
     assert str(tmp_path) in next(row for row in found if row.name == "disk").found
     (tmp_path / "file").touch()
-    disk = next(row for row in diagnose(folder=tmp_path / "file") if row.name == "disk")
-    assert (disk.state, disk.found) == ("missing", f"{tmp_path / 'file'} is a file")
+    for folder in (tmp_path / "file", tmp_path / "file" / "out"):
+        disk = next(row for row in diagnose(folder=folder) if row.name == "disk")
+        assert (disk.state, disk.found) == ("missing", f"{tmp_path / 'file'} is a file")
 
 
 @pytest.mark.parametrize(

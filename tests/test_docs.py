@@ -23,7 +23,7 @@ from test_tasks import arc_row, write_jsonl
 
 from bitworth import cli, recipes, schemes, workloads
 from bitworth import tasks as task_registry
-from bitworth.cli.benchmark import parse_load
+from bitworth.cli.loads import parse_foretold, parse_load
 from bitworth.hardware import NAMES as DEVICES
 from bitworth.study import load_study, parse_study
 from bitworth.types import TaskSpec
@@ -98,6 +98,8 @@ def known_use_case(name: str, words: list[str]) -> None:
 def known_load(text: str, words: list[str]) -> None:
     if words[1] == "benchmark" and text != "sweep":
         parse_load(text)
+    if words[1] == "predict":
+        parse_foretold(text)
 
 
 CHECKS: dict[str, Callable[[str, list[str]], object]] = {

@@ -21,8 +21,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bitworth.engines import open_generator
+from bitworth.engines.exchange import connection
 from bitworth.engines.fake import FakeGenerator, FakeServer
-from bitworth.engines.http import HttpGenerator, connection
+from bitworth.engines.http import HttpGenerator
 from bitworth.engines.schedule import arrivals
 from bitworth.engines.stream import Reply
 from bitworth.errors import BitworthError, WorkFailed
@@ -92,7 +93,7 @@ def test_asks_for_exactly_the_tokens_of_exactly_the_prompt() -> None:
 def test_a_model_that_is_known_is_asked_for_whatever_the_server_lists() -> None:
     server = FakeServer(models=["another"])
     with served(server) as url:
-        HttpGenerator(url, model="mine").run([[1]], 1, SYNCHRONOUS)
+        HttpGenerator(url, model="mine", choice="given").run([[1]], 1, SYNCHRONOUS)
     assert [asked["model"] for asked in server.requests] == ["mine"]
 
 

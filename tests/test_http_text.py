@@ -57,9 +57,9 @@ def test_a_model_of_another_name_is_told_in_the_facts_or_refused(tiny_llama: Pat
     with served(FakeServer()) as url:
         assert HttpCompleter(url, tiny_llama).facts.served == "fake"
         with pytest.raises(BitworthError, match=f"serves fake and nothing called {tiny_llama.name}; models that are"):
-            HttpCompleter(url, tiny_llama, by_name=True)
+            HttpCompleter(url, tiny_llama, choice="listed")
     with served(FakeServer(models=("other", tiny_llama.name))) as url:
-        assert HttpCompleter(url, tiny_llama, by_name=True).facts.served is None
+        assert HttpCompleter(url, tiny_llama, choice="listed").facts.served is None
         check_served(url, tiny_llama, tmp_path / "other", "walk")
         with pytest.raises(BitworthError, match=r"nothing called third; .* of their folders, or walk\.$"):
             check_served(url, tiny_llama, tmp_path / "third", "walk")

@@ -17,13 +17,13 @@ import pytest
 from test_http import served
 
 from bitworth.benchmarking import measure
+from bitworth.cells import Subject, benchmark_cell
 from bitworth.engines.fake import FakeServer, Fault
 from bitworth.engines.http import HttpGenerator
 from bitworth.errors import WorkFailed
 from bitworth.execute.local import LocalExecutor
 from bitworth.ledger import Ledger
 from bitworth.load.traces import Workload
-from bitworth.planning import Subject, benchmark_cell
 from bitworth.running import run_cells, standing
 from bitworth.types import Load, UseCase
 

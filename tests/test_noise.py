@@ -14,15 +14,15 @@ from test_tasks import arc_row, write_jsonl
 
 from bitworth import tasks
 from bitworth.assembly import answers_of, noise_rows
-from bitworth.comparison import read_side
+from bitworth.cells import Subject, evaluate_cell, repeated_cells
 from bitworth.engines.torch import load_exact
 from bitworth.errors import BitworthError
 from bitworth.evaluation import answer_questions
 from bitworth.ledger import Ledger, key_of
-from bitworth.planning import Subject, evaluate_cell, repeated_cells
 from bitworth.report import result_as_json
 from bitworth.report.markdown import render_markdown
 from bitworth.report.page import render_page
+from bitworth.sides import read_side
 from bitworth.statistics import noise_of
 from bitworth.study import parse_study
 from bitworth.types import Answer, Cell, Sample, TaskSpec

@@ -1,22 +1,19 @@
 from __future__ import annotations
 
 import json
-import platform
 import shutil
-import subprocess
-import sys
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from bitworth.cells import calibration_of, workload_of
 from bitworth.errors import BitworthError
 from bitworth.estimate import Rates, estimates, probe, size_of
 from bitworth.ledger import key_of
-from bitworth.planning import Subject, calibration_of, evaluate_cell, plan_cells, workload_of
+from bitworth.planning import plan_cells
 from bitworth.study import parse_study
-from bitworth.types import Calibration, CalibrationSource, Cell, TaskSpec
+from bitworth.types import Calibration, CalibrationSource, Cell
 from bitworth.work import work
 
 
@@ -166,7 +163,6 @@ def test_more_work_is_estimated_longer(tiny_study: dict[str, Any]) -> None:
 
 
 def test_disk_is_estimated_to_a_tenth(tiny_study: dict[str, Any], tmp_path: Path) -> None:
-    from bitworth.work import work
 
     for cell in [cell for cell in plan_cells(parse_study(tiny_study)) if cell.kind == "quantize"]:
         made: dict[str, int] = work(cell, str(tmp_path), lambda *_: None)["files"]
@@ -281,7 +277,6 @@ def test_a_mix_counts_by_its_weights(tiny_study: dict[str, Any]) -> None:
 )
 def test_such_cells_run_and_are_priced(tiny_study: dict[str, Any], tmp_path: Path, use_case: Any, load: Any) -> None:
     from bitworth.assembly import costs_of
-    from bitworth.work import work
 
     trace = written(tmp_path / "day.jsonl", *((n / 10, 16, 4) for n in range(12)))
     if isinstance(use_case, dict) and "trace" in use_case:
@@ -306,68 +301,3 @@ def test_timings_are_planned_for_each_machine(tiny_study: dict[str, Any]) -> Non
     assert {cell.title.rpartition(" on ")[2] for cell in timings} == {"1 x A100", "2 x A100"}
     here = [key_of(cell) for cell in plan_cells(study) if cell.kind != "benchmark"]
     assert [key_of(cell) for cell in cells if cell.kind != "benchmark"] == here
-
-
-# --- what computed an answer is in its key ------------------------------------------------------------------------
-
-
-def asked(task: str, **how: Any) -> Cell:
-    subject = Subject(format="w4", identity="f00", path="/w4")
-    return evaluate_cell(subject, TaskSpec(name=task), None, "rows", **how)
-
-
-def test_packages_that_score_are_in_the_key() -> None:
-    packages = {
-        "arc_challenge": set(),
-        "math500": {"math-verify", "antlr4-python3-runtime", "sympy"},
-        "leaderboard_math_hard": {"math-verify", "antlr4-python3-runtime", "sympy"},
-        "leaderboard_ifeval": {"langdetect", "nltk"},
-        "humaneval": {"python", "numpy"},
-    }
-    for task, wanted in packages.items():
-        found = asked(task).inputs["versions"]
-        assert found.keys() - {"bitworth", "torch", "transformers", "lm_eval"} == wanted
-        for name in wanted - {"python"}:
-            assert found[name] in (version(name), "none")
-    assert asked("humaneval").inputs["versions"]["python"] == ".".join(platform.python_version_tuple()[:2])
-
-
-def test_a_package_that_is_not_here_keeps_no_cell_from_being_planned(monkeypatch: pytest.MonkeyPatch) -> None:
-    def absent(name: str) -> str:
-        if name == "sympy":
-            raise PackageNotFoundError(name)
-        return version(name)
-
-    monkeypatch.setattr("bitworth.versions.version", absent)
-    assert asked("math500").inputs["versions"]["sympy"] == "none"
-
-
-def test_the_vllm_that_writes_is_in_the_key_and_a_worker_with_another_refuses(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setattr("bitworth.engines.vllm.interpreter", lambda: str(tmp_path / "python"))
-    monkeypatch.setattr("bitworth.engines.vllm._versions", lambda _: {"vllm": "0.32.0", "torch": "9"})
-    cell = asked("gsm8k_llama", engine="vllm")
-    assert cell.inputs["versions"]["vllm"] == "0.32.0"
-    assert cell.inputs["versions"]["torch"] == version("torch")  # that of the worker, not of the server
-    assert "vllm" not in asked("gsm8k_llama").inputs["versions"]
-    monkeypatch.setattr("bitworth.engines.vllm.interpreter", lambda: str(tmp_path / "other"))
-    monkeypatch.setattr("bitworth.engines.vllm._versions", lambda _: {"vllm": "0.33.0"})
-    assert key_of(asked("gsm8k_llama", engine="vllm")) != key_of(cell)
-    with pytest.raises(BitworthError, match=r"has vllm 0\.33\.0, but the study was planned with vllm 0\.32\.0"):
-        work(cell, str(tmp_path), lambda *_: None)
-
-
-def test_verdicts_that_may_lack_isolation_are_not_those_that_have_it() -> None:
-    assert key_of(asked("humaneval", unsafe=True)) != key_of(asked("humaneval"))
-    assert key_of(asked("gsm8k_llama", unsafe=True)) == key_of(asked("gsm8k_llama"))  # it runs no programs
-
-
-def test_planning_reads_versions_without_importing_what_they_are_of() -> None:
-    lines = "from bitworth.types import TaskSpec\nfrom bitworth.planning import Subject, evaluate_cell\n"
-    lines += (
-        "who = Subject(format='f', identity='i', path='/p')\nevaluate_cell(who, TaskSpec(name='math500'), None, '')\n"
-    )
-    lines += "import sys; print(*{'sympy', 'math_verify', 'nltk', 'lm_eval', 'torch'} & sys.modules.keys())"
-    told = subprocess.run([sys.executable, "-c", lines], capture_output=True, text=True, check=True)
-    assert told.stdout.split() == []

@@ -312,10 +312,11 @@ def test_the_compiled_loop_is_the_plain_one(
     case = UseCase(name="x", prompt_tokens=prompt, output_tokens=output)
     d = deployed(format=format)
     d = replace(d, architecture=replace(d.architecture, window=window, seeing_all=seeing_all))
-    tokens = d.weight_bytes + (prompt + output + room) * d.cache_bytes_a_token
+    wanted = math.ceil(reference.held(d.architecture, prompt + output, 2 * budget)) + room
+    tokens = d.weight_bytes + wanted * d.cache_bytes_a_token
     d = replace(d, hardware=replace(d.hardware, memory_gib=(tokens / 2**30 + 1.5) / 0.9 + 1e-6))
     fleet = Fleet.of(d, server=Server(sequences=slots, pass_tokens=budget))
-    assert fleet.deployment.cache_tokens - (prompt + output + room) in (0, 1)
+    assert fleet.deployment.cache_tokens - wanted in (0, 1)
     if gap is None:
         run = simulated(fleet, case, Load(kind="throughput", streams=streams), requests=40)
         found = list(zip(*run, strict=True))
@@ -325,6 +326,58 @@ def test_the_compiled_loop_is_the_plain_one(
         found = [(t.start_s, t.first_token_s, t.end_s) for t in simulate(fleet, case, FULL, times=times)]
         plain = [row[1:] for row in reference.finished(fleet, case, times, False, 30)]
     assert np.array(found) == pytest.approx(np.array(plain, float), rel=1e-9)
+
+
+@given(
+    window=st.none() | st.integers(1, 300),
+    seeing_all=st.integers(0, 31),
+    chunk=st.integers(1, 100),
+    prompt=st.integers(1, 1000),
+    output=st.integers(1, 100),
+)
+def test_a_request_takes_what_its_blocks_hold(
+    window: int | None, seeing_all: int, chunk: int, prompt: int, output: int
+) -> None:
+    """Pass by pass and block by block: a pass begins while another runs; what left a window goes with one done."""
+    a = replace(MODELS["8B"], window=window, seeing_all=seeing_all)
+    ends = [*range(0, prompt, chunk), *range(prompt, prompt + output + 1)]
+    peaks = []
+    for sight in reference.caches(a):
+        kept = [
+            begun - (0 if sight is None else max(0, done - sight))
+            for done, begun in zip(ends, [*ends[2:], ends[-1], ends[-1]], strict=True)
+        ]
+        peaks.append(max(kept))
+    most, room = sum(peaks) / a.layers, a.held_tokens(prompt + output, 2 * chunk)
+    assert most <= room + 1e-9
+    if window is None or prompt >= math.ceil(window / chunk) * chunk + 2 * chunk:
+        assert most == pytest.approx(room)
+
+
+def test_a_cache_counts_a_window_where_blocks_have_one() -> None:
+    """5 of 32 blocks keep 32,000 tokens of a request, the others 1,024: groups of five blocks, so thirty such."""
+    case = UseCase(name="long", prompt_tokens=31_744, output_tokens=512)
+    whole = deployed(gpu="A100")
+    some = replace(whole, architecture=replace(whole.architecture, window=1024, seeing_all=5))
+    assert some.cache_tokens == whole.cache_tokens
+    (few,), (many,) = fleets(whole, case), fleets(some, case)
+    assert few.slots(case) == pytest.approx(whole.cache_tokens / 32_000)
+    assert many.slots(case) == pytest.approx(whole.cache_tokens / ((5 * 32_000 + 30 * 1024) / 32))
+    assert sustained(many, case).rate > 1.5 * sustained(few, case).rate
+
+
+def test_a_check_and_a_prediction_need_the_same_cache() -> None:
+    """Of a request, but for the places of 16 tokens in which a server gives its cache out."""
+    from bitworth.prediction.serving import needed_tokens
+    from bitworth.preflight import check
+
+    for window, seeing_all in ((None, 0), (4096, 0), (4096, 8), (1024, 5), (1024, 13)):
+        d = deployed(gpu="A100")
+        d = replace(d, architecture=replace(d.architecture, window=window, seeing_all=seeing_all))
+        case = UseCase(name="long", prompt_tokens=31_744, output_tokens=512)
+        needed = check(d.architecture, "bf16", d.hardware, case).memory.cache_gib * 2**30
+        told = needed_tokens(d, case) * d.cache_bytes_a_token
+        assert 0 <= needed - told <= 2 * 16 * d.cache_bytes_a_token
 
 
 @pytest.mark.parametrize(
@@ -560,6 +613,35 @@ def test_replicas_suffice_and_one_less_does_not(target: float, headroom: float) 
     assert found.usd_per_month_low <= found.usd_per_month <= found.usd_per_month_high
 
 
+def test_replicas_answer_what_they_do_with_the_streams_they_have(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from bitworth.cli.predict import predict as verb
+
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA_70B))
+    settings: dict[str, Any] = {"format": "w8a8-int", "gpu": "A100", "count": 2, "target_rate": 20.0}
+    found = {}
+    for streams in (8, None):
+        verb(tmp_path, "rag", load="throughput", streams=streams, json=True, **settings)
+        document = json.loads(capsys.readouterr().out)
+        found[streams] = next(row for row in document["scale"] if row["format"] == "w8a8-int")
+        assert (found[streams]["load"], found[streams]["replica_rate"]) == (
+            document["load"],
+            document["queries_per_second"],
+        )
+        assert found[streams]["replicas"] == math.ceil(20 / (document["queries_per_second"] * 0.8))
+    assert found[8]["replicas"] > found[None]["replicas"]
+    verb(tmp_path, "rag", load="1.5", json=True, **settings)  # a rate has no streams
+    assert found[None] in json.loads(capsys.readouterr().out)["scale"]
+    verb(tmp_path, "rag", load="throughput", streams=8, **settings)
+    said = " ".join(capsys.readouterr().out.split())
+    assert "a replica answers under throughput load (8 streams): bf16" in said
+    verb(tmp_path, "rag", **settings)
+    assert "a replica answers at its most: bf16" in " ".join(capsys.readouterr().out.split())
+    with pytest.raises(BitworthError, match="under load `throughput`"):
+        scale(predict(MODELS["8B"], "bf16", hardware("A6000"), use_case("rag"), ALONE), 1.0)
+
+
 def test_a_curve_rises_with_the_rate() -> None:
     points = curve(MODELS["8B"], "w8a8-int", hardware("A6000"), use_case("rag"), points=4)
     assert [point.saturation for point in points] == pytest.approx([0.2, 0.4, 0.6, 0.8])
@@ -588,7 +670,7 @@ def test_the_verb_prints_one_document(tmp_path: Path, capsys: pytest.CaptureFixt
 
 
 def test_the_verb_takes_streams_as_a_benchmark_does(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from bitworth.cli.predict import parse_load
+    from bitworth.cli.loads import parse_foretold
     from bitworth.cli.predict import predict as verb
 
     (tmp_path / "config.json").write_text(json.dumps(LLAMA_70B))
@@ -599,23 +681,25 @@ def test_the_verb_takes_streams_as_a_benchmark_does(tmp_path: Path, capsys: pyte
     assert (document["load"], document["latency_s"]) == ("throughput (8 streams)", found.latency_s.value)
     for text, kind in (("synchronous", "synchronous"), ("4", "poisson")):
         with pytest.raises(BitworthError, match=f"--streams is for --load throughput; {kind} has no streams"):
-            parse_load(text, 8)
+            parse_foretold(text, 8)
 
 
-@pytest.mark.parametrize("load", ["fast", "0", "-1", "nan", "inf", "constant@", "burst@3"])
+@pytest.mark.parametrize(
+    "load", ["fast", "0", "-1", "nan", "inf", "constant@", "burst@3", "sweep", "synchronous:2", ""]
+)
 def test_a_bad_load_is_one_sentence(load: str) -> None:
-    from bitworth.cli.predict import parse_load
+    from bitworth.cli.loads import parse_foretold
 
     with pytest.raises(BitworthError, match="none of synchronous"):
-        parse_load(load)
+        parse_foretold(load)
 
 
 @pytest.mark.parametrize("text", ["4", "poisson:4", "poisson@4"])
 def test_a_rate_is_written_as_for_a_benchmark_or_bare(text: str) -> None:
-    from bitworth.cli.predict import parse_load
+    from bitworth.cli.loads import parse_foretold
 
-    assert parse_load(text) == Load(kind="poisson", rate=4)
-    assert parse_load("constant:0.5") == Load(kind="constant", rate=0.5)
+    assert parse_foretold(text) == Load(kind="poisson", rate=4)
+    assert parse_foretold("constant:0.5") == Load(kind="constant", rate=0.5)
 
 
 def test_nothing_here_imports_torch() -> None:

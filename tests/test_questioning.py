@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
+from bitworth.cells import Subject
 from bitworth.cli.settle import settlement_document
 from bitworth.errors import BitworthError, WorkFailed
 from bitworth.execute import Watcher, Work
 from bitworth.ledger import Ledger
-from bitworth.planning import Subject
 from bitworth.questioning import Questioning, ask_until_settled
 from bitworth.report.document import plain
 from bitworth.report.settlement import settlement_words

@@ -130,7 +130,7 @@ def test_calibration_that_makes_no_sense(asked: dict[str, Any], said: str) -> No
         ({"tasks": ["arc_chalenge"]}, "did you mean 'arc_challenge'?"),
         ({"tasks": [{"name": "mmlu", "limt": 3}]}, "unknown key 'limt'; did you mean 'limit'?"),
         ({"tasks": [{"name": "mmlu", "limit": 0}]}, "tasks.0.limit: input should be greater than 0, got 0"),
-        ({"tasks": [{"name": "mmlu", "samples": 5}]}, "task mmlu scores given answers"),
+        ({"tasks": [{"name": "mmlu", "samples": 5}]}, "Task mmlu scores given answers"),
         ({"tasks": [{"limit": 4}]}, "tasks.0.name: this key is required"),
         ({"use_cases": ["ragg"]}, "did you mean 'rag'?"),
         ({"use_cases": [{"name": "rag", "scale": "big"}]}, "use_cases.0.scale"),

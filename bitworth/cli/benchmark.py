@@ -18,8 +18,9 @@ from rich.text import Text
 
 from bitworth.cli import names
 from bitworth.cli.console import Json, Quiet, Terminal, pairs_table
+from bitworth.cli.loads import check_streams, parse_load
 from bitworth.errors import BitworthError, Incomplete, Unsupported
-from bitworth.ledger import revive, write_atomic, write_json
+from bitworth.ledger import write_atomic, write_json
 from bitworth.types import Hardware, Limits, Load
 
 if TYPE_CHECKING:
@@ -130,51 +131,19 @@ def _check_options(load: Load, streams: int | None, limits: Limits) -> None:
     Raises:
         BitworthError: streams without throughput, limits without a sweep.
     """
-    if streams is not None and load.kind != "throughput":
-        raise BitworthError(f"--streams is for --load throughput; {load.kind} has no streams.")
+    check_streams(load, streams)
     if limits != Limits(percentile=limits.percentile) and load.kind != "sweep":
         raise BitworthError(f"--max-ttft-s, --max-itl-s, --max-latency-s are for --load sweep; {load.kind} has none.")
 
 
 def _check_folder(out: Path) -> None:
     """Refuse what cannot become a folder for results; nothing is made yet."""
-    place = next(parent for parent in (out.absolute(), *out.absolute().parents) if parent.exists())
+    from bitworth.diagnosis import nearest
+
+    place = nearest(out)
     if not place.is_dir() or not os.access(place, os.W_OK):
         why = "is a file" if place.is_file() else "cannot be written"
         raise BitworthError(f"--out {out} cannot be a folder for results: {place} {why}.")
-
-
-def parse_load(text: str, streams: int | None = None, limits: Limits | None = None) -> Load:
-    """`synchronous`, `throughput`, `constant:4`, `poisson:0.5` (or with @), `sweep` with limits.
-
-    Raises:
-        BitworthError: none of these, a rate that is missing or not positive, or a sweep without limits.
-    """
-    from bitworth.load.goodput import check
-
-    kind, _, rate = text.replace("@", ":").partition(":")
-    try:
-        value = float(rate) if rate else None
-    except ValueError:
-        value = -1.0
-    rated = kind in ("constant", "poisson")
-    known = kind in ("synchronous", "throughput", "constant", "poisson", "sweep")
-    if not known or rated != (value is not None) or (value is not None and not 0 < value < 1e6):
-        raise BitworthError(
-            f"load '{text}' is none of synchronous, throughput, constant:RATE, poisson:RATE (requests a second) and "
-            "sweep."
-        )
-    if kind == "sweep":
-        check(limits)
-    return revive(
-        Load,
-        {
-            "kind": kind,
-            "rate": value,
-            "streams": streams if kind == "throughput" else None,
-            "limits": asdict(limits) if limits is not None and kind == "sweep" else None,
-        },
-    )
 
 
 def parse_workload(use_cases: list[str], scale: float, trace: Path | None) -> Workload:

@@ -29,7 +29,8 @@ def diff(
     json: Json = False,
 ) -> None:
     """Compare two results folders, or two formats: settings, accuracy (paired where possible), speed, cost, choices."""
-    from bitworth.comparison import compare_sides, read_side
+    from bitworth.comparison import compare_sides
+    from bitworth.sides import read_side
 
     (one, one_format), (other, other_format) = parse_side(before), parse_side(after)
     found = compare_sides(read_side(one), read_side(other), before_format=one_format, after_format=other_format)

@@ -37,7 +37,7 @@ from bitworth.ledger import Ledger, key_of, revive
 from bitworth.types import Answer, Cell, Divergence, TaskSpec
 
 if TYPE_CHECKING:
-    from bitworth.planning import Subject
+    from bitworth.cells import Subject
 
 
 def evaluate(

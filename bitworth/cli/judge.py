@@ -16,9 +16,9 @@ from bitworth.errors import BitworthError, WorkFailed
 from bitworth.ledger import Ledger
 
 if TYPE_CHECKING:
+    from bitworth.cells import Subject
     from bitworth.engines.http_chat import HttpChat
     from bitworth.judging import Estimate, Price, Spent, Verdicts
-    from bitworth.planning import Subject
 
 
 def judge(

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from bitworth.cli import names
 from bitworth.cli.console import Json, Quiet, Terminal
-from bitworth.errors import BitworthError
+from bitworth.cli.loads import parse_foretold
 from bitworth.types import Hardware, Load
 
 if TYPE_CHECKING:
@@ -34,7 +34,9 @@ def predict(
     ] = "bf16",
     gpu: Annotated[str, typer.Option(help="A row of the catalogue.", autocompletion=names.devices)] = "H100",
     count: Annotated[int, typer.Option(help="Devices of that row.", min=1)] = 1,
-    load: Annotated[str, typer.Option(help="synchronous, throughput, or queries a second.")] = "synchronous",
+    load: Annotated[
+        str, typer.Option(help="synchronous, throughput, RATE or poisson:RATE, constant:RATE (queries a second).")
+    ] = "synchronous",
     streams: Annotated[
         int | None, typer.Option(help="Requests at once under throughput (as many as can be answered).", min=1)
     ] = None,
@@ -44,7 +46,12 @@ def predict(
     usd_per_hour: Annotated[float | None, typer.Option(help="Your price an hour for all devices.", min=0)] = None,
     study: Annotated[Path | None, typer.Option(help="A study file whose hardware rows count, too.")] = None,
     target_rate: Annotated[
-        float | None, typer.Option(help="Queries a second to be answered: adds devices and dollars a month.", min=0)
+        float | None,
+        typer.Option(
+            help="Queries a second to be answered, by replicas under --streams each or at their most: adds devices and "
+            "dollars a month.",
+            min=0,
+        ),
     ] = None,
     curve: Annotated[
         bool, typer.Option("--curve", help="Add latencies at nine rates up to the most queries a second.")
@@ -66,7 +73,7 @@ def predict(
     if usd_per_hour is not None:
         row = replace(row, usd_per_hour=usd_per_hour, price_source="the command line")
     architecture, case = prediction.read_architecture(config), shape_of(use_case)
-    arrival = parse_load(load, streams)
+    arrival = parse_foretold(load, streams)
     settings: dict[str, Any] = {"group_size": group_size}
     if timed:
         row, settings["constants"] = _calibrated(architecture, format, row, timed, group_size)
@@ -75,7 +82,7 @@ def predict(
         terminal.note(note)
     document = as_document(found)
     if target_rate is not None:
-        loaded = Load(kind="throughput")
+        loaded = arrival if arrival.kind == "throughput" else Load(kind="throughput")
         full = (
             [prediction.predict(architecture, format, row, case, loaded, **settings)]
             if timed
@@ -118,33 +125,6 @@ def _row_of(gpu: str, count: int, study: Path | None) -> Hardware:
 
         return probed(row)
     return row
-
-
-def parse_load(text: str, streams: int | None = None) -> Load:
-    """`synchronous`, `throughput`, or a rate: `4` and `poisson:4` are Poisson arrivals, `constant:4` even ones (or @).
-
-    Raises:
-        BitworthError: none of these, or streams without throughput.
-    """
-    if text == "throughput":
-        return Load(kind="throughput", streams=streams)
-    found = Load(kind="synchronous") if text == "synchronous" else _rated(text)
-    if streams is not None:
-        raise BitworthError(f"--streams is for --load throughput; {found.kind} has no streams.")
-    return found
-
-
-def _rated(text: str) -> Load:
-    kind, _, rate = text.replace("@", ":").rpartition(":")
-    try:
-        value = float(rate)
-    except ValueError:
-        value = 0.0
-    if kind not in ("", "constant", "poisson") or not 0 < value < float("inf"):
-        raise BitworthError(
-            f"load '{text}' is none of synchronous, throughput, RATE, constant:RATE, poisson:RATE (queries a second)."
-        )
-    return Load(kind="constant" if kind == "constant" else "poisson", rate=value)
 
 
 def as_document(found: Prediction) -> dict[str, Any]:
@@ -201,9 +181,21 @@ def _tables(document: dict[str, Any]) -> RenderableType:
     ]
     if "scale" in document:
         parts.append(_scale_table(document["scale"]))
+        parts += [Text(line) for line in _replica_words(document["scale"])]
     if "curve" in document:
         parts.append(_curve_table(document["curve"]))
     return Group(*parts)
+
+
+def _replica_words(rows: list[dict[str, Any]]) -> list[str]:
+    """What each replica is taken to answer, for the formats that there are."""
+    able = [row for row in rows if "unsupported" not in row]
+    if not able:
+        return []
+    rates = ", ".join(f"{row['format']} {row['replica_rate']:.3g}" for row in able)
+    kind, _, streams = able[0]["load"].partition(" ")
+    how = f"under {kind} load {streams}" if streams else "at its most"
+    return [f"Queries a second that a replica answers {how}: {rates}."]
 
 
 def _curve_table(rows: list[dict[str, float]]) -> RenderableType:

@@ -20,7 +20,7 @@ from bitworth.report.settlement import settlement_words
 from bitworth.types import TaskSpec
 
 if TYPE_CHECKING:
-    from bitworth.planning import Subject
+    from bitworth.cells import Subject
     from bitworth.questioning import Questioning, Settled
 
 

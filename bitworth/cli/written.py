@@ -12,7 +12,7 @@ from bitworth.engines import is_url
 from bitworth.types import TaskSpec
 
 if TYPE_CHECKING:
-    from bitworth.planning import Subject
+    from bitworth.cells import Subject
 
 HOW = ("prompt", "samples", "temperature", "top_p", "max_tokens", "isolation")
 """Facts of a written task that go with its figures."""

@@ -51,7 +51,7 @@ def open_generator(
 
         decode = None if checkpoint is None else ExactText(checkpoint)
         name = name or (checkpoint.name if checkpoint is not None else None)
-        yield HttpGenerator(engine, name=name, decode=decode, idle_s=silent_s, wait_s=wait_s)
+        yield HttpGenerator(engine, model=name, decode=decode, idle_s=silent_s, wait_s=wait_s)
     elif engine in NAMES and checkpoint is None:
         raise BitworthError(f"The engine {engine} runs a model folder; only a server needs none.")
     elif engine == "vllm" and checkpoint is not None:
@@ -85,13 +85,15 @@ def open_completer(
     if is_url(engine):
         from bitworth.engines.http_text import HttpCompleter
 
-        yield HttpCompleter(engine, checkpoint, by_name=by_name)
+        yield HttpCompleter(engine, checkpoint, choice="listed" if by_name else "preferred")
     elif engine == "vllm":
         from bitworth.engines.http_text import HttpCompleter
         from bitworth.engines.vllm import serve
 
         with serve(checkpoint, context_tokens=context_tokens, device=device) as server:
-            yield HttpCompleter(server.url, checkpoint, model=server.model, facts=server.facts, send_key=False)
+            yield HttpCompleter(
+                server.url, checkpoint, model=server.model, choice="given", facts=server.facts, send_key=False
+            )
     elif engine == "torch":
         from bitworth.engines.torch import load_exact
 

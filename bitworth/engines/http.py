@@ -9,44 +9,28 @@ token came, and the server's own count says whether exactly as many came as were
 
 from __future__ import annotations
 
-import asyncio
-import errno
 import gc
-import importlib
-import importlib.util
 import json
-import os
 import time
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import aiohttp
 
+from bitworth.engines.exchange import SILENT, base_of, connection, event_loop, key, refusal
 from bitworth.engines.generator import Progress
 from bitworth.engines.schedule import arrivals, at_times, closed_loop, streams_of
-from bitworth.engines.stream import Reply, complaint, one_line
-from bitworth.errors import BitworthError, WorkFailed
-from bitworth.guard.documents import MOST_NESTED, json_of
-from bitworth.guard.keys import without_secrets
+from bitworth.engines.served import Choice, discover
+from bitworth.engines.stream import Reply
+from bitworth.errors import WorkFailed
 from bitworth.types import EngineFacts, Load, Request, Timing
 
-#: Where the key is looked for; it goes into the request's header and nowhere else.
-KEY_VARIABLES = ("BITWORTH_API_KEY", "OPENAI_API_KEY")
 #: After so many failures in a row the server is taken for lost, and the rest is not sent; a request that met nothing
 #: but silence, while no other was answered either, weighs half of that.
 LOST_AFTER = 50
 #: What only some servers know; see `HttpGenerator._concede`.
 EXTRAS = ("continuous_usage_stats", "min_tokens", "ignore_eos")
-#: Of an answer that comes as a whole.
-MOST_BYTES = 256 << 20
-SILENT = "the server was silent"
-#: What to do where a server cannot tell two models apart.
-BOTH_NAMED = "models that are compared have to be served under the names of their folders"
-_RETRY_S = 0.2
-
-Result = TypeVar("Result")
 
 
 class HttpGenerator:
@@ -56,9 +40,8 @@ class HttpGenerator:
         self,
         url: str,
         *,
-        name: str | None = None,
         model: str | None = None,
-        by_name: bool = False,
+        choice: Choice = "preferred",
         facts: EngineFacts | None = None,
         decode: Callable[[Sequence[int]], str] | None = None,
         send_key: bool = True,
@@ -71,9 +54,8 @@ class HttpGenerator:
 
         Args:
             url: of the server, with or without `/v1`.
-            name: the model's, where the server has several; None takes its only one.
-            model: the name to ask for, whatever the server lists; it is not asked then.
-            by_name: take no model but the one of that name, not even a server's only one.
+            model: the model's name; None takes a server's only one.
+            choice: what the name is worth where the server lists others.
             facts: what to say of the server; None asks the server.
             decode: token ids to text, for servers that take no token ids.
             send_key: whether to send the key of the environment.
@@ -86,17 +68,21 @@ class HttpGenerator:
             BitworthError: not a URL to send requests to, or not one model to choose.
             WorkFailed: the server does not answer.
         """
-        self._url, self._by_name = _base(url), by_name
+        self._url = base_of(url)
         self._decode, self._send_key, self._seed = decode, send_key, seed
         self._timeout = aiohttp.ClientTimeout(total=total_s, sock_read=idle_s, sock_connect=min(idle_s, 30.0))
         self._as_text = False
         self._extras = set(EXTRAS)
-        self._model, versions = (model, {}) if model is not None else event_loop(self._discover(name, wait_s))
+        told: dict[str, str] = {}
+        if choice == "given" and model is not None:
+            self._model = model
+        else:
+            self._model, told = event_loop(self._found(model, choice, wait_s))
         self._facts = facts or EngineFacts(
             engine=self._url,
             kernel="the server's own",
             device=f"server {urlsplit(self._url).netloc}",
-            versions=versions,
+            versions=told,
         )
 
     @property
@@ -158,45 +144,9 @@ class HttpGenerator:
             return False
         return True
 
-    async def _discover(self, name: str | None, wait_s: float) -> tuple[str, dict[str, str]]:
-        """The model's id, and the versions that the server tells."""
-        deadline = time.monotonic() + wait_s
+    async def _found(self, name: str | None, choice: Choice, wait_s: float) -> tuple[str, dict[str, str]]:
         async with self._session() as session:
-            while True:
-                try:
-                    status, listing = await _get(session, f"{self._url}/models")
-                    if status != 503 or time.monotonic() >= deadline:
-                        break
-                except (aiohttp.ClientError, OSError) as error:
-                    if time.monotonic() >= deadline:
-                        cause = connection(error, self._timeout)
-                        raise WorkFailed(f"{self._url} does not answer: {cause}.") from error
-                await asyncio.sleep(_RETRY_S)
-            if status != 200:
-                raise WorkFailed(f"{self._url}/models answers HTTP {status}{_hint(status)}.")
-            return self._choose(listing, name), await self._versions(session)
-
-    def _choose(self, listing: Any, name: str | None) -> str:
-        served = listing.get("data") if isinstance(listing, dict) else None
-        rows = served if isinstance(served, list) else []
-        ids = [one_line(str(row["id"])) for row in rows if isinstance(row, dict) and "id" in row]
-        found = [model for model in ids if model == name]
-        if self._by_name and not found:
-            listed = ", ".join(ids[:3]) or "no model"
-            raise BitworthError(f"{self._url} serves {listed} and nothing called {name}; {BOTH_NAMED}.")
-        found = found or ids
-        if len(found) != 1:
-            listed = f"several models ({', '.join(found[:3])}, ...)" if found else "no model"
-            raise BitworthError(f"{self._url} serves {listed}; it should serve one, or one named as the checkpoint.")
-        return found[0]
-
-    async def _versions(self, session: aiohttp.ClientSession) -> dict[str, str]:
-        try:
-            _, about = await _get(session, f"{self._url.removesuffix('/v1')}/version")
-        except (aiohttp.ClientError, OSError):
-            return {}  # it lists its models, so it does serve
-        told = about.get("version") if isinstance(about, dict) else None
-        return {"vllm": one_line(str(told))} if told else {}
+            return await discover(session, self._url, name, choice, wait_s)
 
     async def _drive(self, requests: Sequence[Request], streams: int, progress: Progress | None) -> list[Timing]:
         losses, done = _Losses(), 0
@@ -274,10 +224,10 @@ class HttpGenerator:
         )
 
     def _session(self) -> aiohttp.ClientSession:
-        key = _key() if self._send_key else None
+        secret = key() if self._send_key else None
         headers = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
-        if key:
-            headers["Authorization"] = f"Bearer {key}"
+        if secret:
+            headers["Authorization"] = f"Bearer {secret}"
         return aiohttp.ClientSession(
             headers=headers,
             timeout=self._timeout,
@@ -287,8 +237,8 @@ class HttpGenerator:
 
     def _without_key(self, cause: str | None) -> str | None:
         """Servers like to repeat a key that they refuse."""
-        key = _key() if self._send_key else None
-        return cause.replace(key, "(key)") if cause and key else cause
+        secret = key() if self._send_key else None
+        return cause.replace(secret, "(key)") if cause and secret else cause
 
 
 class _Losses:
@@ -335,87 +285,3 @@ def _short_collections() -> Iterator[None]:
         yield
     finally:
         gc.unfreeze()
-
-
-def event_loop(work: Coroutine[Any, Any, Result]) -> Result:
-    """Run to the end, on uvloop where it is installed."""
-    if importlib.util.find_spec("uvloop") is None:
-        return asyncio.run(work)
-    result: Result = importlib.import_module("uvloop").run(work)
-    return result
-
-
-def _base(url: str) -> str:
-    """The URL up to `/v1`."""
-    try:
-        parts = urlsplit(url)
-        sound = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:  # half a bracket, or a port that is none
-        sound = False
-    if not sound:
-        raise BitworthError(f"'{without_secrets(url)}' is not the http:// or https:// URL of a server.")
-    if parts.username or parts.password or parts.query:
-        raise BitworthError(f"The URL of {parts.hostname} holds more than a path; give a key in {KEY_VARIABLES[0]}.")
-    return f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/').removesuffix('/v1')}/v1"
-
-
-def _key() -> str | None:
-    return next((os.environ[name] for name in KEY_VARIABLES if os.environ.get(name)), None)
-
-
-async def _get(session: aiohttp.ClientSession, url: str) -> tuple[int, Any]:
-    """Status and JSON body (None where it is none)."""
-    async with session.get(url, timeout=aiohttp.ClientTimeout(total=30), allow_redirects=False) as response:
-        try:
-            return response.status, await body(response)
-        except ValueError:
-            return response.status, None
-
-
-async def body(response: aiohttp.ClientResponse) -> Any:
-    """The JSON of an answer.
-
-    Raises:
-        ValueError: it is not JSON, or longer than any answer.
-    """
-    data = bytearray()
-    async for part in response.content.iter_any():
-        data += part
-        if len(data) > MOST_BYTES:
-            raise ValueError(f"the server's answer is longer than {MOST_BYTES >> 20} MiB")
-    return json_of(bytes(data), nested=MOST_NESTED)
-
-
-async def refusal(response: aiohttp.ClientResponse) -> str:
-    """What the server says about refusing, in brackets."""
-    text = (await response.content.read(4096)).decode(errors="replace")
-    try:
-        message = complaint(json_of(text, nested=MOST_NESTED))
-    except ValueError:
-        message = one_line(text)
-    return f" ({message})" if message else ""
-
-
-def _hint(status: int) -> str:
-    return f"; is the key in {KEY_VARIABLES[0]} right?" if status in (401, 403) else ""
-
-
-def connection(error: Exception, timeout: aiohttp.ClientTimeout) -> str:
-    """A failed exchange in words."""
-    if isinstance(error, aiohttp.ConnectionTimeoutError):
-        return "no connection in time"
-    if isinstance(error, aiohttp.SocketTimeoutError):
-        return f"{SILENT} for {timeout.sock_read:g} s"
-    if isinstance(error, TimeoutError):
-        return f"no answer within {timeout.total:g} s"
-    if isinstance(error, aiohttp.ClientConnectorError):
-        number = error.os_error.errno or 0
-        reason = os.strerror(number) if number > 0 else "no such host, or it refuses"
-        return f"cannot connect to {error.host}:{error.port} ({reason})"
-    closed = isinstance(error, aiohttp.ServerDisconnectedError | aiohttp.ClientPayloadError | ConnectionError)
-    # What aiohttp raises of the system's errors is no ConnectionError; without a number it could not write a request.
-    if closed or (isinstance(error, aiohttp.ClientOSError) and error.errno in (None, errno.ECONNRESET, errno.EPIPE)):
-        return "the server closed the connection"
-    if isinstance(error, json.JSONDecodeError):
-        return "the server sends something other than JSON"
-    return one_line(str(error)) or type(error).__name__

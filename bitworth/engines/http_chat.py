@@ -1,7 +1,7 @@
 """Conversations through any OpenAI-compatible `/v1/chat/completions`, one request at a time.
 
 For models that are only to be had through a service, such as judges. The key comes from the environment and is sent to
-that server alone; `engines.http` has both.
+that server alone; `engines.http` sends it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from typing import Any
 
 import aiohttp
 
-from bitworth.engines.http import HttpGenerator, body, connection, refusal
+from bitworth.engines.exchange import body, connection, refusal
+from bitworth.engines.http import HttpGenerator
 from bitworth.errors import WorkFailed
 
 Turns = Sequence[Mapping[str, str]]
@@ -44,7 +45,7 @@ class HttpChat(HttpGenerator):
         """
         self._settings: dict[str, int] = {"max_tokens": max_tokens, "temperature": 0}
         self._pause_s = pause_s
-        super().__init__(url, model=model)  # taken at its name: not every service lists what it has
+        super().__init__(url, model=model, choice="given")  # taken at its name: not every service lists what it has
 
     @property
     def temperature(self) -> float | None:

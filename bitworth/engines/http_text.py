@@ -13,9 +13,11 @@ from typing import Any
 
 import aiohttp
 
+from bitworth.engines.exchange import body, connection, event_loop, refusal
 from bitworth.engines.generator import Progress
-from bitworth.engines.http import BOTH_NAMED, HttpGenerator, body, connection, event_loop, refusal
+from bitworth.engines.http import HttpGenerator
 from bitworth.engines.prompts import cut_at, encode_prompt, has_chat_template, load_tokenizer
+from bitworth.engines.served import BOTH_NAMED, Choice
 from bitworth.errors import BitworthError, WorkFailed
 from bitworth.types import Completion, EngineFacts, Prompt, Sampling
 
@@ -32,19 +34,20 @@ class HttpCompleter(HttpGenerator):
         checkpoint: Path,
         *,
         model: str | None = None,
-        by_name: bool = False,
+        choice: Choice = "preferred",
         facts: EngineFacts | None = None,
         send_key: bool = True,
     ) -> None:
-        """Find the server's model, which is believed to be the checkpoint, or ask for `model`; see `HttpGenerator`.
+        """Find the server's model, which is believed to be the checkpoint; see `HttpGenerator`.
 
-        A model that the server calls otherwise than the checkpoint's folder is named in the facts.
+        Its name is the checkpoint's folder's unless `model` says another. A model that the server calls otherwise than
+        the folder is named in the facts.
 
         Raises:
             BitworthError: the checkpoint has no tokenizer, or see `HttpGenerator`.
         """
         self._tokenizer = load_tokenizer(checkpoint)
-        super().__init__(url, name=checkpoint.name, model=model, by_name=by_name, facts=facts, send_key=send_key)
+        super().__init__(url, model=model or checkpoint.name, choice=choice, facts=facts, send_key=send_key)
         if facts is None and self._model != checkpoint.name:
             self._facts = replace(self._facts, served=self._model)
 
@@ -157,7 +160,7 @@ def check_served(url: str, one: Path, other: Path, instead: str) -> None:
     try:
         check_apart(url, one, other)
         for checkpoint in (one, other):
-            HttpGenerator(url, name=checkpoint.name, by_name=True)
+            HttpGenerator(url, model=checkpoint.name, choice="listed")
     except WorkFailed:
         raise
     except BitworthError as error:

@@ -160,7 +160,7 @@ def serve(
         WorkFailed: it does not start; gives the cause and the log.
     """
     python = interpreter()
-    versions = _versions(python)
+    versions = versions_in(python)
     place = place_of(versions, device)
     if not any(checkpoint.glob("*.safetensors")):
         raise BitworthError(no_safetensors(checkpoint))
@@ -183,7 +183,7 @@ def serve(
             device=words_for(place, device),
             versions=versions,
         )
-        server = VllmServer(HttpGenerator(url, model=name, facts=facts, send_key=False), process, url)
+        server = VllmServer(HttpGenerator(url, model=name, choice="given", facts=facts, send_key=False), process, url)
         server.run([[1]], 1, Load(kind="synchronous"))
         process.ready = True
         yield server
@@ -308,7 +308,7 @@ def _last_words(text: str) -> str:
     return (errors or lines or ["its log is empty"])[-1][:300].rstrip(".")
 
 
-def _versions(python: str) -> dict[str, str]:
+def versions_in(python: str) -> dict[str, str]:
     """Versions of vLLM and torch in that interpreter's environment, without importing them.
 
     Raises:

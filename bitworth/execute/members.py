@@ -152,6 +152,7 @@ def _node(row: Row, facts: Mapping[str, Any]) -> Node:
         memory=float(resources["memory"]),
         gpu_names=tuple(facts["gpu_names"]) if resources.get("GPU") else (),
         machine=facts["machine"],
+        served=facts["served"],
     )
 
 

@@ -20,6 +20,7 @@ from bitworth.execute.storage import Storage, name_of
 from bitworth.hardware import gpus, machine
 from bitworth.sources.cache import cache_folder
 from bitworth.types import Cell
+from bitworth.versions import served
 
 TELL_S = 1.0
 """Least time between two messages of one cell: a fleet's would drown the driver otherwise."""
@@ -27,9 +28,9 @@ _PATHS = ("model", "checkpoint", "baseline", "data", "text", "trace")
 
 
 def describe() -> dict[str, Any]:
-    """This machine in words, all its GPUs, and what would be computed with."""
+    """This machine in words, all its GPUs, the vLLM that would serve, and what would be computed with."""
     os.environ.pop("CUDA_VISIBLE_DEVICES", None)  # a task that asked for no GPU is shown none
-    return {"machine": machine(), "gpu_names": gpus(), "environment": environment()}
+    return {"machine": machine(), "gpu_names": gpus(), "served": served(), "environment": environment()}
 
 
 def sees(folder: str | None, storage: str | None, token: str, node: str) -> bool:

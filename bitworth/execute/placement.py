@@ -25,7 +25,10 @@ BASE_BYTES = 1 << 30
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Node:
-    """A machine of a cluster: cores, GPUs and bytes that it has for cells, the GPUs' names, and itself in words."""
+    """A machine of a cluster: cores, GPUs and bytes that it has for cells, the GPUs' names, and itself in words.
+
+    `served` is the version of its vLLM, by the package's name (`versions.served`).
+    """
 
     id: str
     address: str
@@ -34,6 +37,7 @@ class Node:
     memory: float = float(1 << 50)
     gpu_names: tuple[str, ...] = ()
     machine: Mapping[str, str] = field(default_factory=dict)
+    served: Mapping[str, str] = field(default_factory=dict)
 
     def serves(self, row: Hardware) -> bool:
         """Whether it has a hardware row's devices."""
@@ -42,7 +46,7 @@ class Node:
     @property
     def kind(self) -> str:
         """Equal for nodes whose timings are comparable."""
-        return json.dumps([dict(self.machine), self.gpu_names], sort_keys=True)
+        return json.dumps([dict(self.machine), self.gpu_names, dict(self.served)], sort_keys=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +59,7 @@ class Demand:
 
 
 def machines(nodes: Sequence[Node], rows: Sequence[Hardware]) -> list[dict[str, str]]:
-    """In words, the machines to take timings on: one for each hardware row that some node serves.
+    """In words, the machines to take timings on, each with its vLLM: one for each hardware row that some node serves.
 
     `local`, and rows that none serves, stand for the kind of node that there is most of, GPUs first.
     """
@@ -63,7 +67,7 @@ def machines(nodes: Sequence[Node], rows: Sequence[Hardware]) -> list[dict[str, 
     for row in rows:
         able = [node for node in nodes if row.name != LOCAL and node.serves(row)]
         node = _commonest(able or nodes)
-        place = {**node.machine, **({"hardware": row.words} if able else {})}
+        place = {**node.machine, **node.served, **({"hardware": row.words} if able else {})}
         if place not in found:
             found.append(place)
     served = [place for place in found if "hardware" in place]

@@ -14,7 +14,7 @@ from itertools import chain
 
 import aiohttp
 
-from bitworth.engines.http import event_loop
+from bitworth.engines.exchange import event_loop
 from bitworth.engines.http_chat import ChatReply, HttpChat
 from bitworth.errors import WorkFailed
 from bitworth.judging.costs import Budget, Counter, Price, tokens_of, worst_case

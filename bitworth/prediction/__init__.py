@@ -22,7 +22,7 @@ from bitworth.prediction.architecture import Architecture, read_architecture
 from bitworth.prediction.constants import FITTED, SPREADS, Constants
 from bitworth.prediction.formats import NAMES, kernel
 from bitworth.prediction.roofline import Deployment
-from bitworth.prediction.serving import Fleet, too_big
+from bitworth.prediction.serving import Fleet, needed_tokens, too_big
 from bitworth.prediction.simulation import most, simulated
 from bitworth.types import Hardware, Load, Source, UseCase
 
@@ -82,11 +82,16 @@ class Prediction:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scale:
-    """Devices for a target: `replicas` of a row answer `target_rate` queries a second with the headroom left over."""
+    """Devices for a target: `replicas` of a row answer `target_rate` queries a second with the headroom left over.
+
+    Each answers `replica_rate` of them under `load`: with its streams, or at its most.
+    """
 
     format: str
     target_rate: float
     headroom: float
+    load: str
+    replica_rate: float
     replicas: int
     devices: int
     usd_per_month: float
@@ -139,12 +144,14 @@ def predict(
 def scale(prediction: Prediction, target_rate: float, *, headroom: float = 0.2) -> Scale:
     """How many rows of the predicted hardware answer `target_rate` queries a second, with `headroom` (a share) left.
 
+    A row answers what it is predicted to: with so many streams of its own, or at its most.
+
     Raises:
-        BitworthError: the target is not positive, the headroom not in [0, 1), or the prediction not of full load.
+        BitworthError: the target is not positive, the headroom not in [0, 1), or the prediction not of throughput.
     """
     if not (target_rate > 0 and math.isfinite(target_rate) and 0 <= headroom < 1):
         raise BitworthError("A target rate must be above 0 queries a second, and a headroom at least 0 and below 1.")
-    if prediction.load != "throughput":
+    if not prediction.load.startswith("throughput"):
         raise BitworthError("Devices for a target follow from throughput; predict under load `throughput`.")
     row, rates = prediction.hardware, prediction.queries_per_second
 
@@ -156,6 +163,8 @@ def scale(prediction: Prediction, target_rate: float, *, headroom: float = 0.2) 
         format=prediction.format,
         target_rate=target_rate,
         headroom=headroom,
+        load=prediction.load,
+        replica_rate=rates.value,
         replicas=replicas,
         devices=replicas * row.count,
         usd_per_month=replicas * monthly,
@@ -166,7 +175,7 @@ def scale(prediction: Prediction, target_rate: float, *, headroom: float = 0.2) 
 
 def _alone(deployment: Deployment, case: UseCase, notes: tuple[str, ...]) -> Prediction:
     """One request at a time."""
-    if deployment.cache_tokens < case.prompt_tokens + case.output_tokens:
+    if deployment.cache_tokens < needed_tokens(deployment, case):
         raise BitworthError(too_big(deployment, case))
     uneven = deployment.architecture.unsplittable(deployment.tensor)
     if uneven is not None:

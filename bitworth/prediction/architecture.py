@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,10 +75,35 @@ class Architecture:
         """Share of the blocks that look no further back than the window."""
         return 0.0 if self.window is None else 1 - self.seeing_all / self.layers
 
-    def kept_tokens(self, context: float, beside: float = 0.0) -> float:
-        """Tokens of a context that the blocks look at, on average; with a window, `beside` more than that."""
-        window = context if self.window is None else min(context, self.window + beside)
+    def kept_tokens(self, context: float) -> float:
+        """Tokens of a context that the blocks look at, on average."""
+        window = context if self.window is None else min(context, self.window)
         return (1 - self.windowed) * context + self.windowed * window
+
+    @property
+    def cached_blocks(self) -> tuple[int, int]:
+        """Blocks that the cache has room for: those that see everything, and those that have a window.
+
+        Where there are both, vLLM puts blocks of a kind in groups of one size and fills the last group up: the size is
+        the number of the rarer kind, or of the other where that is less than half as many again
+        (`v1/core/kv_cache_utils.py`).
+        """
+        windowed = 0 if self.window is None else self.layers - self.seeing_all
+        whole = self.layers - windowed
+        if not whole or not windowed:
+            return whole, windowed
+        least, most = sorted((whole, windowed))
+        group = most if most < 1.5 * least else least
+        return math.ceil(whole / group) * group, math.ceil(windowed / group) * group
+
+    def held_tokens(self, context: float, beside: float = 0.0) -> float:
+        """Tokens of all blocks whose room in the cache a request takes: of a window, that and `beside` at most.
+
+        What is `beside` a window is what passes that are under way have added: what they leave behind is given back
+        once they are done.
+        """
+        whole, windowed = self.cached_blocks
+        return (whole * context + windowed * min(context, (self.window or 0) + beside)) / self.layers
 
     def kv_heads_on(self, devices: int) -> int:
         """Key-value heads that each of so many devices holds; where they are more, each holds a copy of one."""

@@ -36,11 +36,19 @@ class Costs(NamedTuple):
 
 
 class Limits(NamedTuple):
-    """Sequences at once, tokens of a pass, tokens of the cache."""
+    """Sequences at once, tokens of a pass, tokens of the cache.
+
+    Of each token the cache keeps a share of the blocks (`whole`); of the `windowed` share it keeps the window alone,
+    and `beside` it what a prompt that is being read adds.
+    """
 
     slots: int
     budget: int
     capacity: int
+    whole: float
+    windowed: float
+    window: int
+    beside: int
 
 
 class _State(NamedTuple):
@@ -103,7 +111,7 @@ def serve(
         used = _make_room(of, limits, _admit(of, seen, limits))
         reads = _share_out(of, parts, limits)
         until = min(sent[seen] if seen < arrived else math.inf, end)
-        count = 1 if reads else _alike(of, wanted, costs, limits.capacity - used, until - now)
+        count = 1 if reads else _alike(of, wanted, costs, limits, limits.capacity - used, until - now)
         now += count * _seconds(of, parts, costs, count)
         _decode(of, count)
         _take_in(of, parts, first, now)
@@ -120,21 +128,37 @@ def serve(
 
 
 @kept()
-def _admit(of: _State, seen: int, limits: Limits) -> int:
+def _held(tokens: int, limits: Limits, beside: int) -> float:
+    """Tokens of all blocks whose room so many take."""
+    return limits.whole * tokens + limits.windowed * min(tokens, limits.window + beside)
+
+
+@kept()
+def _growth(of: _State, limits: Limits) -> float:
+    """Tokens of all blocks that a token more for each running sequence takes."""
+    growth = 0.0
+    for at in of.decoding[: of.line[_DECODING]]:
+        growth += limits.whole + (limits.windowed if of.cached[at] < limits.window else 0.0)
+    return growth
+
+
+@kept()
+def _admit(of: _State, seen: int, limits: Limits) -> float:
     """Those that wait start, in their order, while there is a slot and room for the prompt.
 
     Returns the tokens of the cache that are taken, or promised to a prompt.
     """
-    line, used = of.line, 0
+    line, used, growth = of.line, 0.0, _growth(of, limits)
     for at in of.decoding[: line[_DECODING]]:
-        used += of.cached[at]
+        used += _held(of.cached[at], limits, 0)
     for at in of.reading[: line[_READING]]:
-        used += of.cached[at] + of.to_read[at]
+        used += _held(of.cached[at] + of.to_read[at], limits, limits.beside)
     while line[_READING] + line[_DECODING] < limits.slots and (line[_BACK] or line[_NEXT] < seen):
         at = of.back[line[_BACK] - 1] if line[_BACK] else line[_NEXT]
-        if used + of.to_read[at] + line[_DECODING] > limits.capacity and line[_READING] + line[_DECODING]:
+        wanted = _held(of.to_read[at], limits, limits.beside)
+        if used + wanted + growth > limits.capacity and line[_READING] + line[_DECODING]:
             break
-        used += of.to_read[at]
+        used += wanted
         line[_BACK if line[_BACK] else _NEXT] += -1 if line[_BACK] else 1
         of.reading[line[_READING]] = at
         line[_READING] += 1
@@ -142,14 +166,17 @@ def _admit(of: _State, seen: int, limits: Limits) -> int:
 
 
 @kept()
-def _make_room(of: _State, limits: Limits, used: int) -> int:
+def _make_room(of: _State, limits: Limits, used: float) -> float:
     """The newest go back to waiting until each running one can have a token more; what is taken then."""
     line = of.line
-    while line[_DECODING] > 1 and used + line[_DECODING] > limits.capacity:
+    while line[_DECODING] > 1 and used + _growth(of, limits) > limits.capacity:
         kind, who = (_READING, of.reading) if line[_READING] else (_DECODING, of.decoding)
         line[kind] -= 1
         at = who[line[kind]]
-        used -= of.cached[at] + (of.to_read[at] if kind == _READING else 0)
+        if kind == _READING:
+            used -= _held(of.cached[at] + of.to_read[at], limits, limits.beside)
+        else:
+            used -= _held(of.cached[at], limits, 0)
         of.to_read[at] += of.cached[at]
         of.cached[at] = 0
         of.back[line[_BACK]] = at
@@ -169,13 +196,15 @@ def _share_out(of: _State, parts: Integers, limits: Limits) -> bool:
 
 
 @kept()
-def _alike(of: _State, wanted: Integers, costs: Costs, room: int, left: float) -> int:
-    """Passes before a request ends, the next arrives, or the cache is full."""
+def _alike(of: _State, wanted: Integers, costs: Costs, limits: Limits, room: float, left: float) -> int:
+    """Passes before a request ends, the next arrives, or the cache is full, which has room for so many tokens."""
     decoding = of.decoding[: of.line[_DECODING]]
     count = wanted[decoding[0]] - of.given[decoding[0]]
     for at in decoding:
         count = min(count, wanted[at] - of.given[at])
-    count = min(count, max(1, room // len(decoding)))
+    growth = _growth(of, limits)  # it only falls
+    if growth * count > room:
+        count = max(1, math.floor(room / growth))
     if math.isfinite(left):
         count = min(count, max(1, math.ceil(left / _seconds(of, decoding[:0], costs, 1))))
     return int(count)

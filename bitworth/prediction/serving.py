@@ -10,12 +10,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from bitworth.errors import BitworthError
-from bitworth.prediction.loop import Costs
+from bitworth.prediction.loop import Costs, Limits
 from bitworth.prediction.roofline import DEVICES_A_MACHINE, Deployment
 from bitworth.types import Hardware, UseCase
 
 #: vLLM's defaults: sequences at once, and tokens of one pass.
 MOST_SEQUENCES, CHUNK_TOKENS = 256, 2048
+PASSES_UNDER_WAY = 2
+"""vLLM prepares a pass while another runs, and takes back what a window leaves behind when a pass is done."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,6 +26,11 @@ class Server:
 
     sequences: int = MOST_SEQUENCES
     pass_tokens: int = CHUNK_TOKENS
+
+    @property
+    def tokens_under_way(self) -> int:
+        """Tokens of the passes that have begun, at most."""
+        return PASSES_UNDER_WAY * self.pass_tokens
 
 
 DEFAULT = Server()
@@ -46,7 +53,8 @@ class Fleet:
 
     def slots(self, case: UseCase) -> float:
         """Sequences that one copy runs at once, when requests are half answered on average."""
-        room = self.deployment.cache_tokens / (case.prompt_tokens + case.output_tokens / 2)
+        d = self.deployment
+        room = d.cache_tokens / d.architecture.held_tokens(case.prompt_tokens + case.output_tokens / 2)
         return max(1.0, min(self.server.sequences, room))
 
     def costs(self, sequences: int) -> Costs:
@@ -63,6 +71,20 @@ class Fleet:
             windowed=d.architecture.windowed,
         )
 
+    def limits(self, slots: int) -> Limits:
+        """What a copy with so many slots may hold and read at once."""
+        a = self.deployment.architecture
+        whole, windowed = a.cached_blocks
+        return Limits(
+            slots=slots,
+            budget=self.server.pass_tokens,
+            capacity=self.deployment.cache_tokens,
+            whole=whole / a.layers,
+            windowed=windowed / a.layers,
+            window=a.window or 0,
+            beside=self.server.tokens_under_way,
+        )
+
 
 def fleets(deployment: Deployment, case: UseCase, server: Server = DEFAULT) -> list[Fleet]:
     """Every way to split the devices into copies whose cache holds a request; copies of 1, 2, 4, 8 devices or machines.
@@ -71,13 +93,12 @@ def fleets(deployment: Deployment, case: UseCase, server: Server = DEFAULT) -> l
         BitworthError: there is none, because the model fits in none or its heads cannot be shared by so many devices.
     """
     total = deployment.hardware.count
-    tokens = case.prompt_tokens + case.output_tokens
     roomy = []
     for each in (size for size in range(1, total + 1) if total % size == 0):
         if each > DEVICES_A_MACHINE and each % DEVICES_A_MACHINE:
             continue
         one = replace(deployment, hardware=share_of(deployment.hardware, each))
-        if one.cache_tokens >= tokens:
+        if one.cache_tokens >= needed_tokens(one, case, server):
             roomy.append(one)
     if not roomy:
         raise BitworthError(too_big(deployment, case))
@@ -85,6 +106,11 @@ def fleets(deployment: Deployment, case: UseCase, server: Server = DEFAULT) -> l
     if not found:
         raise BitworthError(_unshared(deployment, case, max(one.tensor for one in roomy)))
     return found
+
+
+def needed_tokens(deployment: Deployment, case: UseCase, server: Server = DEFAULT) -> float:
+    """Tokens of the cache, of all blocks, that a request may take up to its end."""
+    return deployment.architecture.held_tokens(case.prompt_tokens + case.output_tokens, server.tokens_under_way)
 
 
 def splits(deployment: Deployment) -> bool:
@@ -122,14 +148,14 @@ def _unshared(deployment: Deployment, case: UseCase, tensor: int) -> str:
 
 
 def _needed_gib(deployment: Deployment, case: UseCase) -> float:
-    tokens = case.prompt_tokens + case.output_tokens
-    return (deployment.weight_bytes + tokens * deployment.cache_bytes_a_token) / 2**30
+    cache = needed_tokens(deployment, case) * deployment.cache_bytes_a_token
+    return (deployment.weight_bytes + cache) / 2**30
 
 
 def _enough(deployment: Deployment, case: UseCase) -> int | None:
     """The least number of such devices that hold the model and one request as one copy; None where none does."""
     for count in (1, 2, 4, 8, 16, 32, 64):
         one = replace(deployment, hardware=share_of(deployment.hardware, count))
-        if splits(one) and one.cache_tokens >= case.prompt_tokens + case.output_tokens:
+        if splits(one) and one.cache_tokens >= needed_tokens(one, case):
             return count
     return None

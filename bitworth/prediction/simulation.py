@@ -1,9 +1,9 @@
 """The serving loop, request by request: continuous batching, prompts read in chunks, a cache that fills up.
 
 Each pass gives every running sequence a token and reads prompts, first come first served, up to a budget of tokens. A
-request starts when a slot and room for its prompt are free. When the cache is full, the newest request gives its room
-back and starts again later, prompt and answer read as one prompt (recomputation, as vLLM does). Passes in which nothing
-but decoding happens are taken together.
+request starts when a slot and room for its prompt are free; blocks with a window need room for that alone, and for what
+is being read. When the cache is full, the newest request gives its room back and starts again later, prompt and answer
+read as one prompt (recomputation, as vLLM does). Passes in which nothing but decoding happens are taken together.
 
 Arrivals: one at a time, so many streams that each ask again when answered, a constant rate, or a Poisson process.
 """
@@ -18,9 +18,9 @@ from typing import NamedTuple
 import numpy as np
 
 from bitworth.errors import BitworthError
-from bitworth.prediction.loop import Floats, Integers, Limits, serve
+from bitworth.prediction.loop import Floats, Integers, serve
 from bitworth.prediction.roofline import Deployment
-from bitworth.prediction.serving import Fleet, fleets
+from bitworth.prediction.serving import Fleet, fleets, needed_tokens
 from bitworth.types import Load, Timing, UseCase
 
 _WAVES = 6  # answers to each stream of a closed loop, the first of which does not count
@@ -189,10 +189,9 @@ def _run(
     wanted: Integers | None = None,
 ) -> Run:
     """One copy; what is answered brings the next request where `sent` is infinite."""
-    capacity = fleet.deployment.cache_tokens
-    if capacity < case.prompt_tokens + case.output_tokens:
+    if fleet.deployment.cache_tokens < needed_tokens(fleet.deployment, case, fleet.server):
         raise BitworthError(f"The cache does not hold one request of {case.prompt_tokens + case.output_tokens} tokens.")
-    limits = Limits(slots=slots or fleet.server.sequences, budget=fleet.server.pass_tokens, capacity=capacity)
+    limits = fleet.limits(slots or fleet.server.sequences)
     wanted = np.full(len(sent), case.output_tokens) if wanted is None else wanted
     costs, again = fleet.costs(limits.slots), arrived < len(sent)
     order, first, ended = serve(sent, wanted, case.prompt_tokens, arrived, again, enough, costs, limits, end)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from bitworth.prediction import Architecture
 from bitworth.prediction.roofline import MEMORY_SHARE
-from bitworth.prediction.serving import CHUNK_TOKENS, MOST_SEQUENCES
+from bitworth.prediction.serving import CHUNK_TOKENS, DEFAULT, MOST_SEQUENCES
 from bitworth.preflight.shapes import Matrix, Split, matrices
 from bitworth.types import Hardware, Scheme, UseCase
 
@@ -139,17 +139,19 @@ def _cache_bytes_a_token(a: Architecture, scheme: Scheme | None, split: Split, h
 
 
 def _held(a: Architecture, context: int) -> float:
-    """Blocks of a request at its end, on average over the layers; of a window, those of it and of the pass at hand."""
-    return a.kept_tokens(math.ceil(context / _BLOCK), _in_blocks(a) - (a.window or 0))
+    """Blocks of a request at its end, on average over the layers; of a window, those of it and of passes under way."""
+    return a.held_tokens(math.ceil(context / _BLOCK), _in_blocks(a) - (a.window or 0))
 
 
 def _longest(a: Architecture, blocks: float) -> int | None:
     """Tokens of a context that takes so many blocks, None where a window bounds what any takes."""
-    beyond = blocks - _in_blocks(a)
-    if a.window is None or beyond < 0:
-        return int(blocks) * _BLOCK
-    return None if a.windowed == 1 else int(_in_blocks(a) + beyond / (1 - a.windowed)) * _BLOCK
+    whole, windowed = a.cached_blocks
+    beyond = blocks * a.layers - (whole + windowed) * _in_blocks(a)
+    if not windowed or beyond < 0:
+        return int(blocks * a.layers / (whole + windowed)) * _BLOCK
+    return int(_in_blocks(a) + beyond / whole) * _BLOCK if whole else None
 
 
 def _in_blocks(a: Architecture) -> int:
-    return math.ceil(((a.window or 0) + CHUNK_TOKENS) / _BLOCK)
+    """Blocks of a layer with a window, at most: those of the window and of passes under way, begun anywhere in one."""
+    return math.ceil(((a.window or 0) - 1 + DEFAULT.tokens_under_way) / _BLOCK) + 1

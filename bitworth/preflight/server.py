@@ -30,14 +30,15 @@ def doubt_about(checkpoint: Path, row: Hardware, context_tokens: int, version: s
         version: the installed vLLM's.
 
     Raises:
-        Unsupported: it cannot start: heads that the devices cannot share; weights larger than their whole memory, by
-            the files' sizes as by the config; or no kernel for the format, by the rules of the installed version.
+        Unsupported: it cannot start: heads or MLPs that the devices cannot share; weights larger than their whole
+            memory, by the files' sizes as by the config; or no kernel for the format, by the rules of the installed
+            version.
     """
     try:
         config = config_of((checkpoint / "config.json").read_bytes())
         architecture, told = read_architecture(config), config.get("quantization_config")
         scheme = None if told is None else scheme_from_config(told)
-        _refuse_heads(architecture, row)
+        _refuse_uneven(architecture, row)
         case = UseCase(name="context", prompt_tokens=context_tokens, output_tokens=0)
         found = judged(architecture, scheme, row, case, 1, split_of(architecture, row.count, row.count))
     except Unsupported:
@@ -72,12 +73,10 @@ def refuse_overflow(checkpoint: Path) -> None:
         )
 
 
-def _refuse_heads(architecture: Architecture, row: Hardware) -> None:
-    if architecture.heads % row.count:
-        raise Unsupported(
-            f"vLLM cannot start: {architecture.heads} attention heads cannot be shared by {row.count} devices; let it "
-            "see fewer of them with CUDA_VISIBLE_DEVICES."
-        )
+def _refuse_uneven(architecture: Architecture, row: Hardware) -> None:
+    uneven = architecture.unsplittable(row.count)
+    if uneven is not None:
+        raise Unsupported(f"vLLM cannot start: {uneven}; let it see fewer of them with CUDA_VISIBLE_DEVICES.")
 
 
 def _refuse_size(found: Finding, row: Hardware, checkpoint: Path) -> None:

@@ -127,7 +127,7 @@ class Study(Part):
 
     def task_specs(self) -> list[TaskSpec]:
         """The tasks as values, suites expanded."""
-        return task_registry.expand([TaskSpec(**entry.model_dump()) for entry in self.tasks])
+        return task_registry.expand([entry.spec() for entry in self.tasks])
 
     def suites(self) -> tuple[str, ...]:
         """The suites that are asked for by name."""

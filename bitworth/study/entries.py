@@ -32,6 +32,7 @@ from bitworth.types import (
     Rule,
     Statistic,
     StreamKind,
+    TaskSpec,
     Transform,
 )
 
@@ -193,12 +194,16 @@ class TaskEntry(Part):
         known = (*task_registry.NAMES, *task_registry.SUITES)
         if self.name not in known:
             raise ValueError(unknown("task", self.name, known))
-        writing = (self.samples, self.temperature, self.chat) != (None, None, None)
-        if writing and self.name in task_registry.NAMES and not task_registry.is_written(self.name):
-            raise ValueError(
-                f"task {self.name} scores given answers; samples, temperature and chat are for written ones"
-            )
+        if self.name in task_registry.NAMES:
+            try:
+                task_registry.check_written(self.spec())
+            except BitworthError as error:
+                raise ValueError(str(error)) from error
         return self
+
+    def spec(self) -> TaskSpec:
+        """The task or suite as a value."""
+        return TaskSpec(**self.model_dump())
 
 
 class DivergenceEntry(Part):

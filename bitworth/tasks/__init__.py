@@ -37,6 +37,7 @@ __all__ = [
     "RowsAbsent",
     "Score",
     "TaskDef",
+    "check_written",
     "data_fingerprint",
     "expand",
     "get",
@@ -82,6 +83,18 @@ def is_written(name: str) -> bool:
     return get(name).kind != "choices"
 
 
+def check_written(spec: TaskSpec) -> None:
+    """Refuse to say how answers are written of a task that has none.
+
+    Raises:
+        BitworthError: unknown task, or one that scores given answers.
+    """
+    if (spec.samples, spec.temperature, spec.chat) != (None, None, None) and not is_written(spec.name):
+        raise BitworthError(
+            f"Task {spec.name} scores given answers; samples, temperature and chat are for tasks answered in writing."
+        )
+
+
 def packages_of(name: str) -> tuple[str, ...]:
     """Packages whose version can change a task's scores; none of an unknown task, which its loading refuses."""
     return _BY_NAME[name].packages if name in _BY_NAME else ()
@@ -116,10 +129,7 @@ def load(
     task = get(spec.name)
     if isinstance(task, CodeDef):
         return load_problems(task, spec, data, batch, chat=chat, unsafe=unsafe)
-    if task.kind == "choices" and (spec.samples, spec.temperature, spec.chat) != (None, None, None):
-        raise BitworthError(
-            f"Task {task.name} scores given answers; samples, temperature and chat are for tasks answered in writing."
-        )
+    check_written(spec)
     from bitworth.tasks.harness import load_questions
 
     if isinstance(task, RulerDef):
