@@ -678,6 +678,16 @@ def test_check_prints_one_document(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "of 9.0 only, and this device has 8.0. Instead: formats bf16, w8a8-int" in said
 
 
+def test_a_request_longer_than_the_model_reads_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder, told = checkpoint(tmp_path), []
+    config = json.loads((folder / "config.json").read_text())
+    for context in (1151, 1152):
+        (folder / "config.json").write_text(json.dumps({**config, "max_position_embeddings": context}))
+        app(["check", str(folder), "--use-case", "1024/128", "--json"], standalone_mode=False)
+        told.append(any("reads at most 1,151" in note for note in json.loads(capsys.readouterr().out)["notes"]))
+    assert told == [True, False]
+
+
 def test_a_study_may_tell_a_devices_capability(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     row = "{name: mine, usd_per_hour: 1, memory_gib: 96, capability: '9.0'}"
     study = tmp_path / "study.yaml"

@@ -41,7 +41,7 @@ def check(
 ) -> None:
     """Say from a config.json alone whether formats fit and run on some devices, and what would do instead."""
     from bitworth import preflight
-    from bitworth.prediction import read_architecture
+    from bitworth.prediction import beyond_context, read_architecture
     from bitworth.workloads import use_case as shape_of
 
     terminal = Terminal(as_json=json, quiet=quiet)
@@ -51,7 +51,7 @@ def check(
         preflight.check(architecture, name, row, case, streams=streams, tensor=tensor_parallel, group_size=group_size)
         for name in asked
     ]
-    notes = _notes(architecture.mixtures)
+    notes = [*_notes(architecture.mixtures), *beyond_context(architecture, case)]
     for note in notes:
         terminal.note(note)
     split = findings[0].split

@@ -34,6 +34,7 @@ __all__ = [
     "Range",
     "Scale",
     "alternatives",
+    "beyond_context",
     "curve",
     "predict",
     "read_architecture",
@@ -224,12 +225,12 @@ def _prediction(
         queries_per_second=_range(rate, of_rate),
         queries_per_usd=_range(3600 * rate / hardware.usd_per_hour, of_rate),
         saturation=saturation,
-        notes=(*notes, *_beyond(fleet.deployment.architecture, case)),
+        notes=(*notes, *beyond_context(fleet.deployment.architecture, case)),
     )
 
 
-def _beyond(architecture: Architecture, case: UseCase) -> tuple[str, ...]:
-    """That the model does not read so much, which makes its passes no less certain."""
+def beyond_context(architecture: Architecture, case: UseCase) -> tuple[str, ...]:
+    """That the model does not read so much: a sentence, which makes its passes no less certain; or nothing."""
     needed, context = case.prompt_tokens + case.output_tokens, architecture.context
     if context is None or needed <= context:
         return ()
