@@ -151,6 +151,6 @@ def test_scores_that_an_architecture_keeps_are_foretold(family: str, states: str
     else:
         heads = {"num_attention_heads": 8, "num_key_value_heads": 8}
         save_mixture(tmp_path / "model", family, **heads, max_position_embeddings=4096)
-    peak, foretold = measured(tmp_path / "model", states, "32", "512", "w4a16-int-gptq")
+    peak, foretold = measured(tmp_path / "model", states, "32", "512", "w8a8-int-gptq")
     assert 0.7 * peak < foretold < 1.5 * peak
     assert (peak > 1100) is (states != "0" or family != "bloom")
