@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -40,12 +41,21 @@ def round_block(block: Block, recipe: Recipe, dtype: torch.dtype) -> BlockResult
 
 
 def round_blindly(
-    block: Block, linears: dict[str, nn.Linear], recipe: Recipe, dtype: torch.dtype, result: BlockResult
+    block: Block,
+    linears: dict[str, nn.Linear],
+    recipe: Recipe,
+    dtype: torch.dtype,
+    result: BlockResult,
+    peak_of: Callable[[str], Tensor | None] = lambda _: None,
 ) -> None:
-    """Round layers that no data is there for, those that engines merge as one stack."""
+    """Round layers that no data is there for, those that engines merge as one stack.
+
+    `peak_of` a layer's name: the largest magnitude that the same layer of other experts was given.
+    """
     for names in stacks(linears):
+        weight = torch.cat([linears[name].weight for name in names]).float()
+        rounded = round_weight(weight, recipe, None, dtype=dtype, peak=peak_of(names[0]))
         layers = [linears[name] for name in names]
-        rounded = round_weight(torch.cat([layer.weight for layer in layers]).float(), recipe, None, dtype=dtype)
         for name, part in zip(names, rounded.split([layer.out_features for layer in layers]), strict=True):
             result.rounded[name] = part
             result.notes.extend(f"{block.prefix}.{name}: {note}" for note in rounded.notes)

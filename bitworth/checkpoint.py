@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -117,6 +119,12 @@ class Reader:
     def shape(self, name: str) -> tuple[int, ...]:
         """A tensor's shape, without reading it."""
         return tuple(self._file_of(name).get_slice(name).get_shape())
+
+    def bytes_of(self, name: str) -> float:
+        """The bytes of a tensor, without reading it."""
+        stored = self._file_of(name).get_slice(name).get_dtype()  # F32, F8_E4M3, BOOL
+        bits = re.match(r"[A-Z]+(\d+)", stored)
+        return math.prod(self.shape(name)) * (int(bits[1]) if bits else 8) / 8
 
     def weights(self) -> WeightReader:
         """The tensors with quantized layers decoded."""

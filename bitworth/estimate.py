@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bitworth import tasks
-from bitworth.checkpoint import Reader
 from bitworth.ledger import key_of, revive
+from bitworth.quantization import LARGE_CHUNK_TOKENS
+from bitworth.sizes import Size, checkpoint_bytes, size_of
 from bitworth.types import OWN_TEXT, Cell, Recipe
 
 _START_S = 8.0
@@ -28,15 +29,6 @@ class Rates:
 
     operations: float
     bytes: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Size:
-    """A model in numbers: weights of its linear layers, of its output head, and Σ in² over the linear layers."""
-
-    linear: int
-    head: int
-    squares: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,20 +57,6 @@ def estimates(cells: Sequence[Cell]) -> dict[str, Estimate]:
     return found
 
 
-def size_of(folder: Path) -> Size:
-    """A model's size from its tensors' shapes."""
-    reader = Reader(folder)
-    shapes = {name: reader.shape(name) for name in reader.names}
-    matrices = {name: shape for name, shape in shapes.items() if len(shape) == 2}
-    outside = {name: shape for name, shape in matrices.items() if "embed" in name or "head" in name}
-    linear = [shape for name, shape in matrices.items() if name not in outside]
-    return Size(
-        linear=sum(rows * columns for rows, columns in linear),
-        head=max((rows * columns for rows, columns in outside.values()), default=0),
-        squares=sum(columns**2 for _, columns in linear),
-    )
-
-
 def probe(seconds: float = 0.25) -> Rates:
     """Measure a matrix product and a pass over memory."""
     import torch
@@ -101,7 +79,7 @@ def _repeat(work: object, seconds: float) -> float:
 
 
 def _estimate(cell: Cell, size: Size, rates: Rates) -> Estimate:
-    forward = 2 * size.linear / rates.operations  # seconds a token
+    forward = 2 * size.used / rates.operations  # seconds a token
     head = 2 * size.head / rates.operations
     if cell.kind == "quantize":
         return _quantize(cell, size, rates, forward)
@@ -133,26 +111,28 @@ def _quantize(cell: Cell, size: Size, rates: Rates, forward: float) -> Estimate:
 
 def quantizing(recipe: Recipe, tokens: int, size: Size, rates: Rates) -> Estimate:
     """One recipe alone on so many calibration tokens (0: none); its checkpoint's bytes."""
-    grid = recipe.scheme.weight
-    scale_bits = 16 if grid is None or grid.scales == "float" else 8
-    bits = grid.bits + (scale_bits / grid.group_size if grid.group_size else 0) if grid else 16
-    left = int(size.linear * bits / 8 + 2 * size.head)
     seconds = _START_S + 4 * (size.linear + size.head) / rates.bytes * 10
-    return Estimate(seconds=seconds + walking(tokens, size, rates), bytes=left)
+    return Estimate(seconds=seconds + walking(tokens, size, rates), bytes=checkpoint_bytes(recipe, size))
 
 
 def walking(tokens: int, size: Size, rates: Rates) -> float:
-    """Seconds of one stream's forward passes, second moments and roundings."""
-    forward = 2 * size.linear / rates.operations
-    moments = 2 * size.squares * 4 / 7 / rates.operations  # q, k, v share theirs, and so do gate and up
-    return 1.7 * tokens * (forward + moments)
+    """Seconds of one stream's forward passes, second moments and roundings.
+
+    A mixture that several chunks go through is passed three times: for gate and up, for down, and to go on.
+    """
+    if not tokens:
+        return 0.0
+    passes = 3 if size.used < size.linear and tokens > LARGE_CHUNK_TOKENS else 1
+    forward = passes * 2 * size.used / rates.operations
+    moments = 2 * size.used_squares * 4 / 7 / rates.operations  # q, k, v share theirs, and so do gate and up
+    return 1.7 * (tokens * (forward + moments) + size.rounding / rates.operations)
 
 
 def learning(recipe: Recipe, tokens: int, length: int, size: Size, rates: Rates) -> float:
     """Seconds of a recipe's steps after rounding, and of passing all tokens once before and once after them."""
     if recipe.tuning is None:
         return 0.0
-    forward = 2 * size.linear / rates.operations
+    forward = 2 * size.used / rates.operations
     steps = recipe.tuning.steps * recipe.tuning.batch * recipe.tuning.read(length)
     return 1.7 * forward * (3 * steps + 2 * tokens)
 

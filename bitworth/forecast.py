@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bitworth.estimate import learning, probe, quantizing, size_of, walking
+from bitworth.estimate import learning, probe, quantizing, walking
 from bitworth.footprint import Footprint, footprint
-from bitworth.quantization import chunk_tokens, fit_groups, needed, open_decoder
+from bitworth.quantization import chunk_tokens, fit_groups, needed, notes_on_loading, open_decoder
+from bitworth.sizes import size_within
 from bitworth.streams import walks_alone
 from bitworth.types import Calibration, Recipe
 
@@ -53,7 +54,7 @@ def forecast(
         shared=shared,
         states_mib=states_mib,
     )
-    rates, size = probe(), size_of(model)
+    rates, size = probe(), size_within(decoder)
     calibrated = [recipe for recipe in recipes if recipe.needs_calibration]
     alone = sum(walks_alone(recipe, shared=shared) for recipe in calibrated)
     streams = alone + (len(calibrated) > alone)
@@ -65,5 +66,5 @@ def forecast(
         memory=memory,
         seconds=round(sum(each.seconds for each in singly) + streams * walking(tokens, size, rates) + learns, 1),
         disk_mib=round((2 * sum(each.bytes for each in singly) + states) / 2**20, 1),
-        notes=tuple(note for _, notes in fitted for note in notes),
+        notes=tuple(note for recipe, notes in fitted for note in (*notes, *notes_on_loading(decoder, recipe))),
     )

@@ -28,6 +28,7 @@ from bitworth.footprint import states_budget, waiting_bytes
 from bitworth.ledger import revive
 from bitworth.memory import give_back, reusing
 from bitworth.model import Arguments, Decoder
+from bitworth.preflight.kernels import doubts
 from bitworth.ranks import ALONE, Ranks, device_named
 from bitworth.schemes.config import quantization_config
 from bitworth.states import LABEL, TEACHER, InFiles, InMemory, Shape, States
@@ -119,7 +120,7 @@ def _quantize(
             if found is not None:
                 made[recipe.name] = found
                 continue
-            used = [*notes, *(shared_notes if recipe.needs_calibration else ()), *_warnings(recipe)]
+            used = [*notes, *(shared_notes if recipe.needs_calibration else ()), *notes_on_loading(decoder, recipe)]
             builds.append(Build(recipe, _writer(folders[recipe.name], model, stack, ranks), key, notes=used))
         shared = calibration is not None and calibration.stream == "shared"
         unwalked = [build for build in builds if not ranks.from_first(build.was_walked)]
@@ -252,10 +253,12 @@ def _tokens(
     return calibrate(model, needed(recipes, calibration), note, progress)
 
 
-def _warnings(recipe: Recipe) -> list[str]:
+def notes_on_loading(decoder: Decoder, recipe: Recipe) -> list[str]:
+    """What loaders will not take of a recipe's checkpoint; it is made all the same."""
+    found = doubts(recipe.scheme, mixture=decoder.is_mixture)
     if isinstance(recipe.rounding, Gptq) and recipe.rounding.ordering == "group":
-        return ["groups follow the activations' order (weight_g_idx), which newer compressed-tensors refuses"]
-    return []
+        found.append("groups follow the activations' order (weight_g_idx), which newer compressed-tensors refuses")
+    return found
 
 
 def _key(decoder: Decoder, recipe: Recipe, calibration: Calibration | None, tokens: Tensor | None) -> str:
@@ -307,7 +310,7 @@ def _prepare(
     size = 4 * width * tokens.numel() * sum(1 + stream.learns for stream in walking)
     # one rank's measure for all: the way through a block must be the same
     budget = ranks.from_first(lambda: states_budget(states_mib) / ranks.count)
-    waiting = waiting_bytes(decoder, tokens.numel())
+    waiting = waiting_bytes(decoder, tokens.numel(), tokens.shape[1])
     together = ranks.from_first(lambda: waiting <= (budget if decoder.device.type != "cuda" else _room(decoder.device)))
     in_files = ranks.from_first(lambda: size > budget)
     for stream in walking:

@@ -34,7 +34,7 @@ from bitworth.quantizers.awq import awq_scale
 from bitworth.quantizers.gptq_scale import gptq_scale
 from bitworth.quantizers.smoothquant import smoothing_scale
 from bitworth.ranks import ALONE, PeerLost, Ranks
-from bitworth.stages import Producers, Stage, one_sequence, trace
+from bitworth.stages import Producers, Stage, of_any_expert, one_sequence, trace
 from bitworth.types import Awq, Grid, Recipe, SmoothQuant, Transform
 
 #: Bytes of a stage's weights from which on it is worth the time to give back what was freed before and after it.
@@ -100,6 +100,7 @@ class BlockPass:
         self._weights: dict[str, Tensor] = {}  # what the block computes with where it propagates
         self._stage_of: dict[str, Stage] = {}
         self._together, self._spend = together, spend
+        self._peaks: dict[str, Tensor] = {}  # largest inputs, before any transform, by `of_any_expert`
         self._arrived: list[Stage] = []
         self._collecting: list[Stage] | None = None
         self.results = [BlockResult() for _ in recipes]
@@ -256,6 +257,7 @@ class BlockPass:
                 "in its own dtype first."
             )
         seen = audit_stage(self.block.prefix, stage.layers, stage.stats)
+        self._remember_peak(stage.layers, stage.stats)
         prepared = self._prepared(stage)
         stage.stats = None  # second moments are large
         for name in stage.layers if self._spend else ():
@@ -273,6 +275,11 @@ class BlockPass:
         stage.done = True
         if large:
             give_back()
+
+    def _remember_peak(self, layers: list[str], stats: InputStats) -> None:
+        for name in map(of_any_expert, layers):
+            peak = stats.max_abs_I.max()
+            self._peaks[name] = torch.maximum(self._peaks.get(name, peak), peak)
 
     def _prepared(self, stage: Stage) -> list[Prepared]:
         """What each recipe rounds; what transforms prepare alike is prepared once."""
@@ -342,7 +349,9 @@ class BlockPass:
         for recipe, result in zip(self.recipes, self.results, strict=True):
             unreached = {name: layer for name, layer in self._linears.items() if name not in result.rounded}
             result.audit.extend(audit_stage(self.block.prefix, [name], None) for name in unreached)
-            round_blindly(self.block, unreached, recipe, self.dtype, result)
+            round_blindly(
+                self.block, unreached, recipe, self.dtype, result, lambda name: self._peaks.get(of_any_expert(name))
+            )
 
     def _fold(self, index: int, stages: Iterable[Stage]) -> None:
         """Take each stage's scale out of the module that makes its input."""

@@ -40,7 +40,7 @@ class Stage:
     @property
     def level(self) -> str:
         """Stages of one level can be measured in one pass: the same layers of different experts."""
-        return _renumbered(self.layers[0], "#")
+        return of_any_expert(self.layers[0])
 
 
 @torch.inference_mode()
@@ -141,6 +141,11 @@ def _expert(layer: str) -> str | None:
     """The number of the expert that a layer belongs to."""
     found = _EXPERT.search(layer)
     return None if found is None else found[1]
+
+
+def of_any_expert(layer: str) -> str:
+    """A name that the same layer of all experts of a mixture has; what belongs to none keeps its own."""
+    return _renumbered(layer, "#")
 
 
 def _renumbered(layer: str, number: str) -> str:

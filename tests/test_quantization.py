@@ -24,6 +24,7 @@ from bitworth.checkpoint import Reader, read_config
 from bitworth.engines.exact import Activation, QuantLinear, inputs_as_they_are
 from bitworth.engines.torch import load_exact
 from bitworth.errors import BitworthError, Interrupted, WorkFailed
+from bitworth.forecast import forecast
 from bitworth.quantization import quantize
 from bitworth.quantizers import InputStats, round_weight
 from bitworth.sequential import BlockPass
@@ -193,6 +194,16 @@ def test_a_formats_own_groups_have_no_fallback(tmp_path: Path) -> None:
             BitworthError, match=rf"groups of {size} do not divide .*down_proj.*; the format has no others"
         ):
             quantize(tmp_path / "model", [recipes.recipe(name)], tmp_path / "out", allow_group_fallback=True)
+
+
+def test_groups_that_vllm_cannot_load_are_written_and_said(tiny_llama: Path, tmp_path: Path) -> None:
+    """In the result, in the checkpoint's own page, and by a dry run."""
+    chosen = [recipes.recipe("w4a8-fp-rtn", group_size=32), recipes.recipe("w4a16-int-rtn", group_size=32)]
+    said = "vLLM 0.32 has no kernel for w4a8-fp in groups of 32; groups of 128 would load"
+    refused, taken = quantize(tiny_llama, chosen, tmp_path)
+    assert (refused.notes, taken.notes) == ((said,), ())
+    assert json.loads((refused.path / "bitworth.json").read_text())["notes"] == [said]
+    assert forecast(tiny_llama, chosen, device="cpu").notes == (said,)
 
 
 def test_groups_in_activation_order_store_each_columns_group(

@@ -20,6 +20,8 @@ from bitworth.prediction.families import UNGATED, blocks_that_see_all, is_tied, 
 #: What families call the number of experts, those a token uses, and those that every token uses.
 _EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 _CHOSEN = ("num_experts_per_tok", "num_experts_per_token", "top_k_experts", "moe_k")
+#: The same by names of families that are not predicted.
+_ALSO_CHOSEN = ("moe_topk",)
 _SHARED = ("n_shared_experts", "num_shared_experts", "moe_num_shared_experts")
 
 
@@ -207,6 +209,16 @@ def read_architecture(source: Path | Mapping[str, Any]) -> Architecture:
         context=_context(text, size),
         tied=is_tied(text, config),
     )
+
+
+def chosen_share(config: Mapping[str, Any]) -> float:
+    """The part of a mixture's experts that a token uses; 1 where the config tells of none, or in another way."""
+    text = config.get("text_config") or config
+    experts, chosen = (
+        next((text[name] for name in names if isinstance(text.get(name), int) and text[name] > 0), 0)
+        for names in (_EXPERTS, (*_CHOSEN, *_ALSO_CHOSEN))
+    )
+    return min(1.0, chosen / experts) if experts and chosen else 1.0
 
 
 def _mixtures(text: Mapping[str, Any], layers: int, size: Callable[..., int]) -> int:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from bitworth.preflight.shapes import Matrix
-from bitworth.types import Scheme
+from bitworth.types import Grid, Scheme
 
 VLLM = "0.32"
 """The version that the rows describe."""
@@ -176,6 +176,8 @@ def judge(name: str, scheme: Scheme | None, layers: Sequence[Matrix], capability
         return Verdict(runs="no", why=why)
     found = _worst(_layer(usable, scheme, matrix) for matrix in layers if not matrix.expert)
     experts = [matrix for matrix in layers if matrix.expert]
+    if experts and scheme is not None and _is_stored(scheme.activation):
+        return Verdict(runs="no", why=_experts_refuse(name))
     uneven = next(filter(None, (_ungrouped(scheme, matrix) for matrix in experts)), None)
     if uneven is not None:
         return Verdict(runs="no", why=uneven)
@@ -185,6 +187,59 @@ def judge(name: str, scheme: Scheme | None, layers: Sequence[Matrix], capability
 def overflows(name: str, capability: str | None) -> bool:
     """Whether vLLM multiplies a format on a device of that capability and gets it wrong, in silence."""
     return any(name in row.formats and capability in row.overflows for row in RULES)
+
+
+def doubts(scheme: Scheme, *, mixture: bool) -> list[str]:
+    """What vLLM will not load of a checkpoint on most devices, whatever its layers' shapes: a sentence each.
+
+    >>> from bitworth import schemes
+    >>> doubts(schemes.get("w4a8-fp", group_size=64), mixture=False)
+    ['vLLM 0.32 has no kernel for w4a8-fp in groups of 64; groups of 128 would load']
+    """
+    found = [_unloadable_groups(scheme)]
+    if mixture and _is_stored(scheme.activation):
+        found.append(f"vLLM {VLLM} will refuse the checkpoint: {_experts_refuse(scheme.name)}")
+    return [sentence for sentence in found if sentence is not None]
+
+
+def _unloadable_groups(scheme: Scheme) -> str | None:
+    """That no kernel of NVIDIA's devices which is certainly there takes groups of that size, or None where one does."""
+    group = _group(scheme)
+    rows = [row for row in RULES if scheme.name in row.formats]
+    refusing = [row for row in rows if group is not None and row.groups is not None and group not in row.groups]
+    taking = [row for row in rows if row not in refusing]
+    if not refusing or any(row.place == "cuda" and row.sure for row in taking):
+        return None
+    sizes = _either(sorted({size for row in refusing for size in row.groups or ()}))
+    devices = " on NVIDIA's devices" if taking else ""
+    others = f" ({_either(dict.fromkeys(map(_named, taking)))} may take them)" if taking else ""
+    none = f"vLLM {VLLM} has no kernel for {scheme.name} in groups of {group}{devices}{others}"
+    return f"{none}; groups of {sizes} would load"
+
+
+def _named(row: Rule) -> str:
+    """A kernel, and where there is one."""
+    where = {"cuda": "", "rocm": "on AMD's " + " or ".join(row.targets or ("devices",)), "cpu": "on processors"}
+    return " ".join(filter(None, (row.kernel, row.note if not row.sure else where[row.place])))
+
+
+def _either(items: Iterable[object]) -> str:
+    """The items in a sentence: `32, 64 or 128`."""
+    *before, last = map(str, items)
+    return f"{', '.join(before)} or {last}" if before else last
+
+
+def _is_stored(grid: Grid | None) -> bool:
+    """Whether one scale of a layer's inputs is stored, found on calibration data."""
+    return grid is not None and grid.granularity == "tensor" and not grid.dynamic
+
+
+def _experts_refuse(name: str) -> str:
+    """vLLM's fused experts, in whose weights each channel has a scale."""
+    return (
+        f"its experts take inputs with a scale a token only, and {name} stores one a layer; "
+        f"{name.removesuffix('-static')} stores none"
+    )
 
 
 def _place(capability: str) -> tuple[Place, int]:
