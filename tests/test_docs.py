@@ -212,6 +212,7 @@ def guides() -> list[Any]:
     return [pytest.param(page, id=page.stem, marks=[pytest.mark.slow] if is_slow(page) else []) for page in GUIDES]
 
 
+@pytest.mark.usefixtures("here")
 @pytest.mark.parametrize("page", guides())
 def test_a_guide_runs_as_it_is_printed(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]

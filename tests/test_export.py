@@ -151,7 +151,7 @@ def test_an_export_that_fails_leaves_the_last_one(root: Path, tmp_path: Path, mo
 # --- MLflow -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
+@pytest.mark.slow(beside=True)
 def test_metrics_are_the_figures(root: Path) -> None:
     result = assemble(root)
     runs = {run.format: run for run in runs_of(result, root)}
@@ -168,7 +168,7 @@ def test_metrics_are_the_figures(root: Path) -> None:
     assert "bitworth.chosen_for" in runs["baseline"].tags.keys() | runs["w8a8-fp"].tags.keys()
 
 
-@pytest.mark.slow
+@pytest.mark.slow(beside=True)
 def test_predicted_figures_are_called_so(root: Path) -> None:
     result = assemble(root)
     told = replace(result, costs=tuple(replace(cost, source="predicted", hardware="H100") for cost in result.costs))
@@ -281,6 +281,7 @@ def test_options_that_do_not_go_together(root: Path, arguments: tuple[str, ...],
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow(beside=True)
 def test_it_loads_no_torch(root: Path, tmp_path: Path) -> None:
     script = (
         "import sys\nfrom pathlib import Path\nfrom bitworth.export.parquet import write_parquet\n"
@@ -289,7 +290,7 @@ def test_it_loads_no_torch(root: Path, tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-c", script, str(root), str(tmp_path)], check=True)
 
 
-@pytest.mark.slow
+@pytest.mark.slow(beside=True)
 def test_equal_results_give_equal_runs(root: Path) -> None:
     result: StudyResult = assemble(root)
     assert runs_of(result, root) == runs_of(assemble(root), root)

@@ -303,6 +303,7 @@ def test_parts_survive_the_driver(tiny_study: dict[str, Any], finished: Path, tm
     assert kept[0] == kept[1]
 
 
+@pytest.mark.slow(beside=True)
 def test_many_waiting_cells_cost_a_start_nothing(tmp_path: Path) -> None:
     """Every outcome looked at all that waited: 84 s for these."""
     cells = [

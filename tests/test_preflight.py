@@ -463,7 +463,7 @@ for line in sys.stdin:
 """
 
 
-@pytest.mark.slow
+@pytest.mark.slow(beside=True)
 def test_four_bit_kernels_are_those_that_vllm_chooses(monkeypatch: pytest.MonkeyPatch) -> None:
     """Over capabilities, groups and shapes; the package of Humming, which some rows hang on, is not installed there."""
     try:
