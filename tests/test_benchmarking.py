@@ -206,7 +206,9 @@ def test_requests_of_a_mix_that_overtake_one_another_spread_no_rate_out() -> Non
     assert cost.queries_per_second == pytest.approx(4.0, rel=0.15)  # 2.5 from the first to the last end
 
 
-@pytest.mark.parametrize("batches", [2, 3, 6])
+@pytest.mark.parametrize(
+    "batches", [2, *(pytest.param(number, marks=pytest.mark.slow(beside=True)) for number in (3, 6))]
+)
 def test_few_batches_that_ran_in_step_are_as_unsure_as_they_are_few(batches: int) -> None:
     """What one batch's requests share is not learned twice: thirty-two requests in two batches are two values."""
     held, widths = 0, []

@@ -78,7 +78,9 @@ def test_a_studys_own_names_complete(tmp_path: Path) -> None:
     assert completed(*asked) == [["w8a8-fp"], ["mmlu"], []]
 
 
-@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+@pytest.mark.parametrize(
+    "shell", ["bash", *(pytest.param(name, marks=pytest.mark.slow(beside=True)) for name in ("zsh", "fish"))]
+)
 def test_each_shell_is_given_a_script_that_it_reads(shell: str) -> None:
     environment = {**os.environ, "_BITWORTH_COMPLETE": f"source_{shell}"}
     done = subprocess.run(

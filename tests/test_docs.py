@@ -259,6 +259,7 @@ def test_the_python_of_the_reference_runs(tmp_path: Path, monkeypatch: pytest.Mo
     exec(compile(block.text, "api.md", "exec"), {})
 
 
+@pytest.mark.slow(beside=True)
 def test_commands_are_run_from_the_shell_as_they_are_here(tmp_path: Path) -> None:
     """One command of a guide through the installed entry point, in a process of its own."""
     page = next(page for page in GUIDES if page.stem == "no-gpu")

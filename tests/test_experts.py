@@ -138,7 +138,9 @@ def test_the_walk_is_transformers_own_forward(family: str, layout: str, tmp_path
         torch.testing.assert_close(state, expected[index], rtol=1e-4, atol=1e-4 * float(expected[index].abs().max()))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "family", [pytest.param(name, marks=[] if name in DISTINCT else pytest.mark.slow(beside=True)) for name in FAMILIES]
+)
 def test_the_hubs_names_are_written_from_either_layout(family: str, tmp_path: Path) -> None:
     """Oracle: what transformers itself writes."""
     written = []
@@ -414,7 +416,7 @@ def test_halves_that_engines_merge_share_what_a_whole_layer_has(tmp_path: Path) 
 
 @pytest.mark.parametrize("dequantize", [True, False])
 @pytest.mark.parametrize("name", ["w4a16-int-gptq", "w8a8-fp"])
-@pytest.mark.parametrize("family", ["mixtral", "qwen3_moe"])
+@pytest.mark.parametrize("family", ["mixtral", pytest.param("qwen3_moe", marks=pytest.mark.slow(beside=True))])
 def test_transformers_loads_the_experts(
     family: str, name: str, dequantize: bool, calibration: Calibration, tmp_path: Path
 ) -> None:

@@ -246,6 +246,7 @@ def finished(tiny_study: dict[str, Any], tmp_path_factory: pytest.TempPathFactor
     return root
 
 
+@pytest.mark.slow(beside=True)
 def test_a_study_gives_what_it_gives_here(tiny_study: dict[str, Any], finished: Path, tmp_path: Path) -> None:
     """Cells shuffled over nodes that die: every figure that does not measure time is the local one, bit for bit."""
     kills = iter(["node", None, "worker", None, "node"])

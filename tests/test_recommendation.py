@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from bitworth.errors import BitworthError
@@ -157,7 +157,6 @@ def test_choice_runner_up_and_contender_match_brute_force(
         assert "nan" not in found.why.split()
 
 
-@settings(max_examples=40)
 @given(costs_of(), recoveries_of(), constraints, st.randoms(use_true_random=False))
 def test_permuting_the_inputs_changes_nothing(
     costs: list[QueryCost], recoveries: list[Recovery], constraint: Constraint, chance: Any
@@ -188,7 +187,6 @@ def test_a_tighter_constraint_never_makes_the_choice_cheaper(
             assert (tight.choice.cost.queries_per_usd or 0) <= (loose.choice.cost.queries_per_usd or 0)
 
 
-@settings(max_examples=50)
 @given(costs_of(), recoveries_of(), constraints, st.floats(0.01, 1), st.booleans())
 def test_an_added_option_that_is_dominated_or_rejected_leaves_the_choice(
     costs: list[QueryCost], recoveries: list[Recovery], constraint: Constraint, worse: float, rejected: bool

@@ -156,7 +156,12 @@ def test_serves_times_and_leaves_nothing(fake: Path, monkeypatch: pytest.MonkeyP
             Unsupported,
             r"vLLM multiplies W4A8-FP in groups of 128 only; quantize it with --group-size 128",
         ),
-        ("never", WorkFailed, r"was not ready after 2 s; its log is \S+\.$"),
+        pytest.param(
+            "never",
+            WorkFailed,
+            r"was not ready after 2 s; its log is \S+\.$",
+            marks=pytest.mark.slow(beside=True),
+        ),
     ],
     indirect=["fake"],
 )
