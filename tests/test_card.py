@@ -236,7 +236,7 @@ def test_what_cannot_be_written_is_refused(
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.slow
+@pytest.mark.slow(beside=True)
 def test_the_command_line(call: Run, study_file: Path, tmp_path: Path) -> None:  # noqa: F811
     out = tmp_path / "out"
     assert call("run", study_file, "--out", out, "--quiet")[0] == 0

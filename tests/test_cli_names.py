@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,29 +23,37 @@ from bitworth.progress import Tracker
 from bitworth.types import Cell
 
 ASK = "import sys; sys.argv = ['bitworth']\nfrom bitworth.cli import main\n"
-CHECKED = (
-    "try:\n    main()\nfinally:\n    assert not {'torch', 'transformers', 'lm_eval', 'pandas'} & sys.modules.keys()\n"
-)
+CHECKED = """
+import json, os
+for line in sys.stdin:
+    words = ["bitworth", *json.loads(line)]
+    if os.fork() == 0:  # as a shell asks: each in a process, which need not import anew
+        os.environ |= {"COMP_WORDS": " ".join(words), "COMP_CWORD": str(len(words) - 1)}
+        try:
+            main()
+        finally:
+            assert not {'torch', 'transformers', 'lm_eval', 'pandas'} & sys.modules.keys()
+    os.wait()
+    print("", end="\\0", flush=True)
+"""
 
 
-def completed(*words: str) -> list[str]:
-    """What bash is given for the last word."""
-    environment = {
-        **os.environ,
-        "_BITWORTH_COMPLETE": "complete_bash",
-        "COMP_WORDS": " ".join(("bitworth", *words)),
-        "COMP_CWORD": str(len(words)),
-    }
+def completed(*asked: Sequence[str]) -> list[list[str]]:
+    """What bash is given for the last word of each."""
     done = subprocess.run(
-        [sys.executable, "-c", ASK + CHECKED], env=environment, capture_output=True, text=True, check=False
+        [sys.executable, "-c", ASK + CHECKED],
+        env={**os.environ, "_BITWORTH_COMPLETE": "complete_bash"},
+        input="\n".join(map(json.dumps, asked)),
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert "Error" not in done.stderr, done.stderr
-    return done.stdout.split()
+    return [names.split() for names in done.stdout.split("\0")[:-1]]
 
 
-@pytest.mark.parametrize(
-    ("words", "names"),
-    [
+def test_names_complete_without_torch() -> None:
+    asked: list[tuple[tuple[str, ...], list[str]]] = [
         (("quantize", "m", "--recipe", "w4a16"), [n for n in recipes.NAMES if n.startswith("w4a16")]),
         (("evaluate", "m", "--task", "mmlu"), [n for n in (*tasks.NAMES, *tasks.SUITES) if n.startswith("mmlu")]),
         (("benchmark", "m", "--use-case", "code_"), [n for n in workloads.NAMES if n.startswith("code_")]),
@@ -51,29 +61,26 @@ def completed(*words: str) -> list[str]:
         (("check", "m", "--gpu", "H"), [n for n in hardware.NAMES if n.startswith("H")]),
         (("export", "m", "--to", ""), ["parquet", "mlflow"]),
         (("quan",), ["quantize"]),
-    ],
-)
-def test_names_complete_without_torch(words: tuple[str, ...], names: list[str]) -> None:
-    assert names
-    assert completed(*words) == names
+    ]
+    assert all(names for _, names in asked)
+    assert completed(*(words for words, _ in asked)) == [names for _, names in asked]
 
 
 def test_a_whole_recipe_is_offered_what_may_follow() -> None:
-    assert completed("quantize", "m", "--recipe", "w8a8-fp") == [
-        "w8a8-fp",
-        "w8a8-fp-static",
-        "w8a8-fp+kv-fp8",
-    ]
+    offered = ["w8a8-fp", "w8a8-fp-static", "w8a8-fp+kv-fp8"]
+    assert completed(("quantize", "m", "--recipe", "w8a8-fp")) == [offered]
 
 
 def test_a_studys_own_names_complete(tmp_path: Path) -> None:
     write_results(tmp_path, {"baseline": {"mmlu": [1]}, "w8a8-fp": {"mmlu": [1]}})
-    assert completed("gate", str(tmp_path), "--format", "w") == ["w8a8-fp"]
-    assert completed("gate", str(tmp_path), "--task", "") == ["mmlu"]
-    assert completed("gate", str(tmp_path / "none"), "--format", "w") == []
+    here, nowhere = str(tmp_path), str(tmp_path / "none")
+    asked = [("gate", here, "--format", "w"), ("gate", here, "--task", ""), ("gate", nowhere, "--format", "w")]
+    assert completed(*asked) == [["w8a8-fp"], ["mmlu"], []]
 
 
-@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+@pytest.mark.parametrize(
+    "shell", ["bash", *(pytest.param(name, marks=pytest.mark.slow(beside=True)) for name in ("zsh", "fish"))]
+)
 def test_each_shell_is_given_a_script_that_it_reads(shell: str) -> None:
     environment = {**os.environ, "_BITWORTH_COMPLETE": f"source_{shell}"}
     done = subprocess.run(

@@ -22,6 +22,7 @@ from bitworth.planning import ABSENT
 from bitworth.study import parse_study
 from bitworth.types import Answer
 
+pytestmark = pytest.mark.usefixtures("here")
 Run = Callable[..., tuple[int, str, str]]
 
 
@@ -79,7 +80,7 @@ def test_rows_without_their_examples_are_told_apart(call: Run, tmp_path: Path) -
     assert rows["leaderboard_mmlu_pro"]["examples_are_here"] is False
 
 
-@pytest.mark.slow
+@pytest.mark.slow(beside=True)
 def test_what_is_missing_is_named_and_the_rest_is_answered(call: Run, tiny_llama: Path, data: Path) -> None:
     asked = ("--task", "arc_challenge_llama", "--task", "leaderboard_gpqa", "--limit", "4", "--data", data)
     code, out, err = call("evaluate", tiny_llama, *asked, "--show", "2", "--json")
@@ -97,7 +98,7 @@ def test_what_is_missing_is_named_and_the_rest_is_answered(call: Run, tiny_llama
     assert "<|user|>Given the following question" in err
 
 
-@pytest.mark.slow
+@pytest.mark.slow(beside=True)
 def test_written_answers_are_compared_with_the_baselines(call: Run, tiny_llama: Path, data: Path) -> None:
     asked = ("--task", "arc_challenge_llama", "--limit", "3", "--data", data, "--similarity", "rouge1")
     code, out, _ = call("evaluate", tiny_llama, *asked, "--against", tiny_llama, "--similarity", "identical", "--json")

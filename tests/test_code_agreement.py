@@ -138,6 +138,7 @@ def in_one_process(row: dict[str, Any], completion: str) -> bool:
         return False
 
 
+@pytest.mark.slow(beside=True)
 def test_verdicts_are_those_of_one_process(data: Path) -> None:
     """Six questions, their canonical solutions and a mutant of each."""
     found = solutions("humaneval", data)

@@ -223,7 +223,7 @@ def truthfulqa(folder: Path) -> None:
     write_jsonl(folder / "truthfulqa" / "v1_mc_task.jsonl", rows)
 
 
-@pytest.mark.slow
+@pytest.mark.slow(beside=True)
 def test_a_leaderboard_from_its_name_to_the_report(tmp_path: Path) -> None:
     """Without TruthfulQA's rows first, which is said; with them, only what was missing is run."""
     model, rows, out = tmp_path / "model", tmp_path / "rows", tmp_path / "out"

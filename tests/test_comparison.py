@@ -73,6 +73,7 @@ def test_the_interval_of_samples_drawn_apart_covers() -> None:
 def test_the_interval_of_clusters_drawn_apart_covers() -> None:
     """Questions of a passage share its difficulty; taken for independent, they would cover much less often."""
     random, inside, naive = np.random.default_rng(6), 0, 0
+    means = [float(np.clip(np.random.default_rng(0).normal(level, 0.25, 200_000), 0, 1).mean()) for level in (0.6, 0.5)]
     for _ in range(600):
         sides = []
         for level in (0.6, 0.5):
@@ -80,9 +81,6 @@ def test_the_interval_of_clusters_drawn_apart_covers() -> None:
             sizes = random.integers(3, 9, 40)
             labels = np.repeat(np.arange(40), sizes).tolist()
             sides.append(((random.random(len(labels)) < np.repeat(ease, sizes)).astype(float), labels))
-        means = [
-            float(np.clip(np.random.default_rng(0).normal(level, 0.25, 200_000), 0, 1).mean()) for level in (0.6, 0.5)
-        ]
         (low, high), _ = independent_ratio(sides[:1], sides[1:])
         inside += low <= 100 * means[1] / means[0] <= high
         (low, high), _ = independent_ratio([(sides[0][0], None)], [(sides[1][0], None)])

@@ -279,6 +279,7 @@ def test_torchrun_starts_them_too(llama: Path, calibration: Calibration, tmp_pat
     assert_alike(tmp_path / "one", tmp_path / "out", recipe)
 
 
+@pytest.mark.slow(beside=True)
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_nothing_of_a_group_outlives_it(tmp_path: Path) -> None:
     """A thread of gloo that is left when the interpreter ends aborts the process now and then."""

@@ -214,6 +214,7 @@ def guides() -> list[Any]:
     return [pytest.param(page, id=page.stem, marks=[pytest.mark.slow] if is_slow(page) else []) for page in GUIDES]
 
 
+@pytest.mark.usefixtures("here")
 @pytest.mark.parametrize("page", guides())
 def test_a_guide_runs_as_it_is_printed(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
@@ -260,6 +261,7 @@ def test_the_python_of_the_reference_runs(tmp_path: Path, monkeypatch: pytest.Mo
     exec(compile(block.text, "api.md", "exec"), {})
 
 
+@pytest.mark.slow(beside=True)
 def test_commands_are_run_from_the_shell_as_they_are_here(tmp_path: Path) -> None:
     """One command of a guide through the installed entry point, in a process of its own."""
     page = next(page for page in GUIDES if page.stem == "no-gpu")

@@ -89,6 +89,7 @@ def test_each_addition_has_its_one_place() -> None:
             assert sum(text in line for line in lines) == 1, f"{text!r} in {block.title}"
 
 
+@pytest.mark.slow(beside=True)
 def test_a_gpu_is_a_row(extended: Callable[[str], Verb], tmp_path: Path) -> None:
     """It predicts as its figures say: the H100's chip with 4.0 / 3.35 of its bandwidth, at the price given."""
     verb = extended("A GPU")

@@ -67,6 +67,7 @@ def dies_once(cell: Cell, root: str, tell: Tell) -> dict[str, Any]:
 # --- kills --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow(beside=True)
 def test_a_killed_worker_costs_its_cell_and_the_next_run_makes_it(tmp_path: Path) -> None:
     ledger, cells = Ledger(tmp_path), tuple(cell(name) for name in ("first", "mortal", "last"))
     run_cells(ledger, cells, executor=Once())
@@ -79,7 +80,7 @@ def test_a_killed_worker_costs_its_cell_and_the_next_run_makes_it(tmp_path: Path
     assert [ledger.path(one).stat().st_mtime_ns for one in (cells[0], cells[2])] == stamps
 
 
-@pytest.mark.slow
+@pytest.mark.slow(beside=True)
 def test_a_driver_killed_dozens_of_times_reports_the_same(tmp_path: Path) -> None:
     """A few dozen of the thousand kills of benchmarks/kills.py, in a process of its own."""
     script = textwrap.dedent("""

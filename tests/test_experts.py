@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from copy import deepcopy
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
 #: Ones that differ in what matters: names, biases, interleaving, transposition, shared experts, a dense first block.
 DISTINCT = ("qwen2_moe", "mixtral", "granitemoe", "gpt_oss", "deepseek_v3")
 LAYOUTS = {"as-on-the-hub": True, "fused": False}
+QUICK = (("qwen2_moe", "as-on-the-hub"), ("gpt_oss", "fused"))
 
 
 @pytest.fixture(autouse=True)
@@ -112,7 +114,7 @@ def chunked(decoder: Decoder, sizes: list[int], length: int = 24) -> tuple[list[
 # --- taken apart ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
+@pytest.mark.slow(beside=True)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_walk_is_transformers_own_forward(family: str, layout: str, tmp_path: Path) -> None:
@@ -136,7 +138,9 @@ def test_the_walk_is_transformers_own_forward(family: str, layout: str, tmp_path
         torch.testing.assert_close(state, expected[index], rtol=1e-4, atol=1e-4 * float(expected[index].abs().max()))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "family", [pytest.param(name, marks=[] if name in DISTINCT else pytest.mark.slow(beside=True)) for name in FAMILIES]
+)
 def test_the_hubs_names_are_written_from_either_layout(family: str, tmp_path: Path) -> None:
     """Oracle: what transformers itself writes."""
     written = []
@@ -389,15 +393,20 @@ def assert_runs_alike(family: str, layout: str, calibration: Calibration, folder
         assert (logits - baseline).abs().mean() > 1e-3, name
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("family", DISTINCT)
+@pytest.mark.parametrize(
+    ("family", "layout"),
+    [
+        pytest.param(*case, marks=[] if case in QUICK else pytest.mark.slow(beside=True))
+        for case in product(DISTINCT, LAYOUTS)
+    ],
+)
 def test_the_exact_engine_runs_quantized_mixtures(
     family: str, layout: str, calibration: Calibration, tmp_path: Path
 ) -> None:
     assert_runs_alike(family, layout, calibration, tmp_path)
 
 
-@pytest.mark.slow
+@pytest.mark.slow(beside=True)
 @pytest.mark.parametrize("family", sorted(FAMILIES.keys() - set(DISTINCT)))
 def test_the_exact_engine_runs_every_quantized_mixture(family: str, calibration: Calibration, tmp_path: Path) -> None:
     assert_runs_alike(family, "as-on-the-hub", calibration, tmp_path)
@@ -442,7 +451,7 @@ def test_halves_that_engines_merge_share_what_a_whole_layer_has(tmp_path: Path) 
 
 @pytest.mark.parametrize("dequantize", [True, False])
 @pytest.mark.parametrize("name", ["w4a16-int-gptq", "w8a8-fp"])
-@pytest.mark.parametrize("family", ["mixtral", "qwen3_moe"])
+@pytest.mark.parametrize("family", ["mixtral", pytest.param("qwen3_moe", marks=pytest.mark.slow(beside=True))])
 def test_transformers_loads_the_experts(
     family: str, name: str, dequantize: bool, calibration: Calibration, tmp_path: Path
 ) -> None:

@@ -17,9 +17,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import test_cli
 from folders import write_results
 from hypothesis import given
 from hypothesis import strategies as st
+from test_cli import Run
 
 from bitworth.assembly import assemble
 from bitworth.errors import BitworthError, WorkFailed
@@ -29,6 +31,8 @@ from bitworth.export.tracking import URI_VARIABLE, _first_line, _key, _part, log
 from bitworth.ledger import Ledger
 from bitworth.report import result_as_json
 from bitworth.types import StudyResult
+
+call = test_cli.call  # a fixture
 
 SCORES = {
     "baseline": {"arc_challenge": [1, 1, 0, 1] * 20, "mmlu": [1, 0, 1, 1] * 20},
@@ -151,7 +155,7 @@ def test_an_export_that_fails_leaves_the_last_one(root: Path, tmp_path: Path, mo
 # --- MLflow -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
+@pytest.mark.slow(beside=True)
 def test_metrics_are_the_figures(root: Path) -> None:
     result = assemble(root)
     runs = {run.format: run for run in runs_of(result, root)}
@@ -168,7 +172,7 @@ def test_metrics_are_the_figures(root: Path) -> None:
     assert "bitworth.chosen_for" in runs["baseline"].tags.keys() | runs["w8a8-fp"].tags.keys()
 
 
-@pytest.mark.slow
+@pytest.mark.slow(beside=True)
 def test_predicted_figures_are_called_so(root: Path) -> None:
     result = assemble(root)
     told = replace(result, costs=tuple(replace(cost, source="predicted", hardware="H100") for cost in result.costs))
@@ -274,13 +278,14 @@ def test_the_command(root: Path, tmp_path: Path) -> None:
         (("--to", "csv", "--out", "x"), "'csv' is not one of"),
     ],
 )
-def test_options_that_do_not_go_together(root: Path, arguments: tuple[str, ...], said: str) -> None:
-    done = run(root, *arguments)
-    assert done.returncode == 2
-    assert said in done.stderr
-    assert "Traceback" not in done.stderr
+def test_options_that_do_not_go_together(call: Run, root: Path, arguments: tuple[str, ...], said: str) -> None:
+    code, _, told = call("export", root, *arguments)
+    assert code == 2
+    assert said in " ".join(told.split())
+    assert "Traceback" not in told
 
 
+@pytest.mark.slow(beside=True)
 def test_it_loads_no_torch(root: Path, tmp_path: Path) -> None:
     script = (
         "import sys\nfrom pathlib import Path\nfrom bitworth.export.parquet import write_parquet\n"
@@ -289,7 +294,7 @@ def test_it_loads_no_torch(root: Path, tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-c", script, str(root), str(tmp_path)], check=True)
 
 
-@pytest.mark.slow
+@pytest.mark.slow(beside=True)
 def test_equal_results_give_equal_runs(root: Path) -> None:
     result: StudyResult = assemble(root)
     assert runs_of(result, root) == runs_of(assemble(root), root)

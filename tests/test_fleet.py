@@ -246,6 +246,7 @@ def finished(tiny_study: dict[str, Any], tmp_path_factory: pytest.TempPathFactor
     return root
 
 
+@pytest.mark.slow(beside=True)
 def test_a_study_gives_what_it_gives_here(tiny_study: dict[str, Any], finished: Path, tmp_path: Path) -> None:
     """Cells shuffled over nodes that die: every figure that does not measure time is the local one, bit for bit."""
     kills = iter(["node", None, "worker", None, "node"])
@@ -303,6 +304,7 @@ def test_parts_survive_the_driver(tiny_study: dict[str, Any], finished: Path, tm
     assert kept[0] == kept[1]
 
 
+@pytest.mark.slow(beside=True)
 def test_many_waiting_cells_cost_a_start_nothing(tmp_path: Path) -> None:
     """Every outcome looked at all that waited: 84 s for these."""
     cells = [

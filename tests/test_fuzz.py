@@ -126,6 +126,7 @@ def reader_that(does: Callable[[bytes], object]) -> Parser:
     return Parser(name="made up", seeds=(b"{}",), mutate=other_bytes, read=does)
 
 
+@pytest.mark.slow(beside=True)
 def test_the_fuzzer_sees_a_crash_a_hang_and_sentences_of_two_lines(tmp_path: Path) -> None:
     """On readers that are wrong on purpose, of all documents but the valid one."""
 

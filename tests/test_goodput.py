@@ -53,7 +53,7 @@ def test_finds_the_capacity_to_a_twentieth(capacity: float, start: float) -> Non
         assert abs(capacity - start) > 3
 
 
-@pytest.mark.parametrize("servers", [1, 4])
+@pytest.mark.parametrize("servers", [1, pytest.param(4, marks=pytest.mark.slow(beside=True))])
 def test_a_queues_goodput_is_the_theorys(servers: int) -> None:
     """p95 of the latency below twice the service time, against the M/D/c queue simulated by its recursion."""
     service = 0.01

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import gc
 import json
 import socket
 import threading
@@ -20,7 +21,7 @@ from aiohttp import web
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bitworth.engines import open_generator
+from bitworth.engines import http, open_generator
 from bitworth.engines.exchange import connection
 from bitworth.engines.fake import FakeGenerator, FakeServer
 from bitworth.engines.http import HttpGenerator
@@ -151,6 +152,14 @@ def test_a_failed_request_carries_its_cause_and_the_rest_go_on(fault: str, cause
     with served(FakeServer(faults=["none", fault])) as url:  # type: ignore[list-item]
         timings = HttpGenerator(url, idle_s=0.3).run(PROMPTS[:3], 4, SYNCHRONOUS)
     assert [t.error for t in timings] == [None, cause, None]
+
+
+def test_collections_in_a_run_look_at_what_it_makes_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http, "gc", gc)
+    with http._short_collections():
+        assert gc.get_freeze_count() > 10_000
+    assert gc.get_freeze_count() == 0
+    gc.freeze()  # as for all tests of this file
 
 
 def test_a_slow_answer_is_cut_off_in_the_end() -> None:

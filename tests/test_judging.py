@@ -242,6 +242,7 @@ def test_models_with_other_names_for_limits_are_obliged(call: Run, folder: Path)
     assert found["win_rate"]["rate_pct"] == 100
 
 
+@pytest.mark.slow(beside=True)
 def test_killed_and_resumed_nothing_kept_is_asked_again(call: Run, folder: Path) -> None:  # noqa: F811
     server, running = Judge(), []
 

@@ -130,7 +130,14 @@ def test_what_work_prints_stays_off_standard_output(capfd: pytest.CaptureFixture
     assert "noise" in captured.err
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "how",
+    [
+        signal.SIGKILL,
+        pytest.param(signal.SIGTERM, marks=pytest.mark.slow(beside=True)),
+        pytest.param(signal.SIGINT, marks=pytest.mark.slow(beside=True)),
+    ],
+)
 def test_the_worker_goes_with_its_driver(tmp_path: Path, how: signal.Signals) -> None:
     script = (
         f"import signal, sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"

@@ -136,7 +136,12 @@ def test_a_column_that_is_not_there_makes_no_cluster() -> None:
 
 @pytest.mark.parametrize(
     ("name", "clusters", "alone"),
-    [("winogrande", 823, 0), ("hellaswag", 8407, 0), ("mmlu", 201, 13436), ("leaderboard_mmlu_pro", 145, 11796)],
+    [
+        ("winogrande", 823, 0),
+        pytest.param("hellaswag", 8407, 0, marks=pytest.mark.slow(beside=True)),
+        pytest.param("mmlu", 201, 13436, marks=pytest.mark.slow(beside=True)),
+        pytest.param("leaderboard_mmlu_pro", 145, 11796, marks=pytest.mark.slow(beside=True)),
+    ],
 )
 def test_clusters_of_the_published_rows(shared: Path, name: str, clusters: int, alone: int) -> None:
     """Counted here from the files alone, as independent of the grader as can be."""

@@ -59,6 +59,7 @@ def test_three_runs_are_three_pairs() -> None:
     assert noise_of("t", "w4", [run([1]), run([1]), run([0])]).scores_differ_pct == pytest.approx(200 / 3)
 
 
+@pytest.mark.slow(beside=True)
 def test_the_deviation_is_that_of_many_runs() -> None:
     """An engine that answers a tenth of the questions by chance: two runs against 4,000."""
     luck = random.Random(3)
@@ -152,7 +153,7 @@ def data(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.slow
+@pytest.mark.slow(beside=True)
 def test_the_torch_engine_answers_the_same_each_time(tiny_llama: Path, data: Path) -> None:
     """To the last bit, choices and samples; by another copy of the model too."""
     written = tasks.load(TaskSpec(name="arc_challenge_llama", samples=3, temperature=0.8), data, chat=True)
@@ -165,7 +166,7 @@ def test_the_torch_engine_answers_the_same_each_time(tiny_llama: Path, data: Pat
     assert len({answer.text for answer in answer_questions(one, written)}) > 1
 
 
-@pytest.mark.slow
+@pytest.mark.slow(beside=True)
 def test_the_verb_measures_noise(
     tiny_llama: Path, data: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from fractions import Fraction
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 
@@ -37,11 +38,20 @@ from bitworth.paper.statements import statements
 from bitworth.paper.timings import polish, strays
 
 PUBLISHED = read_tables()
-FOUND = defects(PUBLISHED)
 
 
-def of_kind(kind: str, found: list[Defect] | None = None) -> list[Defect]:
-    return [one for one in (FOUND if found is None else found) if one.kind == kind]
+@cache
+def found_defects() -> list[Defect]:
+    return defects(PUBLISHED)
+
+
+@cache
+def published_checks() -> tuple[Check, ...]:
+    return tuple(checks(PUBLISHED))
+
+
+def of_kind(kind: str) -> list[Defect]:
+    return [one for one in found_defects() if one.kind == kind]
 
 
 # --- the published tables -----------------------------------------------------------------------------------------
@@ -49,7 +59,7 @@ def of_kind(kind: str, found: list[Defect] | None = None) -> list[Defect]:
 
 def test_every_table_of_the_paper_is_there() -> None:
     assert sorted(PUBLISHED) == list(range(14))
-    assert Counter(check.table for check in checks(PUBLISHED)) == {
+    assert Counter(check.table for check in published_checks()) == {
         1: 12, 2: 24, 3: 24, 4: 48, 5: 150, 6: 150, 7: 12, 8: 6, 10: 63, 11: 54, 12: 6, 13: 6,
     }  # fmt: skip
 
@@ -67,7 +77,7 @@ def _figures(text: str) -> str:
 
 
 def test_what_disagrees_is_what_is_known_to() -> None:
-    wrong = [check for check in checks(PUBLISHED) if not check.agrees]
+    wrong = [check for check in published_checks() if not check.agrees]
     a100 = [check for check in wrong if check.row.startswith("405B 16xA100") and check.column.endswith("_q_per_usd")]
     assert len(a100) == 21
     assert {(check.table, check.row, check.column) for check in wrong if check not in a100} == {
@@ -81,7 +91,7 @@ def test_derived_figures_against_exact_fractions() -> None:
     text = files("bitworth.paper").joinpath("tables", "table02_leaderboard_v1.csv").read_text(encoding="utf-8")
     rows = list(csv.DictReader(line for line in text.splitlines() if not line.startswith("#")))
     mean = {(r["size"], r["format"]): sum(Fraction(r[task]) for task in V1_TASKS) / 7 for r in rows}
-    found = {(check.row, check.column): check for check in checks(PUBLISHED) if check.table == 2}
+    found = {(check.row, check.column): check for check in published_checks() if check.table == 2}
     for (size, format), exact in mean.items():
         assert found[f"{size} {format}", "average"].recomputed == pytest.approx(float(exact))
         recovery = 100 * exact / mean[size, "BF16"]
@@ -93,11 +103,11 @@ def test_derived_figures_against_exact_fractions() -> None:
 
 
 def test_costs_against_the_formula_of_the_paper() -> None:
-    found = {(check.row, check.column): check for check in checks(PUBLISHED) if check.table == 5}
+    found = {(check.row, check.column): check for check in published_checks() if check.table == 5}
     check = found["405B 16xH100 BF16", "docstring_q_per_usd"]
     assert check.recomputed == pytest.approx(3600 / (6.5 * 2 * 23.92))
     assert check.span == Span(pytest.approx(3600 / (6.55 * 47.84)), pytest.approx(3600 / (6.45 * 47.84)))
-    gains = [check for check in checks(PUBLISHED) if check.column == "cost_reduction"]
+    gains = [check for check in published_checks() if check.column == "cost_reduction"]
     first, second = (check for check in gains if check.row == "70B 1xA100 INT4")
     pairs = ((50.7, 35.0), (2.9, 2.8), (51.2, 35.8), (6.8, 5.2), (6.4, 4.6), (12.9, 9.2), (27.3, 21.0))
     assert first.recomputed == pytest.approx(sum(2 * b / q for b, q in pairs) / 7)
@@ -270,7 +280,7 @@ def written(tables: dict[str, list[dict[str, str]]], folder: Path) -> Tables:
     return read_tables(folder)
 
 
-@pytest.mark.slow
+@pytest.mark.slow(beside=True)
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(seed=st.integers(0, 2**32 - 1), noise=st.floats(0, 0.03))
 def test_no_false_alarm_on_tables_without_a_defect(seed: int, noise: float, tmp_path: Path) -> None:
@@ -311,6 +321,7 @@ def _scale(table: str, row: int, names: tuple[str, ...], by: float) -> Injury:
     return injure
 
 
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow(beside=True)) for seed in (1, 2))])
 @pytest.mark.parametrize(
     ("injure", "kind", "cell"),
     [
@@ -328,12 +339,13 @@ def _scale(table: str, row: int, names: tuple[str, ...], by: float) -> Injury:
          (6, "70B 4xH100 INT8", "docstring_qps")),
     ],
 )  # fmt: skip
-def test_an_injected_defect_is_found(injure: Injury, kind: str, cell: tuple[int, str, str], tmp_path: Path) -> None:
-    for seed in range(3):
-        tables = synthetic(seed)
-        injure(tables)
-        found = defects(written(tables, tmp_path))
-        assert any(one.kind == kind and cell in one.cells for one in found), [one.says for one in found]
+def test_an_injected_defect_is_found(
+    injure: Injury, kind: str, cell: tuple[int, str, str], seed: int, tmp_path: Path
+) -> None:
+    tables = synthetic(seed)
+    injure(tables)
+    found = defects(written(tables, tmp_path))
+    assert any(one.kind == kind and cell in one.cells for one in found), [one.says for one in found]
 
 
 # --- parts --------------------------------------------------------------------------------------------------------
@@ -403,6 +415,7 @@ def test_bad_folders_are_refused(tmp_path: Path) -> None:
 # --- documents and reports ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow(beside=True)
 def test_the_document_lists_every_cell() -> None:
     document = json.loads(json.dumps(review_as_json(review())))
     assert document["summary"]["derived"] == len(document["cells"]) == 555
@@ -412,7 +425,7 @@ def test_the_document_lists_every_cell() -> None:
 
 
 def test_a_size_as_a_study_s_result() -> None:
-    found = result_of(PUBLISHED, "70B", min_recovery_pct=95, defects=FOUND)
+    found = result_of(PUBLISHED, "70B", min_recovery_pct=95, defects=found_defects())
     averages = {row.format: row for row in found.recoveries if row.task == "average"}
     assert {format: round(row.recovery_pct, 2) for format, row in averages.items()} == {
         "w8a8-fp": 99.71, "w8a8-int": 99.86, "w4a16-int": 99.53,
@@ -425,7 +438,7 @@ def test_a_size_as_a_study_s_result() -> None:
     assert all(format == "w4a16-int" for (_, load), format in chosen.items() if load == "synchronous")
 
 
-@pytest.mark.slow
+@pytest.mark.slow(beside=True)
 def test_reports_are_written_the_same_twice(tmp_path: Path) -> None:
     found = review()
     pages = [write_reports(found, tmp_path / name, min_recovery_pct=95) for name in ("one", "two")]
@@ -434,6 +447,7 @@ def test_reports_are_written_the_same_twice(tmp_path: Path) -> None:
     assert digests[0] == digests[1]
 
 
+@pytest.mark.slow(beside=True)
 def test_the_verb_prints_one_document_in_time() -> None:
     command = [sys.executable, "-m", "bitworth", "paper", "--json"]
     before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
@@ -451,6 +465,7 @@ def test_the_verb_for_people(capsys: pytest.CaptureFixture[str]) -> None:
     assert "15 defects" in shown
 
 
+@pytest.mark.slow(beside=True)
 def test_tables_may_lack_columns() -> None:
     """What needs a figure that is not there is left out, and the rest is as it was."""
     scores = {number: table for number, table in PUBLISHED.items() if number not in (5, 6, 9)}

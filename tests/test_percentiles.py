@@ -62,7 +62,13 @@ def queued(random: np.random.Generator, load: float, count: int, *, same: bool) 
 
 
 @pytest.mark.parametrize(
-    ("load", "requests", "least"), [(0.5, 100, 0.8), (0.5, 300, 0.85), (0.8, 300, 0.7), (0.8, 1000, 0.8)]
+    ("load", "requests", "least"),
+    [
+        (0.5, 100, 0.8),
+        pytest.param(0.5, 300, 0.85, marks=pytest.mark.slow(beside=True)),
+        (0.8, 300, 0.7),
+        pytest.param(0.8, 1000, 0.8, marks=pytest.mark.slow(beside=True)),
+    ],
 )
 def test_a_queues_mean_latency_lies_in_its_interval(load: float, requests: int, least: float) -> None:
     """Pollaczek and Khinchine's mean of M/D/1. Requests taken as independent held 19 of 100 at a load of 0.8."""
@@ -73,7 +79,9 @@ def test_a_queues_mean_latency_lies_in_its_interval(load: float, requests: int, 
     assert least <= held / 200 <= 0.98
 
 
-@pytest.mark.parametrize(("name", "share"), [("p50", 0.5), ("p90", 0.9)])
+@pytest.mark.parametrize(
+    ("name", "share"), [pytest.param("p50", 0.5, marks=pytest.mark.slow(beside=True)), ("p90", 0.9)]
+)
 def test_a_queues_percentiles_lie_in_their_intervals(name: str, share: float) -> None:
     """Latencies of M/M/1 are exponential. Requests taken as independent held 32 and 16 of 100."""
     truth, random, held = -math.log(1 - share) / (1 - 0.8), np.random.default_rng(0), 0

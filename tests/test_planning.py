@@ -150,7 +150,7 @@ def test_sizes_from_shapes(tiny_llama: Path) -> None:
     assert size.squares == 2 * (6 * 64**2 + 128**2)
 
 
-@pytest.mark.slow
+@pytest.mark.slow(beside=True)
 def test_more_work_is_estimated_longer(tiny_study: dict[str, Any]) -> None:
     def total(kind: str, **changes: Any) -> float:
         cells = plan_cells(parse_study({**tiny_study, **changes}))
@@ -162,6 +162,7 @@ def test_more_work_is_estimated_longer(tiny_study: dict[str, Any]) -> None:
     assert total("diverge", divergence={**tiny_study["divergence"], "windows": None}) > total("diverge")
 
 
+@pytest.mark.slow(beside=True)
 def test_disk_is_estimated_to_a_tenth(tiny_study: dict[str, Any], tmp_path: Path) -> None:
 
     for cell in [cell for cell in plan_cells(parse_study(tiny_study)) if cell.kind == "quantize"]:

@@ -74,7 +74,7 @@ def test_what_cannot_be_predicted_has_no_figure_and_a_reason(changed: dict[str, 
     assert said in found.unsupported
 
 
-@pytest.mark.slow
+@pytest.mark.slow(beside=True)
 def test_a_study_measures_here_and_predicts_elsewhere(tiny_study: dict[str, Any], tmp_path: Path) -> None:
     study = {**tiny_study, "hardware": [{"name": "local", "usd_per_hour": 1.0}, "A6000"], "loads": ["synchronous"]}
     (tmp_path / "study.yaml").write_text(json.dumps(study))

@@ -220,7 +220,7 @@ def test_rates_are_within_the_rounding_of_what_is_printed() -> None:
         assert 0 < cell.half_digit <= 0.0501
 
 
-@pytest.mark.slow
+@pytest.mark.slow(beside=True)
 def test_the_shipped_constants_are_what_the_tables_give() -> None:
     """Rates of runs move in steps, so the last digits of a simplex search's end are its path's."""
     found = fit(cells("synchronous") + cells("throughput"))

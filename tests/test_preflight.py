@@ -521,7 +521,7 @@ def asked_of_vllm(script: str, lines: list[str]) -> list[Any]:
 FOUR_BIT_GROUPS = (8, 16, 32, 64, 128, 256, 512)
 
 
-@pytest.mark.slow
+@pytest.mark.slow(beside=True)
 def test_four_bit_kernels_are_those_that_vllm_chooses() -> None:
     """Over capabilities, groups and shapes; the package of Humming, which some rows hang on, is not installed there."""
     cases = [
@@ -573,7 +573,7 @@ for line in sys.stdin:
 """
 
 
-@pytest.mark.slow
+@pytest.mark.slow(beside=True)
 def test_experts_with_stored_input_scales_are_refused_as_vllm_refuses_them() -> None:
     names = ("w8a8-fp", "w8a8-int", "w8a8-fp-static", "w8a8-int-static")
     configs = [json.dumps(quantization_config(schemes.get(name), ["lm_head"], None)) for name in names]

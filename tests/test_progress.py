@@ -200,6 +200,7 @@ def test_the_file_is_there_while_the_driver_is(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow(beside=True)
 def test_a_killed_driver_is_not_believed(tmp_path: Path) -> None:
     script = (
         "import os, signal, sys\nfrom pathlib import Path\n"

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -224,7 +225,7 @@ def test_groups_in_activation_order_store_each_columns_group(
         torch.testing.assert_close(weight, codes * scale.float()[:, group.long()], rtol=0, atol=0)
 
 
-@pytest.mark.slow
+@pytest.mark.slow(beside=True)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_loads_in_transformers(family: str, calibration: Calibration, tmp_path: Path) -> None:
     """Or, where transformers cannot run the checkpoint, computes what its modules give with the formulas by hand."""
@@ -427,13 +428,23 @@ def blocks_walked(model: Path, chosen: list[Recipe], out: Path, *, until: int = 
     return seen
 
 
-@pytest.mark.parametrize("states_mib", [1000, 0], ids=["in-memory", "in-files"])
-@pytest.mark.parametrize("stream", ["own", "shared"])
+@pytest.mark.parametrize(
+    ("names", "stream", "states_mib"),
+    [
+        (["w8a8-fp", "w4a16-int-gptq"], "own", 0),
+        *(
+            pytest.param(
+                ["w8a8-fp", "w4a16-int-gptq", "w4a16-int-gptq-tuned", "w4a16-int-awq", "w8a8-int-gptq"], *how,
+                marks=pytest.mark.slow(beside=True),
+            )
+            for how in product(("own", "shared"), (1000, 0))
+        ),
+    ],
+)  # fmt: skip
 def test_an_interrupted_run_goes_on_after_the_last_block(
-    deep_llama: Path, calibration: Calibration, tmp_path: Path, stream: Any, states_mib: int
+    deep_llama: Path, calibration: Calibration, tmp_path: Path, names: list[str], stream: Any, states_mib: int
 ) -> None:
     """The checkpoints are those of an undisturbed run to the last bit; only the blocks left are walked."""
-    names = ["w8a8-fp", "w4a16-int-gptq", "w4a16-int-gptq-tuned", "w4a16-int-awq", "w8a8-int-gptq"]
     chosen = [recipes.recipe(name, group_size=32) for name in names]
     spec = replace(calibration, stream=stream)
     with pytest.raises(KeyboardInterrupt):
@@ -448,7 +459,7 @@ def test_an_interrupted_run_goes_on_after_the_last_block(
     assert sorted(os.listdir(tmp_path / "out")) == sorted(names)
 
 
-@pytest.mark.slow
+@pytest.mark.slow(beside=True)
 def test_a_killed_run_goes_on_and_another_calibration_starts_afresh(
     deep_llama: Path, calibration: Calibration, tmp_path: Path
 ) -> None:
@@ -520,6 +531,7 @@ def test_what_was_made_is_not_made_again(tiny_llama: Path, tmp_path: Path) -> No
 # --- one stream for many ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow(beside=True)
 def test_recipes_on_one_stream_are_the_same_alone(deep_llama: Path, calibration: Calibration, tmp_path: Path) -> None:
     spec = replace(calibration, stream="shared")
     names = [

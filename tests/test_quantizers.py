@@ -181,6 +181,7 @@ def test_gptq_loses_less_on_fp4_too(grid: Grid) -> None:
     assert clipped < nearest * (1 if grid is NVFP4 else 1.01)
 
 
+@pytest.mark.slow(beside=True)
 @settings(deadline=None, max_examples=25)
 @given(st.integers(0, 10**6), st.sampled_from([NVFP4, MXFP4, GROUPED]), st.floats(1, 1.8), st.floats(0, 30))
 def test_no_sweep_makes_a_row_lose(seed: int, grid: Grid, wide: float, mean: float) -> None:

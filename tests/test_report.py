@@ -372,6 +372,7 @@ def test_equal_results_give_equal_bytes(result: StudyResult, written: Path, tmp_
         assert (tmp_path / path.name).read_bytes() == path.read_bytes()
 
 
+@pytest.mark.slow(beside=True)
 def test_another_process_writes_the_same_bytes_without_torch(written: Path, tmp_path: Path) -> None:
     code = (
         "import sys, pathlib; sys.path.insert(0, sys.argv[1])\n"
@@ -480,6 +481,7 @@ def test_figures_that_are_unknown_or_unbounded(result: StudyResult, tmp_path: Pa
     assert "predicted" in _terminal(poor)
 
 
+@pytest.mark.slow(beside=True)
 def test_fifty_formats_and_ten_tasks_take_seconds_and_stay_small(tmp_path: Path) -> None:
     formats = ["baseline", *(f"w4a16-int-gptq-group{index}-with-a-rather-long-name" for index in range(49))]
     tasks = [f"task_{index}" for index in range(10)]

@@ -92,6 +92,7 @@ def test_the_page_shows_them_and_what_a_model_said_stays_text(tmp_path: Path) ->
     assert "| gsm8k" in (tmp_path / "report.md").read_text()
 
 
+@pytest.mark.slow(beside=True)
 def test_every_plot_becomes_two_files_that_stand_alone(tmp_path: Path) -> None:
     result = compared_result()
     written = write_plots(result, tmp_path / "plots")

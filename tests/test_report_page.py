@@ -105,7 +105,7 @@ def told(row: Recommendation) -> list[list[str] | None]:
 
 
 @pytest.mark.skipif(NODE is None, reason="there is no Node.js here to run the page's program in")
-@pytest.mark.parametrize("studies", [6, pytest.param(60, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("studies", [6, pytest.param(60, marks=pytest.mark.slow(beside=True))])
 def test_the_pages_rule_is_that_of_recommend(html: str, studies: int) -> None:
     """At every tolerance, from the options that the page was given at another."""
     draw, asked, wanted = random.Random(studies), [], []
@@ -129,7 +129,7 @@ def test_the_pages_rule_is_that_of_recommend(html: str, studies: int) -> None:
 
 
 @pytest.mark.skipif(NODE is None, reason="there is no Node.js here to run the page's program in")
-@pytest.mark.parametrize("studies", [5, pytest.param(40, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("studies", [5, pytest.param(40, marks=pytest.mark.slow(beside=True))])
 def test_one_device_alone_is_decided_as_if_there_were_no_other(html: str, studies: int) -> None:
     draw, asked, wanted = random.Random(studies), [], []
     for _ in range(studies):

@@ -212,7 +212,7 @@ def test_a_format_that_lacks_a_task_gets_no_average(tiny_study: dict[str, Any], 
     ]
     write_jsonl(data / "winogrande" / "xl_validation.jsonl", rows)
     tasks = [*tiny_study["tasks"], "winogrande"]
-    study = parse_study({**tiny_study, "data": str(data), "tasks": tasks, "use_cases": []})
+    study = parse_study({**tiny_study, "data": str(data), "tasks": tasks, "divergence": None, "use_cases": []})
     result = running.run(study, tmp_path / "out", executor=Here(broken=("winogrande on w8a8-fp",)))
     averaged = {row.format for row in result.recoveries if row.task == "average"}
     assert averaged == {"w8a8-int-gptq", "w4a16-int-gptq"}
@@ -247,10 +247,11 @@ def test_a_url_cannot_serve_a_whole_study(tiny_study: dict[str, Any], tmp_path: 
 
 
 def test_a_disk_that_fills_up_stops_the_run_and_keeps_what_is_done(
-    study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_study: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from bitworth.ledger import folder as module
 
+    study = parse_study({**tiny_study, "formats": ["baseline", "w8a8-fp"]})
     real, count = module.write_atomic, 0
 
     def fills_up(path: Path, text: str | bytes) -> None:

@@ -115,6 +115,7 @@ def wait_for(log: Path) -> None:
     raise AssertionError("the other process did not start building")
 
 
+@pytest.mark.slow(beside=True)
 def test_of_two_processes_one_builds_and_both_get_the_whole(folder: Path, tmp_path: Path) -> None:
     log = tmp_path / "log"
     first = start(log, 1.5)

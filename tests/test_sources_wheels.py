@@ -54,12 +54,14 @@ def test_pip_refuses_other_bytes(index: Path, tmp_path: Path) -> None:
         fetch(wheel, tmp_path)
 
 
+@pytest.mark.slow(beside=True)
 def test_a_release_that_the_index_lacks(index: Path, tmp_path: Path) -> None:
     wheel = Wheel(package="fake", version="1.0", file="fake-1.0-py3-none-any.whl", sha256="0" * 64, megabytes=1)
     with pytest.raises(WorkFailed, match=r"does not have fake 1\.0; set PIP_INDEX_URL"):
         fetch(wheel, tmp_path)
 
 
+@pytest.mark.slow(beside=True)
 def test_an_index_that_does_not_answer(index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PIP_NO_INDEX")
     monkeypatch.delenv("PIP_FIND_LINKS")

@@ -54,7 +54,7 @@ def test_the_order_of_questions_does_not_matter(pair: tuple[np.ndarray, np.ndarr
 
 
 @pytest.mark.parametrize(("right", "lost", "won"), [(0.5, 0.01, 0.01), (0.4, 0.08, 0.05), (0.8, 0.05, 0.0)])
-@pytest.mark.parametrize("questions", [60, 400])
+@pytest.mark.parametrize("questions", [60, pytest.param(400, marks=pytest.mark.slow(beside=True))])
 def test_intervals_cover_the_truth(right: float, lost: float, won: float, questions: int) -> None:
     """Simulated pairs with a known ratio: 95 % intervals cover it at least 94 times in 100.
 

@@ -113,6 +113,7 @@ def test_several_tasks_settle_their_mean() -> None:
     assert fell.mean() < 600
 
 
+@pytest.mark.slow(beside=True)
 def test_bounds_hold_at_all_times() -> None:
     random = np.random.default_rng(3)
     b, q = draw(random, 120, 600, 0.6, 0.08, 0.05)
@@ -174,7 +175,7 @@ def test_money_falls_with_the_ratio_it_bets_against(pair: tuple[np.ndarray, np.n
             assert (np.diff(money, axis=0) <= 1e-9).all()
 
 
-@pytest.mark.slow
+@pytest.mark.slow(beside=True)
 @given(st.floats(90, 99), st.floats(0.1, 5))
 def test_a_laxer_margin_holds_no_later(least_pct: float, laxer: float) -> None:
     same = np.tile([1.0, 0.0, 1.0, 1.0], 200)

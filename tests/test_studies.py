@@ -30,7 +30,13 @@ def test_every_study_is_valid(path: Path) -> None:
     assert study.hardware_values()
 
 
-@pytest.mark.parametrize("path", PAPER, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(path, id=path.stem, marks=pytest.mark.slow(beside=True) if at else [])
+        for at, path in enumerate(PAPER)
+    ],
+)
 def test_the_paper_s_grid_is_planned_by_name(path: Path, tmp_path: Path) -> None:
     told: list[str] = []
     study = load_study(path)
@@ -56,7 +62,7 @@ def test_the_paper_s_grid_is_the_printed_one(path: Path) -> None:
     assert {load.kind for load, _ in study.timed_loads()} == {"synchronous", "throughput"}
 
 
-@pytest.mark.slow
+@pytest.mark.slow(beside=True)
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
 def test_experiments_are_planned_on_the_demo_s_model(path: Path, tmp_path: Path, shared: Path) -> None:
     study = load_study(path)

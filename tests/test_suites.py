@@ -414,7 +414,15 @@ def test_absent_rows_name_the_terms_and_the_places(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["truthfulqa_mc2", "arc_challenge_llama", "gsm8k_llama", "leaderboard_bbh", "bbh_cot_fewshot", "mmlu_llama"]
+    "name",
+    [
+        "truthfulqa_mc2",
+        "arc_challenge_llama",
+        "gsm8k_llama",
+        "leaderboard_bbh",
+        "bbh_cot_fewshot",
+        pytest.param("mmlu_llama", marks=pytest.mark.slow(beside=True)),
+    ],
 )
 def test_sizes_are_those_of_the_data(shared: Path, name: str) -> None:
     loaded = tasks.load(TaskSpec(name=name, limit=1), shared / "data")

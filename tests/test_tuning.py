@@ -373,6 +373,7 @@ def test_the_cache_is_scaled_for_what_was_learnt(
             torch.testing.assert_close(scales[name].float(), value.float(), rtol=2**-7, atol=0)
 
 
+@pytest.mark.slow(beside=True)
 def test_mixtures_learn_too(calibration: Calibration, tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM, Qwen3MoeConfig
 

@@ -428,6 +428,7 @@ class Stepwise:
             watcher.ended(cell, work(cell, root, lambda *_: None), None, 2.0)
 
 
+@pytest.mark.slow(beside=True)
 def test_the_page_follows_a_study_of_the_fake_engine(tiny_study: dict[str, Any], tmp_path: Path) -> None:
     """Only timings by the fake engine: three cells, each seen half done."""
     study = parse_study(
@@ -520,7 +521,7 @@ def get(url: str) -> Any:
         return answer.read().decode()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow(beside=True))])
 def test_the_command_serves_and_ends_cleanly(one: Path, two: Path, number: int) -> None:
     with served(one, two) as (document, process):
         assert document["studies"] == [str(one), str(two)]
@@ -532,6 +533,7 @@ def test_the_command_serves_and_ends_cleanly(one: Path, two: Path, number: int) 
     assert "Traceback" not in err
 
 
+@pytest.mark.slow(beside=True)
 def test_what_is_no_request_leaves_the_terminal_alone(one: Path) -> None:
     """aiohttp logs a traceback for each, which Python prints where nothing else takes it."""
     with served(one) as (document, process):
@@ -544,6 +546,7 @@ def test_what_is_no_request_leaves_the_terminal_alone(one: Path) -> None:
     assert "Traceback" not in err
 
 
+@pytest.mark.slow(beside=True)
 def test_it_loads_no_torch(one: Path) -> None:
     script = (
         "import sys\nfrom pathlib import Path\nfrom bitworth.view.folder import Folder\nimport bitworth.view.server\n"
@@ -562,7 +565,7 @@ def refused(*arguments: str | Path) -> str:
     return line
 
 
-@pytest.mark.slow
+@pytest.mark.slow(beside=True)
 def test_what_it_refuses(one: Path, tmp_path: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

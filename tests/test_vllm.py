@@ -156,7 +156,12 @@ def test_serves_times_and_leaves_nothing(fake: Path, monkeypatch: pytest.MonkeyP
             Unsupported,
             r"vLLM multiplies W4A8-FP in groups of 128 only; quantize it with --group-size 128",
         ),
-        ("never", WorkFailed, r"was not ready after 2 s; its log is \S+\.$"),
+        pytest.param(
+            "never",
+            WorkFailed,
+            r"was not ready after 2 s; its log is \S+\.$",
+            marks=pytest.mark.slow(beside=True),
+        ),
     ],
     indirect=["fake"],
 )
@@ -168,7 +173,9 @@ def test_a_server_that_does_not_start(fake: Path, kind: type[BitworthError], cau
     assert gone(processes(fake))
 
 
-@pytest.mark.parametrize("models", [["other"], [], ["bitworth-0"]])
+@pytest.mark.parametrize(
+    "models", [["other"], *(pytest.param(names, marks=pytest.mark.slow(beside=True)) for names in ([], ["bitworth-0"]))]
+)
 def test_another_server_on_the_port_is_never_taken_for_ours(
     fake: Path, monkeypatch: pytest.MonkeyPatch, models: list[str]
 ) -> None:
@@ -211,8 +218,17 @@ def test_a_server_that_dies_while_timed(fake: Path) -> None:
     assert gone(processes(fake))
 
 
-@pytest.mark.parametrize("fake", ["well", "deaf"], indirect=True)
-@pytest.mark.parametrize("victim", ["bitworth", "watchdog"])
+@pytest.mark.parametrize(
+    ("fake", "victim"),
+    [
+        ("deaf", "bitworth"),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow(beside=True))
+            for case in (("well", "bitworth"), ("well", "watchdog"), ("deaf", "watchdog"))
+        ),
+    ],
+    indirect=["fake"],
+)
 def test_kill_9_leaves_no_server(fake: Path, victim: str) -> None:
     """Neither when bitworth is killed, serving or waiting for a server deaf to SIGTERM, nor when the watchdog is."""
     code = (
@@ -251,7 +267,11 @@ def test_an_interrupt_while_starting_stops_the_deaf_server_at_once(fake: Path, m
     assert gone(processes(fake), within_s=1)
 
 
-@pytest.mark.parametrize(("fake", "reason"), [("well", None), ("no kernel", "no kernel")], indirect=["fake"])
+@pytest.mark.parametrize(
+    ("fake", "reason"),
+    [pytest.param("well", None, marks=pytest.mark.slow(beside=True)), ("no kernel", "no kernel")],
+    indirect=["fake"],
+)
 def test_a_benchmark_by_name_runs_it_or_says_why_not(fake: Path, reason: str | None) -> None:
     shape = UseCase(name="8/4", prompt_tokens=8, output_tokens=4)
     cost = benchmark(fake, shape, Load(kind="synchronous"), hardware=hardware("local"), engine="vllm", requests=3)

@@ -94,6 +94,7 @@ with Writer(Path(sys.argv[1]), Path(sys.argv[2]), shard_bytes=1) as writer:
 """
 
 
+@pytest.mark.slow(beside=True)
 def test_a_killed_run_leaves_no_checkpoint_and_the_next_one_tidies_up(tiny_llama: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     subprocess.run([sys.executable, "-c", KILLED, out, tiny_llama], timeout=120, check=False)
