@@ -84,6 +84,12 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3_5": ("Qwen3_5ForConditionalGeneration", {"text_config": {**TEXT, **LINEAR}, "vision_config": DEEP}),
 }  # fmt: skip
 
+#: Two at a time are enough to see quickly that something broke.
+QUICK = ("llava", "qwen3_5")
+SOME_SLOW = [
+    pytest.param(family, marks=() if family in QUICK else pytest.mark.slow(beside=True)) for family in FAMILIES
+]
+
 
 @pytest.fixture(autouse=True)
 def without_gradients() -> Iterator[None]:
@@ -137,7 +143,7 @@ def test_the_walk_is_transformers_own_forward_on_text(family: str, tmp_path: Pat
         torch.testing.assert_close(state, wanted, rtol=1e-4, atol=1e-4 * float(wanted.abs().max()))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", SOME_SLOW)
 def test_text_is_quantized_and_towers_stay(family: str, calibration: Calibration, tmp_path: Path) -> None:
     """Tensors keep the checkpoint's names; what stays is listed by every name that a loader may look for."""
     save(tmp_path / "model", family)
@@ -159,7 +165,7 @@ def test_text_is_quantized_and_towers_stay(family: str, calibration: Calibration
     assert not rounded.intersection(ignore)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", SOME_SLOW)
 def test_the_exact_engine_runs_them_on_text(family: str, tmp_path: Path) -> None:
     """Oracle: transformers' own class."""
     whole = save(tmp_path / "model", family)
@@ -168,7 +174,7 @@ def test_the_exact_engine_runs_them_on_text(family: str, tmp_path: Path) -> None
     )
 
 
-@pytest.mark.parametrize("family", [family for family in FAMILIES if "moe" not in family])  # `test_experts` has those
+@pytest.mark.parametrize("family", [row for row in SOME_SLOW if "moe" not in row.values[0]])  # `test_experts` has those
 def test_the_exact_engine_runs_quantized_ones(family: str, tmp_path: Path) -> None:
     """Oracle: transformers' own class with the checkpoint's decoded weights."""
     whole = save(tmp_path / "model", family)
