@@ -3,7 +3,7 @@
 Open loads are queues of one server with Poisson arrivals: constant service (M/D/1, Pollaczek and Khinchine's mean
 latency), random service (M/M/1, exponential latencies), or a server that never makes a request wait (M/M/inf). Closed
 loops keep eight streams busy: each by itself, all in step, all behind one another at one server, or each by itself on
-a machine whose speed wavers by a tenth. A tenth more requests are sent at the start and left out, as in a benchmark.
+a machine whose speed wavers by a tenth. Requests are sent before those that count and left out, as in a benchmark.
 
 The peer takes requests for independent: Student's interval of all latencies, of all gaps between answers for the rate
 of an open load, of order statistics for a percentile. --quick takes fewer runs and cells.
@@ -22,8 +22,10 @@ from claims import Claim, say
 from numpy.typing import NDArray
 
 from bitworth.benchmarking import cost_of
+from bitworth.engines.schedule import loop_of
 from bitworth.hardware import hardware
 from bitworth.load.percentiles import percentile
+from bitworth.load.rates import ramp_of
 from bitworth.statistics import mean_factor
 from bitworth.types import EngineFacts, Figure, Load, Measurement, QueryCost, Timing, UseCase
 
@@ -202,7 +204,7 @@ def wavering(random: np.random.Generator, runs: int, requests: int) -> Spans:
 
 def covered(server: Server, requests: int, random: np.random.Generator, runs: int) -> list[Cell]:
     """The coverage of the rate's interval and of the latencies', ours and the peer's."""
-    ramp = -(-requests // 10)
+    ramp = ramp_of(requests, loop_of(server.load))
     starts, ends = (each[:, ramp:] for each in server.simulate(random, runs, ramp + requests))
     truths = {"rate": server.rate, **server.latencies}
     ours, peers = list[dict[str, Figure]](), list[dict[str, Figure]]()

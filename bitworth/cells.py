@@ -16,7 +16,7 @@ from bitworth.engines import is_url
 from bitworth.errors import BitworthError
 from bitworth.hardware import machine
 from bitworth.ledger import key_of, revive
-from bitworth.load.run import RAMP
+from bitworth.load.rates import RAMP
 from bitworth.load.traces import Workload, read_trace
 from bitworth.sources import Note, silent
 from bitworth.study import Study
@@ -246,8 +246,11 @@ def benchmark_cell(
         where["trace"] = str(trace.resolve())
     elif len(workload.parts) > 1:
         inputs["mix"] = [{"use_case": asdict(case), "weight": weight} for case, weight in workload.parts]
-    elif load.kind in RATED and engine != "torch":
-        inputs["ramp"] = RAMP  # once it was not sent; mixes and sweeps always had it, and keep their keys
+    if trace is None and engine != "torch":
+        if load.kind == "throughput":
+            inputs["ramp"] = [RAMP, "whole rounds"]  # once it was a tenth, whatever the streams
+        elif load.kind in RATED and len(workload.parts) == 1:
+            inputs["ramp"] = RAMP  # once it was not sent; mixes and sweeps always had it, and keep their keys
     title = f"{workload.name}, {load.name}, {subject.format}"
     if place is not None and "hardware" in place:
         title += f" on {place['hardware']}"

@@ -20,9 +20,11 @@ from bitworth.benchmarking import measure
 from bitworth.cells import Subject, benchmark_cell
 from bitworth.engines.fake import FakeServer, Fault
 from bitworth.engines.http import HttpGenerator
+from bitworth.engines.schedule import loop_of
 from bitworth.errors import WorkFailed
 from bitworth.execute.local import LocalExecutor
 from bitworth.ledger import Ledger
+from bitworth.load.rates import ramp_of
 from bitworth.load.traces import Workload
 from bitworth.running import run_cells, standing
 from bitworth.types import Load, UseCase
@@ -92,7 +94,7 @@ def test_a_killed_server_fails_what_is_left_at_once(load: Load) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("load", LOADS, ids=lambda load: load.kind)
 def test_a_server_that_hangs_is_given_up(load: Load) -> None:
-    ramp = 0 if load.kind == "synchronous" else 10
+    ramp = 0 if load.kind == "synchronous" else ramp_of(100, loop_of(load))
     server = FakeServer(faults=["none"] * (ramp + 2) + ["hang"] * 500)  # type: ignore[arg-type]
     with served(server) as url:
         client = HttpGenerator(url, idle_s=0.5)
@@ -125,7 +127,7 @@ def test_a_server_that_loses_one_request_is_not_given_up() -> None:
 @pytest.mark.parametrize("load", [LOADS[1], Load(kind="constant", rate=200.0)], ids=lambda load: load.kind)
 def test_a_third_of_the_answers_gone_is_a_failed_run(load: Load, fault: Fault, cause: str) -> None:
     # None among the first, where those of the ramp may change places with those that count.
-    faults: list[Fault] = ["none"] * 24 + ["none", "none", fault, "none", fault] * 15
+    faults: list[Fault] = ["none"] * (ramp_of(90, loop_of(load)) + 15) + ["none", "none", fault, "none", fault] * 15
     with (
         served(FakeServer(faults=faults)) as url,
         pytest.raises(WorkFailed, match=rf"30 of 90 requests failed: {cause}"),

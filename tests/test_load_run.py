@@ -9,6 +9,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from scipy import stats
 
 from bitworth.benchmarking import cost_of
@@ -17,6 +19,7 @@ from bitworth.engines.generator import Progress
 from bitworth.errors import BitworthError, Unsupported, WorkFailed
 from bitworth.hardware import hardware
 from bitworth.load.document import load_as_json
+from bitworth.load.rates import ramp_of
 from bitworth.load.run import run_load
 from bitworth.load.traces import Workload
 from bitworth.types import EngineFacts, Limits, Load, Request, Shape, Timing, UseCase
@@ -86,6 +89,21 @@ def test_warm_up_and_the_first_tenth_are_left_out() -> None:
     assert min(t.start_s for t in run.timings[0]) > 0
     assert seen[-1] == (55, 55)
     assert len(seen) == 55
+
+
+@given(requests=st.integers(1, 2000), streams=st.integers(2, 300))
+def test_what_comes_first_is_a_tenth_and_in_loops_whole_rounds(requests: int, streams: int) -> None:
+    assert ramp_of(requests, None) == math.ceil(requests / 10)
+    rounds, over = divmod(ramp_of(requests, streams), streams)
+    assert over == 0
+    assert (rounds - 1) * streams < requests / 10 <= rounds * streams
+
+
+def test_a_loop_in_step_counts_whole_rounds() -> None:
+    engine = Recorder()
+    run = run_load(engine, ONE, Load(kind="throughput", streams=8), requests=48, warmup=0)
+    ((sent, _),) = engine.calls
+    assert (len(sent), len(run.timings[0])) == (56, 48)
 
 
 def test_requests_alone_need_no_ramp() -> None:

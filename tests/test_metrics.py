@@ -249,7 +249,7 @@ def test_the_order_of_starts_counts_not_that_of_the_list() -> None:
 
 
 @given(st.lists(st.floats(0, 100), min_size=1, max_size=60), st.one_of(st.none(), st.integers(1, 20)))
-def test_batches_hold_each_request_once_in_order_and_as_many_as_the_streams_or_a_tenth(
+def test_batches_hold_each_request_once_in_order_and_as_many_as_the_streams_and_a_tenth(
     starts: list[float], streams: int | None
 ) -> None:
     timings = [Timing(start_s=at, first_token_s=None, end_s=at + 1, prompt_tokens=1, output_tokens=1) for at in starts]
@@ -257,7 +257,8 @@ def test_batches_hold_each_request_once_in_order_and_as_many_as_the_streams_or_a
     assert [timing.start_s for batch in found for timing in batch] == sorted(starts)
     sizes = {len(batch) for batch in found}
     assert max(sizes) - min(sizes) <= 1
-    assert len(found) == max(1, len(starts) // streams if streams else min(10, len(starts) // 2))
+    alone = len(starts) if streams == 1 else min(10, len(starts) // (streams or 2))
+    assert len(found) == max(1, alone)
 
 
 def test_few_batches_are_called_so() -> None:

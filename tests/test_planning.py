@@ -222,10 +222,11 @@ def test_mixes_and_traces_are_read_back_from_their_cells(tiny_study: dict[str, A
 
 
 def test_a_timing_without_its_ramp_is_made_again(tiny_study: dict[str, Any]) -> None:
-    """Single use cases were once timed without the tenth that comes first; all else keeps its key."""
+    """Single use cases were once timed without the tenth that comes first, loops without whole rounds of it."""
     loads = ["synchronous", "throughput", {"kind": "poisson", "rate": 5}, {"kind": "sweep", "max_latency_s": 1}]
     study = {**tiny_study, "use_cases": ["16/4", {"name": "office", "mix": {"16/4": 2, "8/2": 1}}], "loads": loads}
-    for engine, with_ramp in (("vllm", {("16/4", "throughput"), ("16/4", "poisson")}), ("torch", set())):
+    loops = {("16/4", "throughput"), ("office", "throughput")}
+    for engine, with_ramp in (("vllm", {*loops, ("16/4", "poisson")}), ("torch", set())):
         cells = timed_cells({**study, "engine": engine})
         found = {(cell.inputs["use_case"]["name"], cell.inputs["load"]["kind"]): cell.inputs for cell in cells}
         assert {name for name, inputs in found.items() if "ramp" in inputs} == with_ramp

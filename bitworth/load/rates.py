@@ -13,6 +13,7 @@ requests came, so that long and short requests of a mix, which overtake one anot
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -23,8 +24,10 @@ from bitworth.types import Timing
 
 #: Batches of requests from which on Student's interval of their mean is less than 3 standard errors either way.
 ENOUGH_BATCHES = 5
-#: Batches of requests at times of their own.
+#: Most batches of requests. Neighbours depend on one another where a machine's speed wavers, and less if they are long.
 TENTHS = 10
+#: Requests at the start of a run that are left out, as a share of those that count.
+RAMP = 0.1
 #: Fewer requests than this are no batch of those, so few requests have few batches and a wide interval.
 LEAST_BATCH = 2
 #: Gaps from batch to batch share the batch between them: neighbours of a random walk's correlate by a quarter, which
@@ -88,18 +91,29 @@ def pace(timings: Sequence[Timing]) -> NDArray[np.float64]:
     return found
 
 
+def ramp_of(requests: int, streams: int | None) -> int:
+    """How many requests to send first and leave out, since they meet an empty server: a tenth, in loops whole rounds.
+
+    Where streams keep step a batch is one round then, not a part of each of two.
+    """
+    return math.ceil(RAMP * requests / (streams or 1)) * (streams or 1)
+
+
 def _whole(good: Sequence[Timing]) -> tuple[float, float]:
     return min(timing.start_s for timing in good), max(timing.end_s for timing in good)
 
 
 def batches(timings: Sequence[Timing], streams: int | None) -> list[Sequence[Timing]]:
-    """Requests in the order of their start, in batches of as many as a closed loop has at once, or in tenths.
+    """Requests in the order of their start, in ten batches at most, of at least as many as a closed loop has at once.
 
     What varies by itself is, about, the batch: requests that run together are slow together, and those that come at
-    times of their own wait in one queue. Where the batches do not divide the requests, some are a little larger.
+    times of their own wait in one queue. Requests one at a time are a batch each. Where the batches do not divide the
+    requests, some are a little larger.
     """
     ordered = sorted(timings, key=lambda timing: timing.start_s)
-    found = len(ordered) // streams if streams is not None else min(TENTHS, len(ordered) // LEAST_BATCH)
+    if streams == 1:
+        return [[timing] for timing in ordered]
+    found = min(TENTHS, len(ordered) // (streams or LEAST_BATCH))
     edges = np.linspace(0, len(ordered), max(1, found) + 1).astype(int)
     return [ordered[begin:end] for begin, end in pairwise(edges)]
 

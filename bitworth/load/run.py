@@ -4,7 +4,8 @@
     run.metrics[0].first_token.at(95)
 
 Before anything counts, `warmup` requests run alone. Under loads with several requests at once, a tenth more requests
-are sent at the start of each run and left out too: the first of them meet an empty server.
+(in closed loops a whole number for each stream) are sent at the start of each run and left out too: the first of them
+meet an empty server.
 """
 
 from __future__ import annotations
@@ -19,13 +20,11 @@ from bitworth.errors import BitworthError, Unsupported
 from bitworth.load import goodput
 from bitworth.load.metrics import Metrics, metrics_of, succeeded
 from bitworth.load.prompts import ANY_VOCABULARY, Prompts, unseen_seed
-from bitworth.load.rates import few_batches
+from bitworth.load.rates import few_batches, ramp_of
 from bitworth.load.telemetry import GpuMeter
 from bitworth.load.traces import Workload
 from bitworth.types import EngineFacts, Limits, Load, Measurement, Request, Shape, Timing
 
-#: Requests at the start of a run that are left out, as a share of those that count.
-RAMP = 0.1
 #: Mean latencies of the first cell, at the beginning and at the end, that differ by more than this and by more than so
 #: many standard errors: something drifted.
 DRIFT, ERRORS = 0.05, 3.0
@@ -145,7 +144,7 @@ class _Runner:
         seed = self._seed + (self.runs if again is None else again)
         self.runs += again is None
         several = load.kind != "synchronous" and isinstance(self.generator, Replayer | Driver)
-        ramp = math.ceil(RAMP * count) if several else 0
+        ramp = ramp_of(count, loop_of(load)) if several else 0
         if isinstance(self.generator, Driver):
             timings = self._driven(load, ramp + count, seed)
             self.answered = _answered(timings)
