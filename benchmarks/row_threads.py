@@ -35,6 +35,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--only", nargs="+", choices=RECIPES, default=RECIPES, help="of both, these")
     parser.add_argument("--blocks", type=int, default=8)
     parser.add_argument("--repeat", type=int, default=3, help="runs of each way, in turn")
     parser.add_argument("--samples", type=int, default=32)
@@ -47,7 +48,7 @@ def main() -> None:
     if arguments.quick:
         arguments.blocks, arguments.repeat, arguments.samples, arguments.length = 1, 1, 4, 128
     with tempfile.TemporaryDirectory(prefix="bitworth-row-threads-") as scratch:
-        claims = [claim for recipe in RECIPES for claim in measure(recipe, arguments, Path(scratch) / recipe)]
+        claims = [claim for recipe in arguments.only for claim in measure(recipe, arguments, Path(scratch) / recipe)]
     say(claims, as_json=arguments.json)
 
 
