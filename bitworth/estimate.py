@@ -14,6 +14,7 @@ from pathlib import Path
 
 from bitworth import tasks
 from bitworth.ledger import key_of, revive
+from bitworth.load.rates import ramp_of
 from bitworth.quantization import LARGE_CHUNK_TOKENS
 from bitworth.sizes import Size, checkpoint_bytes, size_of
 from bitworth.types import OWN_TEXT, Cell, Recipe
@@ -149,8 +150,10 @@ def _own_text(cell: Cell, size: Size, rates: Rates, forward: float) -> float:
 
 def _requests(cell: Cell, size: Size, rates: Rates, forward: float) -> float:
     use_case: dict[str, int] = cell.inputs["use_case"]
-    requests: int = 1 + math.ceil(cell.inputs["requests"] * (1 + cell.inputs.get("ramp", 0)))
-    streams: int = cell.inputs["load"]["streams"] or 1
+    load, count = cell.inputs["load"], int(cell.inputs["requests"])
+    streams: int = load["streams"] or 1
+    ramp = ramp_of(count, streams if load["kind"] == "throughput" else None) if "ramp" in cell.inputs else 0
+    requests = 1 + ramp + count
     step = max(forward * min(streams, requests), 4 * (size.linear + size.head) / rates.bytes)
     rounds = -(-requests // streams)
     return 1.5 * (requests * use_case["prompt_tokens"] * forward + rounds * use_case["output_tokens"] * step)
