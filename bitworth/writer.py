@@ -31,6 +31,7 @@ COMPANIONS = (
     "generation_config.json",
     "preprocessor_config.json",
     "processor_config.json",
+    "video_preprocessor_config.json",
     "tekken.json",
     "spiece.model",
     "sentencepiece.bpe.model",

@@ -22,10 +22,12 @@ from bitworth.writer import Writer
 
 def test_a_checkpoint_is_whole(tiny_llama: Path, tmp_path: Path) -> None:
     model = shutil.copytree(tiny_llama, tmp_path / "model")
-    (model / "preprocessor_config.json").write_text("{}")
+    of_images = {"preprocessor_config.json", "video_preprocessor_config.json"}
+    for name in of_images:
+        (model / name).write_text("{}")
     write(tmp_path / "out", model)
     assert left(tmp_path) == ["model", "out"]
-    wanted = {"config.json", "bitworth.json", "model.safetensors", "tokenizer.json", "preprocessor_config.json"}
+    wanted = {"config.json", "bitworth.json", "model.safetensors", "tokenizer.json", *of_images}
     assert wanted <= set(left(tmp_path / "out"))
     reader = Reader(tmp_path / "out")
     assert reader.names == tensors().keys()
