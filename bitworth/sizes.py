@@ -37,15 +37,14 @@ class Size:
     """A model in numbers.
 
     `linear` are all weights of the layers that are rounded, `used` those that a token multiplies with; `head` those of
-    the output head; `squares` is Σ in² over these layers, `used_squares` over those that a token reaches. `rounding` is
-    about how many operations it takes to round them by second moments, whose inversion is among them. `shapes` counts
-    these layers by (out, in); `kept` is the bytes of all other tensors.
+    the output head; `used_squares` is Σ in² over the layers that a token reaches. `rounding` is about how many
+    operations it takes to round them by second moments, whose inversion is among them. `shapes` counts these layers by
+    (out, in); `kept` is the bytes of all other tensors.
     """
 
     linear: int
     used: float
     head: int
-    squares: int
     used_squares: float
     rounding: float
     shapes: Mapping[tuple[int, int], int]
@@ -139,7 +138,6 @@ def _size(layers: Sequence[_Layer], config: Mapping[str, Any], *, head: int, kep
         linear=sum(count * rows * columns for (rows, columns), count in shapes.items()),
         used=sum(times * math.prod(shape) for shape, times in reached),
         head=head,
-        squares=sum(count * columns**2 for (_, columns), count in shapes.items()),
         used_squares=sum(times * shape[1] ** 2 for shape, times in reached),
         rounding=sum(count * (rows + columns) * columns**2 for (rows, columns), count in shapes.items()),
         shapes=shapes,

@@ -147,7 +147,7 @@ def test_sizes_from_shapes(tiny_llama: Path) -> None:
     size = size_of(tiny_llama)
     assert size.linear == 2 * (2 * 64 * 64 + 2 * 32 * 64 + 2 * 128 * 64 + 64 * 128)
     assert size.head == 259 * 64
-    assert size.squares == 2 * (6 * 64**2 + 128**2)
+    assert size.used_squares == 2 * (6 * 64**2 + 128**2)
 
 
 @pytest.mark.slow(beside=True)
